@@ -1,0 +1,1 @@
+"""Moves bytes over the best path and owns the daemon's lifecycle."""

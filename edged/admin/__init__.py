@@ -1,0 +1,1 @@
+"""The operator's side: status, why, health and metrics over HTTP."""

@@ -1,0 +1,1 @@
+"""Emulated lines and an LLM-like origin on loopback; needs no root."""

@@ -1,0 +1,1 @@
+"""Measures paths. Probes return samples, never opinions."""
