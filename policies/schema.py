@@ -1,7 +1,8 @@
 """The policy of an upstream: typed, validated, with a default and a meaning for each field.
 
-Durations are written in seconds in the code (names end in ``_s``); a policy file may write
-``200ms``, ``15s`` or ``10m``. Unknown keys are errors.
+Durations are seconds in the code (names end in ``_s``); a policy file may write ``200ms``, ``15s``,
+``10m``, ``1h`` or a number of seconds. Unknown keys are errors; a number is never taken from text
+or from true.
 """
 
 from __future__ import annotations
@@ -9,23 +10,45 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from policies.model import Replay
 
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*$")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h)", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(value: object) -> object:
-    """Seconds from ``200ms``, ``15s``, ``10m``, ``1h`` or a plain number; others pass unchanged."""
-    if isinstance(value, str) and (match := _DURATION.match(value)):
-        return float(match[1]) * _UNIT_S[match[2]]
-    return value
+    """Seconds from ``200ms``, ``15s``, ``10m`` or ``1h``; what is no text passes unchanged.
+
+    Raises ValueError for any other text.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise ValueError("write a duration as 200ms, 15s, 10m, 1h or a number of seconds")
+    return float(match[1]) * _UNIT_S[match[2]]
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    Field(strict=True, ge=0, le=7 * 86400, allow_inf_nan=False),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": f"^{_DURATION.pattern}$"},
+            ]
+        }
+    ),
+]
+Period = Annotated[Seconds, Field(ge=0.01)]
+"""A period or a limit on waiting; below 10 ms either does harm."""
+Weight = Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 class _Section(BaseModel):
@@ -52,42 +75,42 @@ class Weights(_Section):
 class Cadence(_Section):
     """How often each probe runs. Each period gets +-25% jitter; the byte cap stretches them."""
 
-    icmp_s: Seconds | None = 1.0
+    icmp_s: Period | None = 1.0
     """Echo to the endpoint while idle; null: none."""
-    icmp_active_s: Seconds = 0.2
+    icmp_active_s: Period = 0.2
     """The same while an exchange waits."""
-    tcp_s: Seconds | None = 5.0
+    tcp_s: Period | None = 5.0
     """TCP connects; null: none."""
-    quic_s: Seconds | None = 30.0
+    quic_s: Period | None = 30.0
     """QUIC handshakes to endpoints with h3; null: none."""
-    http_s: Seconds | None = 30.0
+    http_s: Period | None = 30.0
     """HTTP GET; null: none."""
-    http_path: str = "/"
+    http_path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/"
     """What the HTTP probe asks for; any status below 500 counts as an answer."""
-    ping_s: Seconds = 1.0
+    ping_s: Period = 1.0
     """H2 or QUIC PING on a warm connection in recent use."""
-    ping_active_s: Seconds = 0.2
+    ping_active_s: Period = 0.2
     """The same while an exchange waits or doubt exists."""
-    ping_idle_s: Seconds = 15.0
+    ping_idle_s: Period = 15.0
     """The same on a connection without recent use."""
-    cap_kbit_s: float = Field(64.0, gt=0)
+    cap_kbit_s: float = Field(64.0, strict=True, gt=0, allow_inf_nan=False)
     """Upper limit of probe traffic per line."""
-    cap_share: float = Field(0.01, gt=0, le=1)
+    cap_share: float = Field(0.01, strict=True, gt=0, le=1)
     """Upper limit as a share of the line's capacity; the smaller of both counts."""
 
 
 class Failover(_Section):
     """When the choice moves and how long anything may wait."""
 
-    hysteresis_margin: float = Field(0.05, ge=0, le=1)
+    hysteresis_margin: Share = 0.05
     """A challenger must be better by this share (or two standard errors) to collect regret."""
-    switch_cost_rtts: float = Field(2.5, ge=0)
+    switch_cost_rtts: Weight = 2.5
     """Regret that makes the choice move, in round trips of the incumbent."""
-    connect_timeout_s: Seconds = 5.0
+    connect_timeout_s: Period = 5.0
     """DNS, connect and TLS together, per attempt."""
-    first_byte_timeout_s: Seconds = 600.0
+    first_byte_timeout_s: Period = 600.0
     """Longest wait for a response head on a healthy line. A model may think."""
-    idle_timeout_s: Seconds = 600.0
+    idle_timeout_s: Period = 600.0
     """Longest silence within a response body on a healthy line."""
 
 
@@ -96,7 +119,7 @@ class Hedge(_Section):
 
     when: Literal["off", "safe", "always"] = "safe"
     """safe: safe methods and requests with an Idempotency-Key; always: any method."""
-    budget: float = Field(0.02, ge=0, le=1)
+    budget: Share = 0.02
     """Share of requests that may be hedged."""
     min_delay_s: Seconds = 0.05
     """Never earlier than this."""
@@ -105,11 +128,11 @@ class Hedge(_Section):
 class Retry(_Section):
     """Attempts after a failure."""
 
-    budget: float = Field(0.10, ge=0, le=1)
+    budget: Share = 0.10
     """Share of requests that may be retried."""
-    min_per_s: float = Field(1.0, ge=0)
+    min_per_s: Weight = 1.0
     """Retries always allowed, per second."""
-    max_attempts: int = Field(4, ge=1, le=16)
+    max_attempts: int = Field(4, strict=True, ge=1, le=16)
     """Per exchange, the first included."""
 
 
@@ -120,18 +143,18 @@ class Compression(_Section):
     """Ask upstreams for zstd, br and gzip, and decode for the client."""
     requests: bool = True
     """Compress bodies to endpoints that declare accepts_encoding."""
-    min_bytes: int = Field(1024, ge=0)
+    min_bytes: Count = 1024
     """Request bodies below this go plain."""
-    level: int = Field(3, ge=1, le=11)
+    level: int = Field(3, strict=True, ge=1, le=11)
     """zstd level; br and gzip use the nearest of theirs."""
 
 
 class Limits(_Section):
     """What one exchange may hold."""
 
-    spool_bytes: int = Field(64 << 20, ge=0)
+    spool_bytes: Count = 64 << 20
     """Request body kept for replay; a longer body is sent but can no longer be replayed."""
-    body_bytes: int | None = Field(None, ge=0)
+    body_bytes: Count | None = None
     """Largest request body accepted (413 beyond); null: any."""
 
 
@@ -147,11 +170,19 @@ class Policy(_Section):
     ] = "expected-cost"
     """Score: the expected cost in ms, or one of the classic weightings by name."""
     weights: Weights = Weights()
+    """How much each part of the expected cost counts."""
     cadence: Cadence = Cadence()
+    """How often each probe runs."""
     failover: Failover = Failover()
+    """When the choice moves and how long anything may wait."""
     hedge: Hedge = Hedge()
+    """A second attempt before the first failed."""
     retry: Retry = Retry()
+    """Attempts after a failure."""
     replay: Replay | None = None
-    """Null: line-down for gateway requests, never for explicit-proxy requests."""
+    """When a request that is not safe and may have been executed goes out again: never, line-down
+    or always. Null: line-down for gateway requests, never for explicit-proxy requests."""
     compression: Compression = Compression()
+    """What is compressed on the long leg."""
     limits: Limits = Limits()
+    """What one exchange may hold."""

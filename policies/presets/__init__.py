@@ -1,0 +1,1 @@
+"""The policies that a configuration can name or extend without writing them."""
