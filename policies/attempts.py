@@ -231,8 +231,9 @@ class Exchange:
         if live is None or live.sent_at is not None:
             return _NOTHING
         live.sent_at = now
-        if len(self._live) == 1 and self._hedge_delay_s is None:
-            return _NOTHING
+        if len(self._live) == 1:
+            delay_s = self._hedge_delay_s
+            return _NOTHING if delay_s is None or self.hedged else (ArmTimer(now + delay_s),)
         losers = [a for a in self._live if a.sent_at is None]
         for loser in losers:
             self._live.remove(loser)
@@ -309,7 +310,7 @@ class Exchange:
         on. (While nothing was sent the caller stops reading the body instead.)
         """
         self._replayable = False
-        if len(self._live) < 2:
+        if all(a.sent_at is None for a in self._live):
             return _NOTHING
         losers = [a for a in self._live if a.sent_at is None]
         for loser in losers:

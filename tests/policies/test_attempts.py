@@ -1,0 +1,495 @@
+"""The replay table, row by row, and its invariants under any sequence of events."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.attempts import ArmTimer, Cancel, Commit, Exchange, GiveUp, Start, Traits
+from policies.budget import Bucket, HedgeBudget
+from policies.model import Failure, Outcome, Replay
+
+REFUSED = Failure(Outcome.REFUSED, "connect refused", unprocessed=True)
+RESET = Failure(Outcome.RESET, "connection reset")
+UNPROCESSED = Failure(Outcome.RESET, "REFUSED_STREAM", unprocessed=True)
+DOWN = Failure(Outcome.TIMEOUT, "line is down", path_down=True)
+
+
+def exchange(
+    candidates=("a", "b", "c"),
+    *,
+    safe=False,
+    replay=Replay.LINE_DOWN,
+    hedge=True,
+    max_attempts=4,
+    retries=None,
+    hedges=None,
+    hedge_delay_s=0.5,
+    race_delay_s=0.1,
+    eligible=None,
+):
+    return Exchange(
+        candidates,
+        Traits(safe, replay, hedge, max_attempts),
+        retries or Bucket(capacity=10),
+        hedges or HedgeBudget(0.02),
+        hedge_delay_s=hedge_delay_s,
+        race_delay_s=race_delay_s,
+        eligible=eligible,
+    )
+
+
+def sent_on_a(**options):
+    machine = exchange(**options)
+    assert machine.begin(0.0) == (Start(1, "a"),)
+    machine.sent(1, 0.0)
+    return machine
+
+
+def only(commands, kind):
+    return [c for c in commands if isinstance(c, kind)]
+
+
+def test_the_plain_case():
+    machine = exchange()
+    assert machine.begin(0.0) == (Start(1, "a"),)
+    assert machine.sent(1, 0.0) == ()
+    assert machine.head_received(1, 0.1) == (Commit(1),)
+    assert machine.done
+    assert machine.failed(1, RESET, 0.2) == ()
+    assert machine.path_down("a", 0.2) == ()
+    assert machine.timer_fired(9.0) == ()
+    assert machine.client_gone(9.0) == ()
+
+
+def test_no_path_is_503():
+    (give_up,) = exchange(()).begin(0.0)
+    assert give_up.status == 503
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("replay", list(Replay))
+def test_row_1_nothing_sent_or_unprocessed_takes_another_path(safe, replay):
+    machine = exchange(safe=safe, replay=replay)
+    machine.begin(0.0)
+    assert machine.failed(1, REFUSED, 0.0) == (Start(2, "b", "retry"),)
+    machine.sent(2, 0.0)
+    assert machine.failed(2, UNPROCESSED, 0.0) == (Start(3, "c", "retry"),)
+    assert machine.doubled == 0
+
+
+@pytest.mark.parametrize(
+    ("safe", "replay", "moves"),
+    [
+        (True, Replay.NEVER, True),
+        (False, Replay.NEVER, False),
+        (False, Replay.LINE_DOWN, True),
+        (False, Replay.ALWAYS, True),
+    ],
+)
+@pytest.mark.parametrize("how", ["event", "failure", "unreachable"])
+def test_row_2_sent_and_path_down(safe, replay, moves, how):
+    machine = sent_on_a(safe=safe, replay=replay)
+    if how == "event":
+        first, *rest = machine.path_down("a", 1.0)
+        assert first == Cancel(1)
+    else:
+        unreachable = Failure(Outcome.UNREACHABLE, "no route")
+        rest = machine.failed(1, DOWN if how == "failure" else unreachable, 1.0)
+    if moves:
+        assert list(rest) == [Start(2, "b", "failover")]
+        assert machine.doubled == 1
+    else:
+        assert rest[0].status == 502
+        assert "replay: never" in rest[0].reason
+
+
+@pytest.mark.parametrize(
+    ("safe", "replay", "moves"),
+    [
+        (True, Replay.NEVER, True),
+        (False, Replay.NEVER, False),
+        (False, Replay.LINE_DOWN, False),
+        (False, Replay.ALWAYS, True),
+    ],
+)
+def test_sent_and_reset_while_the_path_is_up(safe, replay, moves):
+    commands = sent_on_a(safe=safe, replay=replay).failed(1, RESET, 1.0)
+    if moves:
+        assert commands == (Start(2, "b", "retry"),)
+    else:
+        assert commands[0].status == 502
+
+
+@pytest.mark.parametrize(
+    ("safe", "replay", "hedge", "hedges"),
+    [
+        (True, Replay.NEVER, True, True),
+        (True, Replay.NEVER, False, False),
+        (False, Replay.NEVER, True, False),
+        (False, Replay.LINE_DOWN, True, False),
+        (False, Replay.ALWAYS, True, True),
+        (False, Replay.ALWAYS, False, False),
+    ],
+)
+def test_row_3_slow(safe, replay, hedge, hedges):
+    machine = exchange(safe=safe, replay=replay, hedge=hedge)
+    machine.begin(0.0)
+    commands = machine.sent(1, 1.0)
+    if hedges:
+        assert commands == (ArmTimer(1.5),)
+        assert machine.timer_fired(1.4) == (ArmTimer(1.5),)
+        assert machine.timer_fired(1.5) == (Start(2, "b", "hedge"),)
+        assert machine.sent(2, 1.5) == ()
+        assert machine.timer_fired(9.0) == ()
+        assert machine.head_received(2, 1.6) == (Commit(2), Cancel(1))
+    else:
+        assert commands == ()
+        assert machine.timer_fired(1.5) == ()
+        assert machine.path_suspect("a", 1.5) == ()
+
+
+def test_thinking_for_ten_minutes_is_neither_cut_nor_repeated():
+    machine = sent_on_a()
+    assert machine.timer_fired(600.0) == ()
+    assert machine.head_received(1, 601.0) == (Commit(1),)
+
+
+def test_suspicion_buys_the_hedge_at_once():
+    machine = sent_on_a(safe=True)
+    assert machine.path_suspect("b", 0.1) == ()
+    assert machine.path_suspect("a", 0.1) == (Start(2, "b", "hedge"),)
+    machine.sent(2, 0.1)
+    assert machine.path_suspect("a", 0.2) == ()
+    assert machine.failed(1, RESET, 0.3) == ()
+    assert machine.head_received(2, 0.4) == (Commit(2),)
+
+
+def test_only_one_hedge_an_exchange():
+    machine = sent_on_a(safe=True)
+    machine.timer_fired(0.5)
+    machine.sent(2, 0.5)
+    assert machine.failed(2, RESET, 0.6) == ()
+    assert machine.timer_fired(5.0) == ()
+
+
+def test_the_hedge_budget_refuses():
+    machine = sent_on_a(safe=True, hedges=HedgeBudget(0.0))
+    assert machine.timer_fired(0.5) == ()
+    assert machine.live == (1,)
+
+
+def test_a_pending_attempt_is_raced_and_the_loser_is_never_sent():
+    machine = exchange(replay=Replay.NEVER)
+    machine.begin(0.0)
+    assert machine.pending(1, 0.0) == (ArmTimer(0.1),)
+    assert machine.timer_fired(0.1) == (Start(2, "b", "race"),)
+    assert machine.pending(2, 0.1) == ()
+    assert machine.sent(2, 0.2) == (Cancel(1),)
+    assert machine.sent(1, 0.2) == ()
+    assert machine.head_received(2, 0.3) == (Commit(2),)
+    assert machine.doubled == 0
+
+
+def test_a_race_loser_may_still_be_the_hedge():
+    machine = exchange(safe=True)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    machine.timer_fired(0.1)
+    assert machine.sent(1, 0.2) == (Cancel(2), ArmTimer(0.7))
+    assert machine.timer_fired(0.7) == (Start(3, "b", "hedge"),)
+
+
+def test_no_race_without_a_delay_nor_to_last_resorts():
+    machine = exchange(race_delay_s=None)
+    machine.begin(0.0)
+    assert machine.pending(1, 0.0) == ()
+    machine = exchange(eligible=1)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    assert machine.timer_fired(0.1) == ()
+    assert machine.failed(1, REFUSED, 0.2) == (Start(2, "b", "retry"),)
+
+
+def test_a_stale_pooled_connection_is_repeated_on_the_only_path_at_once():
+    machine = exchange(("a",))
+    machine.begin(0.0)
+    machine.sent(1, 0.0)
+    assert machine.failed(1, UNPROCESSED, 0.0) == (Start(2, "a", "retry"),)
+
+
+def test_repeats_on_a_failed_path_pause():
+    machine = exchange(("a",))
+    machine.begin(0.0)
+    assert machine.failed(1, REFUSED, 0.0) == (ArmTimer(0.05),)
+    assert machine.timer_fired(0.04) == (ArmTimer(0.05),)
+    assert machine.timer_fired(0.05) == (Start(2, "a", "retry"),)
+    assert machine.failed(2, REFUSED, 0.06) == (ArmTimer(pytest.approx(0.16)),)
+    machine.reroute(("n", "a"))
+    assert machine.timer_fired(0.16) == (Start(3, "n", "retry"),)
+
+
+def test_path_down_in_the_pause_ends_it_when_nothing_is_left():
+    machine = exchange(("a",))
+    machine.begin(0.0)
+    machine.failed(1, REFUSED, 0.0)
+    (give_up,) = machine.path_down("a", 0.01)
+    assert isinstance(give_up, GiveUp)
+    assert machine.timer_fired(0.05) == ()
+
+
+def test_a_down_path_is_not_repeated():
+    machine = exchange(("a", "b"))
+    machine.begin(0.0)
+    assert machine.path_down("b", 0.0) == ()
+    commands = machine.path_down("a", 0.0)
+    assert commands[0] == Cancel(1)
+    assert commands[1].status == 503
+
+
+def test_a_path_that_was_down_before_a_new_ranking_may_be_used():
+    machine = exchange(("a", "b"), safe=True)
+    machine.begin(0.0)
+    machine.path_down("b", 0.0)
+    machine.reroute(("b", "a"))
+    assert machine.failed(1, REFUSED, 1.0) == (Start(2, "b", "retry"),)
+
+
+def test_reroute_before_path_down_avoids_the_rest_of_the_line():
+    machine = exchange(("cn2>x", "cn2>y", "bgp>x"))
+    machine.begin(0.0)
+    machine.reroute(("bgp>x", "cn2>x", "cn2>y"))
+    assert machine.path_down("cn2>x", 0.0) == (Cancel(1), Start(2, "bgp>x", "failover"))
+    assert machine.path_down("cn2>y", 0.0) == ()
+
+
+def test_attempts_are_limited():
+    machine = exchange(max_attempts=2)
+    machine.begin(0.0)
+    machine.failed(1, REFUSED, 0.0)
+    (give_up,) = machine.failed(2, REFUSED, 0.0)
+    assert "2 attempts" in give_up.reason
+
+
+def test_a_lost_replay_ends_repeats_hedges_and_races():
+    machine = sent_on_a(safe=True)
+    assert machine.replay_lost() == ()
+    assert machine.timer_fired(0.5) == ()
+    (give_up,) = machine.failed(1, UNPROCESSED, 1.0)
+    assert "spool" in give_up.reason
+
+
+def test_a_lost_replay_cancels_a_hedge_that_was_not_sent():
+    machine = sent_on_a(safe=True)
+    machine.timer_fired(0.5)
+    assert machine.replay_lost() == (Cancel(2),)
+    assert machine.live == (1,)
+
+
+def test_budget_limits_retries_but_not_failover():
+    empty = Bucket(capacity=0)
+    (give_up,) = sent_on_a(safe=True, retries=empty).failed(1, RESET, 0.0)
+    assert "budget" in give_up.reason
+    (give_up,) = sent_on_a(retries=empty).failed(1, UNPROCESSED, 0.0)
+    assert "budget" in give_up.reason
+    assert only(sent_on_a(retries=empty).path_down("a", 0.0), Start)
+    assert only(sent_on_a(retries=empty).failed(1, DOWN, 0.0), Start)
+    machine = exchange(retries=empty)
+    machine.begin(0.0)
+    assert only(machine.failed(1, REFUSED, 0.0), Start)
+
+
+def test_a_line_that_dies_under_load_costs_no_answer():
+    retries = Bucket(share=0.1, per_s=1.0, capacity=20)
+    machines = [sent_on_a(retries=retries) for _ in range(1000)]
+    assert all(only(m.path_down("a", 0.1), Start) for m in machines)
+
+
+def test_unprocessed_requests_may_overdraw():
+    retries = Bucket(capacity=3)
+    ends = [sent_on_a(retries=retries).failed(1, UNPROCESSED, 0.0) for _ in range(8)]
+    assert [type(e[0]) for e in ends] == [Start] * 6 + [GiveUp] * 2
+
+
+def test_expired_is_504_and_client_gone_is_silent():
+    machine = sent_on_a(safe=True)
+    machine.timer_fired(0.5)
+    cancels = machine.expired(600.0)
+    assert cancels[:2] == (Cancel(1), Cancel(2))
+    assert cancels[2].status == 504
+    machine = sent_on_a(safe=True)
+    machine.timer_fired(0.5)
+    assert machine.client_gone(1.0) == (Cancel(1), Cancel(2))
+    assert machine.done
+
+
+def test_a_connect_timeout_everywhere_is_504():
+    machine = exchange(("a", "b"), max_attempts=2)
+    machine.begin(0.0)
+    timeout = Failure(Outcome.TIMEOUT, "connect", unprocessed=True)
+    machine.failed(1, timeout, 5.0)
+    assert machine.failed(2, timeout, 10.0)[0].status == 504
+
+
+class World:
+    """Carries out commands as a driver would and watches the invariants."""
+
+    def __init__(self, machine, traits):
+        self.machine, self.traits = machine, traits
+        self.live: dict[int, str] = {}
+        self.sent: set[int] = set()
+        self.risky: list[tuple[int, str]] = []  # attempts that may have been executed
+        self.ends = 0
+        self.timer = None
+        self.lost = False
+
+    def apply(self, commands, cause):
+        for command in commands:
+            assert not self.ends or isinstance(command, Cancel)
+            match command:
+                case Start(number, path):
+                    assert path not in self.live.values()
+                    assert not self.lost or number == 1
+                    self.live[number] = path
+                    assert number <= self.traits.max_attempts
+                    self.check_replay(cause)
+                case Cancel(number):
+                    del self.live[number]
+                case Commit(number):
+                    del self.live[number]
+                    self.ends += 1
+                case GiveUp():
+                    assert not self.live
+                    self.ends += 1
+                case ArmTimer(at):
+                    self.timer = at
+            assert len(self.live) <= 2
+        if self.ends:
+            assert self.ends == 1
+            assert not self.live
+        elif cause != "gone":
+            assert self.live or self.timer is not None
+
+    def check_replay(self, cause):
+        """Every earlier attempt that may have been executed must allow this one."""
+        if not self.risky or self.traits.safe or self.traits.replay is Replay.ALWAYS:
+            return
+        assert self.traits.replay is Replay.LINE_DOWN
+        assert all(ended == "down" for _, ended in self.risky), (cause, self.risky)
+
+    def mark_sent(self, number):
+        self.sent.add(number)
+        self.risky.append((number, "live"))
+
+    def end(self, number, how):
+        del self.live[number]
+        self.risky = [
+            (n, how if n == number else e)
+            for n, e in self.risky
+            if n != number or how != "unprocessed"
+        ]
+
+
+EVENT = st.tuples(
+    st.sampled_from(
+        [
+            "sent",
+            "pending",
+            "head",
+            "reset",
+            "refused",
+            "unprocessed",
+            "down",
+            "downfail",
+            "suspect",
+            "timer",
+            "lost",
+            "reroute",
+            "gone",
+            "expired",
+        ]
+    ),
+    st.integers(0, 3),
+    st.floats(0.0, 0.4),
+)
+
+
+def step(world, machine, event, pick, now):
+    live = sorted(world.live)
+    number = live[pick % len(live)] if live else 1
+    if event in {"sent", "pending"} and (not live or number in world.sent):
+        return ()
+    if event == "sent":
+        world.mark_sent(number)
+        return machine.sent(number, now)
+    if event == "pending":
+        return machine.pending(number, now)
+    if event == "head" and number in world.sent and live:
+        return machine.head_received(number, now)
+    if event in {"reset", "unprocessed", "downfail"} and live and number in world.sent:
+        how = {"reset": "reset", "unprocessed": "unprocessed", "downfail": "down"}[event]
+        world.end(number, how)
+        failure = {"reset": RESET, "unprocessed": UNPROCESSED, "downfail": DOWN}[event]
+        return machine.failed(number, failure, now)
+    if event == "refused" and live and number not in world.sent:
+        del world.live[number]
+        return machine.failed(number, REFUSED, now)
+    if event == "down":
+        path = "abcd"[pick]
+        for n in live:
+            if world.live[n] == path:
+                world.risky = [(m, "down" if m == n else e) for m, e in world.risky]
+        return machine.path_down(path, now)
+    if event == "suspect":
+        return machine.path_suspect("abcd"[pick], now)
+    if event == "timer" and world.timer is not None:
+        at, world.timer = max(world.timer, now), None
+        return machine.timer_fired(at)
+    if event == "lost":
+        world.lost = True
+        return machine.replay_lost()
+    if event == "reroute":
+        machine.reroute(list(itertools.permutations("abcd"))[pick * 5])
+    if event == "gone":
+        return machine.client_gone(now)
+    if event == "expired":
+        return machine.expired(now)
+    return ()
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(EVENT, max_size=40),
+    st.booleans(),
+    st.sampled_from(list(Replay)),
+    st.booleans(),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.sampled_from([0, 1, 10]),
+)
+def test_invariants(events, safe, replay, hedge, max_attempts, paths, tokens):
+    traits = Traits(safe, replay, hedge, max_attempts)
+    machine = exchange(
+        "abcd"[:paths],
+        safe=safe,
+        replay=replay,
+        hedge=hedge,
+        max_attempts=max_attempts,
+        retries=Bucket(capacity=tokens),
+        hedges=Bucket(capacity=tokens),
+    )
+    world, now, gone = World(machine, traits), 0.0, False
+    world.apply(machine.begin(now), "begin")
+    for event, pick, wait in events:
+        now += wait
+        was_done = machine.done
+        commands = step(world, machine, event, pick, now)
+        gone = gone or (event == "gone" and not was_done)
+        if was_done:
+            assert commands == ()
+            continue
+        world.apply(commands, "gone" if gone else event)
+        assert machine.done == bool(world.ends or gone)
