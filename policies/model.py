@@ -72,6 +72,7 @@ class Outcome(enum.StrEnum):
     PROTOCOL = "protocol"  # the peer broke HTTP, h2 or QUIC
     HTTP_ERROR = "http_error"  # 500, 502, 504
     BUSY = "busy"  # 429, or 503 with Retry-After: the endpoint backs off, nobody is blamed
+    LOCAL = "local"  # this process ran out of descriptors, ports or memory: says nothing of paths
 
     @property
     def blame(self) -> Blame:
@@ -95,6 +96,7 @@ _BLAME = {
     Outcome.PROTOCOL: Blame.ENDPOINT,
     Outcome.HTTP_ERROR: Blame.ENDPOINT,
     Outcome.BUSY: Blame.NOBODY,
+    Outcome.LOCAL: Blame.NOBODY,
 }
 
 

@@ -31,6 +31,10 @@ class Dialed:
     peer: tuple[str, int]
     dns_s: float
     connect_s: float
+    rtt_s: float | None = None
+    """SYN to SYN-ACK by the kernel's clock, free of loop lag; ``None``: UDP, or a SYN was lost."""
+    syn_lost: int = 0
+    """SYN segments of this connection that had to be sent again."""
 
 
 class Dialer(Protocol):
