@@ -1,0 +1,264 @@
+"""The configuration: YAML files to frozen models, or every mistake at once.
+
+`load` is the only way in; it does all the file I/O, so that a reload either has everything or
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edged import config_checks, config_policies
+from edged.config_file import (
+    ConfigFile,
+    EndpointSection,
+    LineSection,
+    split_address,
+    split_url,
+)
+from edged.mistakes import ConfigError, of_validation, of_value
+from edged.yaml_positions import Document
+from policies.model import Carrier, Endpoint, Line, Location, Relay, Topology
+from policies.schema import Policy
+
+__all__ = ["Access", "Config", "ConfigError", "Credentials", "Limits", "Upstream", "load"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A logical service: how requests find it and what decides them."""
+
+    name: str
+    hosts: tuple[str, ...]
+    """Lower-case names and IP literals; ``*.`` and a name stands for everything below it."""
+    prefix: str | None
+    """Without a trailing slash, but for ``/`` itself."""
+    policy_name: str
+    policy: Policy
+
+
+class Credentials:
+    """Who may use the proxy. Holds digests; shows nothing."""
+
+    __slots__ = ("_digests",)
+
+    def __init__(self, pairs: Iterable[bytes]) -> None:
+        """``pairs`` are ``user:password``."""
+        self._digests = tuple(hashlib.sha256(pair).digest() for pair in pairs)
+
+    def accepts(self, pair: bytes) -> bool:
+        """Whether ``user:password`` is known; compares without leaking where it differs."""
+        digest = hashlib.sha256(pair).digest()
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Credentials) and self._digests == other._digests
+
+    def __hash__(self) -> int:
+        return hash(self._digests)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._digests)} credentials>"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use the listeners, loopback clients apart."""
+
+    allow: tuple[Network, ...] = ()
+    """Empty: any address, if ``credentials`` are asked for; else loopback only."""
+    credentials: Credentials | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may hold of this process."""
+
+    header_bytes: int
+    connections: int
+    idle_s: float
+    header_s: float
+    drain_s: float
+    spool_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that a daemon is told."""
+
+    file: Path
+    node_name: str
+    topology: Topology
+    upstreams: Mapping[str, Upstream]
+    """By name, in the order of the file."""
+    listen_proxy: tuple[tuple[str, int], ...]
+    """IP and port."""
+    listen_admin: tuple[str, int] | None
+    access: Access
+    limits: Limits
+    unlisted_allowed: bool
+    """Explicit-proxy requests to hosts in no upstream are served."""
+    unlisted_policy: Policy
+    ca_file: Path | None
+    access_log: str | None
+    """``stdout``, ``stderr`` or a file."""
+    log_level: str
+    policies_dir: Path | None
+    notes: tuple[str, ...] = ()
+    """What is no mistake but should be known: sentences for people."""
+
+
+def load(file: Path | str) -> Config:
+    """Read, check and build the configuration. Raises `ConfigError` with every mistake."""
+    file = Path(file)
+    document, mistakes = config_policies.read_document(file)
+    policies_dir, missing = _policies_dir(document)
+    policies = config_policies.load(policies_dir)
+    mistakes += policies.mistakes
+    if missing is not None:
+        mistakes.append(of_value(document, ("policies_dir",), missing))
+    model: ConfigFile | None = None
+    access = Access()
+    if not document.broken:
+        try:
+            model = ConfigFile.model_validate(document.data or {})
+        except ValidationError as error:
+            mistakes += of_validation(document, ConfigFile, error)
+        told = {(mistake.mark, mistake.where) for mistake in mistakes}
+        checked = config_checks.check(document, policies.names)
+        mistakes += [m for m in checked.mistakes if (m.mark, m.where) not in told]
+        access = Access(
+            tuple(ipaddress.ip_network(n) for n in checked.allow),
+            None if checked.credentials is None else Credentials(checked.credentials),
+        )
+    if mistakes or model is None:
+        raise ConfigError(mistakes)
+    return _build(file, model, policies.policies, policies_dir, access)
+
+
+def _policies_dir(document: Document) -> tuple[Path | None, str | None]:
+    """The directory of the policy files, and what is wrong with it."""
+    base = document.file.parent
+    named = document.get("policies_dir")
+    if isinstance(named, str):
+        directory = base / named
+        if directory.is_dir():
+            return directory, None
+        return None, f"{named!r} is no directory (looked for {directory})"
+    default = base / "policies.d"
+    return (default if default.is_dir() else None), None
+
+
+def _build(
+    file: Path,
+    model: ConfigFile,
+    policies: Mapping[str, Policy],
+    policies_dir: Path | None,
+    access: Access,
+) -> Config:
+    base = file.parent
+    notes = []
+    if model.relays:
+        names = ", ".join(relay.name for relay in model.relays)
+        notes.append(f"relays are not used by this version of edged: {names} will carry nothing")
+    limits = model.limits
+    return Config(
+        file=file,
+        node_name=model.node.name,
+        topology=_topology(model),
+        upstreams={
+            u.name: Upstream(u.name, u.hosts, u.prefix, u.policy, policies[u.policy])
+            for u in model.upstreams
+        },
+        listen_proxy=tuple(split_address(a) for a in model.listen.proxy),
+        listen_admin=split_address(model.listen.admin) if model.listen.admin else None,
+        access=access,
+        limits=Limits(
+            limits.header_bytes,
+            limits.connections,
+            limits.idle_s,
+            limits.header_s,
+            limits.drain_s,
+            base / limits.spool_dir if limits.spool_dir else None,
+        ),
+        unlisted_allowed=model.unlisted_hosts == "allow",
+        unlisted_policy=policies[model.unlisted_policy],
+        ca_file=base / model.tls.ca_file if model.tls.ca_file else None,
+        access_log=_log_target(base, model.log.access),
+        log_level=model.log.level,
+        policies_dir=policies_dir,
+        notes=tuple(notes),
+    )
+
+
+def _log_target(base: Path, target: str | None) -> str | None:
+    return target if target in (None, "stdout", "stderr") else str(base / target)
+
+
+def _topology(model: ConfigFile) -> Topology:
+    return Topology(
+        node_location=_location(model.node.location),
+        lines=tuple(_line(section) for section in model.lines),
+        endpoints=tuple(
+            _endpoint(upstream.name, section)
+            for upstream in model.upstreams
+            for section in upstream.endpoints
+        ),
+        relays=tuple(Relay(r.name, r.url, _location(r.location)) for r in model.relays),
+    )
+
+
+def _line(section: LineSection) -> Line:
+    bind = section.bind
+    return Line(
+        section.name,
+        section.kind,
+        bind.source,
+        bind.interface,
+        bind.mark,
+        None if section.capacity_mbps is None else section.capacity_mbps * 1e6,
+        section.price_per_gb,
+        section.dns,
+    )
+
+
+def _endpoint(upstream: str, section: EndpointSection) -> Endpoint:
+    url = split_url(section.url)
+    secure = url.scheme == "https"
+    protocols = section.protocols
+    if protocols is None:
+        protocols = (Carrier.H2, Carrier.H1) if secure else (Carrier.H1,)
+    host = config_checks.url_host(url)
+    return Endpoint(
+        upstream=upstream,
+        name=section.name or host,
+        scheme=url.scheme,
+        host=host,
+        port=url.port or (443 if secure else 80),
+        base_path=url.path.rstrip("/"),
+        address=section.address,
+        location=_location(section.location),
+        protocols=protocols,
+        accepts_encoding=section.accepts_encoding,
+        lines=section.lines,
+    )
+
+
+def _location(value: list[float] | str | None) -> Location | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return config_checks.region(value)
+    return Location(*value)
