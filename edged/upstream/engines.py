@@ -1,0 +1,183 @@
+"""The only place that knows which HTTP/2 and QUIC engines serve.
+
+With the extra ``[fast]`` installed `jh2` and `qh3` serve, else `h2` and `aioquic`; their
+differences end here. ``EDGED_ENGINES=pure|fast`` or the ``name`` argument forces one of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+PURE = "pure"
+FAST = "fast"
+ENVIRONMENT = "EDGED_ENGINES"
+
+
+class EngineError(Exception):
+    """The engine asked for by name is unknown or not installed; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class H2Engine:
+    """One implementation of HTTP/2. Both have the same API, so the members are typed ``Any``."""
+
+    name: str
+    events: ModuleType
+    ErrorCodes: Any
+    SettingCodes: Any
+    ProtocolError: type[Exception]
+    """Base of all that the engine raises when the peer, or its user, breaks the protocol."""
+    client: Callable[..., Any]
+    """``client(stream_window, frame_bytes, header_bytes)``: a client side `H2Connection` that has
+    its settings and whose preface is not sent yet (``initiate_connection``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuicEngine:
+    """One implementation of QUIC and HTTP/3."""
+
+    name: str
+    QuicConfiguration: Any
+    QuicConnection: Any
+    QuicErrorCode: Any
+    events: ModuleType
+    """QUIC events (``quic.events``)."""
+    H3Connection: Any
+    H3ErrorCode: Any
+    h3_events: ModuleType
+    SessionTicket: Any
+    InformationalHeadersReceived: Any
+    """H3 event class of a 1xx head, or ``None``: 1xx heads arrive as ``HeadersReceived``."""
+    H3StreamReset: Any
+    """H3 event class of a reset stream, or ``None``: only the QUIC event ``StreamReset`` tells."""
+    H3StopSending: Any
+    """H3 event class of a STOP_SENDING, or ``None``: only the QUIC event tells."""
+    GoawayReceived: Any
+    """H3 event class of a GOAWAY, or ``None``: the engine does not tell."""
+    has_token_handler: bool
+    """`QuicConnection` takes ``token_handler`` (address validation tokens)."""
+
+
+def chosen(name: str | None = None) -> str:
+    """``pure`` or ``fast``: what serves, by argument, environment, or what is installed.
+
+    Raises `EngineError` for an unknown name or when ``fast`` is asked for and not installed.
+    """
+    wanted = name or os.environ.get(ENVIRONMENT) or ""
+    if wanted not in ("", PURE, FAST):
+        raise EngineError(f"{ENVIRONMENT} is {wanted!r}; allowed: {PURE}, {FAST}")
+    if wanted == PURE:
+        return PURE
+    if all(importlib.util.find_spec(module) for module in ("jh2", "qh3")):
+        return FAST
+    if wanted == FAST:
+        raise EngineError('the fast engines are not installed: pip install "edged[fast]"')
+    return PURE
+
+
+def h2_engine(name: str | None = None) -> H2Engine:
+    """The HTTP/2 engine that serves. Raises `EngineError`."""
+    return _load_h2(chosen(name))
+
+
+def quic_engine(name: str | None = None) -> QuicEngine:
+    """The QUIC engine that serves. Raises `EngineError`."""
+    return _load_quic(chosen(name))
+
+
+@cache
+def _load_h2(name: str) -> H2Engine:
+    root = "jh2" if name == FAST else "h2"
+    connection, config, events, errors, settings, exceptions = (
+        importlib.import_module(f"{root}.{part}")
+        for part in ("connection", "config", "events", "errors", "settings", "exceptions")
+    )
+    codes = settings.SettingCodes
+
+    class ClientConnection(connection.H2Connection):  # type: ignore[misc,name-defined]  # base known at run time only
+        """Goes on with the streams a GOAWAY leaves alive (RFC 9113 section 6.8).
+
+        Both engines close their state machine on GOAWAY, so that the next frame of a stream in
+        flight is a protocol error, and drop what waits to be sent.
+        """
+
+        def _receive_goaway_frame(self, frame: Any) -> tuple[list[Any], list[Any]]:
+            event = events.ConnectionTerminated.__new__(events.ConnectionTerminated)
+            event.error_code = frame.error_code
+            event.last_stream_id = frame.last_stream_id
+            event.additional_data = frame.additional_data or None
+            return [], [event]
+
+    def client(stream_window: int, frame_bytes: int, header_bytes: int) -> Any:
+        # Heads are checked and normalised once, by `edged.upstream.h2`, for both engines alike.
+        h2 = ClientConnection(
+            config.H2Configuration(
+                client_side=True,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
+            )
+        )
+        h2.local_settings = settings.Settings(
+            client=True,
+            initial_values={
+                codes.ENABLE_PUSH: 0,
+                codes.INITIAL_WINDOW_SIZE: stream_window,
+                codes.MAX_FRAME_SIZE: frame_bytes,
+                codes.MAX_HEADER_LIST_SIZE: header_bytes,
+            },
+        )
+        h2.max_inbound_frame_size = frame_bytes
+        h2.decoder.max_header_list_size = header_bytes
+        return h2
+
+    return H2Engine(
+        name=name,
+        events=events,
+        ErrorCodes=errors.ErrorCodes,
+        SettingCodes=codes,
+        ProtocolError=exceptions.H2Error,
+        client=client,
+    )
+
+
+@cache
+def _load_quic(name: str) -> QuicEngine:
+    root = "qh3" if name == FAST else "aioquic"
+    configuration, connection, packet, events, h3, h3_events, tls = (
+        importlib.import_module(f"{root}.{part}")
+        for part in (
+            "quic.configuration",
+            "quic.connection",
+            "quic.packet",
+            "quic.events",
+            "h3.connection",
+            "h3.events",
+            "tls",
+        )
+    )
+    return QuicEngine(
+        name=name,
+        QuicConfiguration=configuration.QuicConfiguration,
+        QuicConnection=connection.QuicConnection,
+        QuicErrorCode=packet.QuicErrorCode,
+        events=events,
+        H3Connection=h3.H3Connection,
+        H3ErrorCode=h3.ErrorCode,
+        h3_events=h3_events,
+        SessionTicket=tls.SessionTicket,
+        InformationalHeadersReceived=getattr(h3_events, "InformationalHeadersReceived", None),
+        H3StreamReset=getattr(h3_events, "StreamReset", None),
+        H3StopSending=getattr(h3_events, "StopSending", None),
+        GoawayReceived=getattr(h3_events, "GoawayReceived", None),
+        has_token_handler=root == "aioquic",
+    )
