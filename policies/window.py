@@ -1,0 +1,214 @@
+"""The recent samples of a path and the estimates made from them.
+
+`Window.observe` only counts (a few microseconds; real traffic calls it thousands of times a
+second); every derived number is computed when `Window.estimate` is asked, and kept for a while.
+
+| number | from |
+| --- | --- |
+| R, rttvar, minimum, jitter | the kind that governs by the rule in `policies.rtt` |
+| p50, p95 | that kind's samples of the last minute, 1% relative error |
+| loss | upper 95% bound (`policies.loss`) of packets: one each of TCP, PING, PULSE and ICMP, what \
+KERNEL and QUIC report; none of TLS, HTTP and TTFB, for TCP hides the loss below an exchange |
+| goodput | greatest acknowledged rate of the last minute, else the last one known |
+
+Time to first byte is kept per endpoint in `EndpointLatency`, apart from RTT: a model thinks for
+seconds, and that is no line's fault.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from policies.loss import LossEstimate
+from policies.model import Estimate, Kind, Outcome, Sample
+from policies.rtt import PathRtt, RttEstimator
+from policies.sketch import SLOT_S, SlidingSketch
+
+ESTIMATE_TTL_S: Final = 0.5
+"""An estimate is recomputed when a sample came, or after this long (decay)."""
+
+SYN_RTO_S: Final = 1.0
+"""Initial retransmission timeout of a SYN (RFC 6298 section 2.1)."""
+
+HEDGE_MIN_SAMPLES: Final = 20
+"""Fewer exchanges than this say nothing about a 95th percentile."""
+
+_THINKING: Final = frozenset((Kind.HTTP, Kind.TTFB))
+_NO_PACKETS: Final = frozenset((Kind.TLS, Kind.HTTP, Kind.TTFB))
+_REPLY_ROUND_TRIPS: Final = {Kind.TLS: 3.0, Kind.QUIC: 2.0, Kind.HTTP: 2.0}
+_FIRST_REPLY_S: Final = 1.0
+_EMPTY: Final = Estimate()
+
+
+class Window:
+    """Everything measured of one path, as far as it still counts."""
+
+    __slots__ = ("_estimate", "_expires_at", "_goodput", "_loss", "_rtt", "_sketches")
+
+    def __init__(self) -> None:
+        self._rtt = PathRtt()
+        self._loss = LossEstimate()
+        self._goodput = MaxFilter()
+        self._sketches: dict[Kind, SlidingSketch] = {}
+        self._estimate = _EMPTY
+        self._expires_at = float("-inf")
+
+    def observe(self, sample: Sample, now: float) -> None:
+        """Take one sample of this path, arrived at ``now``."""
+        kind = sample.kind
+        rtt_s = sample.rtt_s
+        self._expires_at = now
+        if sample.goodput_bps is not None:
+            self._goodput.observe(sample.goodput_bps, now)
+        if kind in _NO_PACKETS:
+            if rtt_s is not None and (kind is Kind.TTFB or sample.outcome.ok):
+                self._rtt.observe(kind, rtt_s, now)
+                if kind is Kind.TLS:
+                    self._sketch(kind).observe(rtt_s, now)
+            return
+        sent, lost = sample.packets_sent, sample.packets_lost
+        if sent == 1 and not lost and not sample.outcome.ok:
+            lost = 1
+        if rtt_s is not None and kind is Kind.TCP and self._retransmitted(rtt_s):
+            sent, lost, rtt_s = 2, 1, None
+        if sent > 0:
+            self._loss.add(min(lost, sent), sent, now, icmp=kind is Kind.ICMP)
+        if rtt_s is not None:
+            self._rtt.observe(kind, rtt_s, now)
+            self._sketch(kind).observe(rtt_s, now)
+
+    def _retransmitted(self, rtt_s: float) -> bool:
+        """Whether a connect that took this long needed a second SYN: Karn's rule, no RTT sample."""
+        if rtt_s < SYN_RTO_S:
+            return False
+        known = self._rtt.of(Kind.TCP)
+        return known is not None and rtt_s >= known.srtt_s + 0.9 * SYN_RTO_S
+
+    def _sketch(self, kind: Kind) -> SlidingSketch:
+        sketch = self._sketches.get(kind)
+        if sketch is None:
+            sketch = self._sketches[kind] = SlidingSketch()
+        return sketch
+
+    def estimate(self, now: float) -> Estimate:
+        """What the window says at ``now``: with every sample so far, decayed at most half a second ago."""
+        if now >= self._expires_at:
+            self._estimate = self._compute(now)
+            self._expires_at = now + ESTIMATE_TTL_S
+        return self._estimate
+
+    def _compute(self, now: float) -> Estimate:
+        bounds = self._loss.bounds(now)
+        loss = None if bounds is None else bounds[1]
+        goodput = self._goodput.value(now)
+        governing = self._rtt.governing(now)
+        if governing is None:
+            return Estimate(loss=loss, goodput_bps=goodput)
+        kind, rtt = governing
+        least = rtt.min_s
+        p50 = p95 = None
+        if (sketch := self._sketches.get(kind)) is not None:
+            p50, p95 = sketch.quantiles(now, 0.5, 0.95)
+        return Estimate(
+            rtt_s=least if kind in _THINKING else rtt.srtt_s,
+            rttvar_s=rtt.rttvar_s,
+            rtt_min_s=least,
+            loss=loss,
+            jitter_s=rtt.jitter_s,
+            p50_s=p50,
+            p95_s=p95,
+            goodput_bps=goodput,
+            samples=rtt.count,
+        )
+
+    def reply_within_s(self, kind: Kind, now: float) -> float:
+        """How long after sending a probe of ``kind`` its reply is late: the detector's deadline.
+
+        The kind's own srtt (times the round trips that one run of it makes) + 4 rttvar; before its
+        first reply 1 s, or three times the path's R where that is more.
+        """
+        own = self._rtt.of(kind)
+        if own is None:
+            governing = self._rtt.governing(now)
+            return _FIRST_REPLY_S if governing is None else max(1.0, 3 * governing[1].srtt_s)
+        return own.pto_s() + (_REPLY_ROUND_TRIPS.get(kind, 1.0) - 1) * own.srtt_s
+
+    def kind(self, kind: Kind) -> RttEstimator | None:
+        """One kind's own estimator, for `why` and the history."""
+        return self._rtt.of(kind)
+
+
+class MaxFilter:
+    """Greatest value of the last ``slots`` x 10 s; when they are empty, the last one known."""
+
+    __slots__ = ("_last", "_maxima", "_slots")
+
+    def __init__(self, slots: int = 6) -> None:
+        self._slots = slots
+        self._maxima: dict[int, float] = {}
+        self._last: float | None = None
+
+    def observe(self, value: float, at: float) -> None:
+        """Take one value."""
+        slot = int(at // SLOT_S)
+        maxima = self._maxima
+        known = maxima.get(slot)
+        if known is None:
+            maxima[slot] = value
+            if len(maxima) > self._slots:
+                oldest = slot - self._slots
+                self._maxima = {s: v for s, v in maxima.items() if s > oldest}
+        elif value > known:
+            maxima[slot] = value
+        self._last = value
+
+    def value(self, now: float) -> float | None:
+        """The filtered value at ``now``, or ``None`` before the first."""
+        oldest = int(now // SLOT_S) - self._slots
+        recent = [v for s, v in self._maxima.items() if s > oldest]
+        return max(recent) if recent else self._last
+
+
+class EndpointLatency:
+    """Time to first byte of one endpoint's real exchanges over the last five minutes."""
+
+    __slots__ = ("_computed", "_expires_at", "_sketch")
+
+    def __init__(self) -> None:
+        self._sketch = SlidingSketch(slots=30)
+        self._computed: tuple[float | None, float | None, int] = (None, None, 0)
+        self._expires_at = float("-inf")
+
+    def observe(self, ttfb_s: float, now: float) -> None:
+        """Take the TTFB of one exchange that got a response (not those that failed)."""
+        self._sketch.observe(ttfb_s, now)
+
+    def p50_s(self, now: float) -> float | None:
+        """Median, or ``None`` without an exchange in the window: S of the score."""
+        return self._read(now)[0]
+
+    def p95_s(self, now: float) -> float | None:
+        """95th percentile for hedging; ``None`` below `HEDGE_MIN_SAMPLES` exchanges."""
+        _, p95, count = self._read(now)
+        return p95 if count >= HEDGE_MIN_SAMPLES else None
+
+    def count(self, now: float) -> int:
+        """Exchanges in the window."""
+        return self._read(now)[2]
+
+    def _read(self, now: float) -> tuple[float | None, float | None, int]:
+        """Computed at most twice a second."""
+        if now >= self._expires_at:
+            p50, p95 = self._sketch.quantiles(now, 0.5, 0.95)
+            self._computed = (p50, p95, self._sketch.count(now))
+            self._expires_at = now + ESTIMATE_TTL_S
+        return self._computed
+
+
+def is_exchange(sample: Sample) -> bool:
+    """Whether the sample belongs in `EndpointLatency` too."""
+    return (
+        sample.kind is Kind.TTFB
+        and sample.rtt_s is not None
+        and (sample.outcome is Outcome.OK or sample.outcome is Outcome.HTTP_ERROR)
+    )
