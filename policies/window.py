@@ -91,7 +91,7 @@ class Window:
         return sketch
 
     def estimate(self, now: float) -> Estimate:
-        """What the window says at ``now``: with every sample so far, decayed at most half a second ago."""
+        """What the window says at ``now``; every sample so far counts."""
         if now >= self._expires_at:
             self._estimate = self._compute(now)
             self._expires_at = now + ESTIMATE_TTL_S
