@@ -25,6 +25,7 @@ from edged.config_file import (
 )
 from edged.mistakes import ConfigError, of_validation, of_value
 from edged.yaml_positions import Document
+from policies import geo
 from policies.model import Carrier, Endpoint, Line, Location, Relay, Topology
 from policies.schema import Policy
 
@@ -135,7 +136,9 @@ def load(file: Path | str) -> Config:
         try:
             model = ConfigFile.model_validate(document.data or {})
         except ValidationError as error:
-            mistakes += of_validation(document, ConfigFile, error)
+            syntax = {problem.mark for problem in document.problems}
+            found = of_validation(document, ConfigFile, error)
+            mistakes += [m for m in found if m.mark not in syntax]
         told = {(mistake.mark, mistake.where) for mistake in mistakes}
         checked = config_checks.check(document, policies.names)
         mistakes += [m for m in checked.mistakes if (m.mark, m.where) not in told]
@@ -260,5 +263,5 @@ def _location(value: list[float] | str | None) -> Location | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return config_checks.region(value)
+        return geo.locate(value)
     return Location(*value)

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult
@@ -18,7 +18,7 @@ from urllib.parse import SplitResult
 from edged.config_file import host_name, host_pattern, split_address, split_url
 from edged.mistakes import Mistake, of_value, show
 from edged.yaml_positions import Document, Loc
-from policies.model import Location
+from policies import geo
 
 T = TypeVar("T")
 
@@ -67,20 +67,6 @@ def check(document: Document, policies: tuple[str, ...]) -> Checked:
     ):
         run(checked)
     return checked
-
-
-def region(name: str) -> Location | None:
-    """Where a cloud region is, or ``None`` for a name nobody knows."""
-    return _regions().get(name)
-
-
-def _regions() -> Mapping[str, Location]:
-    import importlib
-
-    try:
-        return importlib.import_module("policies.geo").REGIONS
-    except ModuleNotFoundError:
-        return {}
 
 
 def url_host(url: SplitResult) -> str:
@@ -221,9 +207,13 @@ def _places(checked: Checked) -> None:
         places += [(*loc, "location") for loc in checked.items(*upstream, "endpoints")]
     for loc in places:
         word = checked.text(*loc)
-        if word is not None and region(word) is None:
+        if word is None:
+            continue
+        try:
+            geo.locate(word)
+        except geo.UnknownRegion:
             text = f"no region is named {word!r}; a location is that or [latitude, longitude]"
-            checked.wrong(loc, text, tuple(_regions()), word)
+            checked.wrong(loc, text, tuple(geo.regions()), word)
 
 
 def _listen_texts(checked: Checked) -> Iterator[str]:
