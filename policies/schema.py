@@ -68,7 +68,7 @@ class Weights(_Section):
     """Above 1 adds (weight - 1) x the geodesic floor; a prior without samples in any case."""
     hazard: Weight = 1.0
     """Expected cost of the line failing during the exchange."""
-    cost: Weight = 0.0
+    cost: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     """Milliseconds one is willing to wait to save one unit of money."""
 
 
