@@ -1,0 +1,224 @@
+"""The origin's HTTP/3 transport on aioquic, or on its relative qh3 (RFC 9114).
+
+aioquic unless told otherwise: so that the engine edged itself prefers meets another one here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from pathlib import Path
+from typing import Any
+
+from edged.lab.serving import Fields, Handler, Reply, Request, Room
+
+_HIGH_WATER_BYTES = 1 << 20
+_NO_ERROR, _INTERNAL_ERROR = 0x100, 0x102
+_MAX_TICKETS = 1024
+
+
+class H3Server:
+    """The QUIC listener of one origin."""
+
+    def __init__(self, handler: Handler, certificate: Path, key: Path, engine: str) -> None:
+        self._handler = handler
+        self._engine = engine
+        self._tickets: dict[bytes, Any] = {}
+        self._certificate = certificate
+        self._key = key
+        self._server: Any = None
+
+    async def start(self, address: str, port: int) -> None:
+        """Listen on UDP. Raises `OSError`."""
+        configuration_module = importlib.import_module(f"{self._engine}.quic.configuration")
+        server_module = importlib.import_module(f"{self._engine}.asyncio.server")
+        configuration = configuration_module.QuicConfiguration(
+            is_client=False, alpn_protocols=["h3"], idle_timeout=120.0
+        )
+        configuration.load_cert_chain(self._certificate, self._key)
+        protocol = _protocol_class(self._engine)
+        self._server = await server_module.serve(
+            address,
+            port,
+            configuration=configuration,
+            create_protocol=lambda *args, **named: protocol(self._handler, *args, **named),
+            session_ticket_fetcher=lambda label: self._tickets.pop(label, None),
+            session_ticket_handler=self._keep_ticket,
+        )
+
+    def _keep_ticket(self, ticket: Any) -> None:
+        if len(self._tickets) < _MAX_TICKETS:
+            self._tickets[ticket.ticket] = ticket
+
+    def stop(self) -> None:
+        """Close the listener and all connections."""
+        if self._server:
+            self._server.close()
+            self._server = None
+
+
+def _protocol_class(engine: str) -> Any:
+    base = importlib.import_module(f"{engine}.asyncio.protocol").QuicConnectionProtocol
+    h3 = importlib.import_module(f"{engine}.h3.connection")
+    h3_events = importlib.import_module(f"{engine}.h3.events")
+    quic_events = importlib.import_module(f"{engine}.quic.events")
+
+    ended = (quic_events.StreamReset, quic_events.StopSendingReceived)
+
+    class H3Protocol(base):  # type: ignore[misc,valid-type]  # the base is chosen at run time
+        """One QUIC connection."""
+
+        def __init__(self, handler: Handler, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            self._handler = handler
+            self._h3 = h3.H3Connection(self._quic)
+            self._replies: dict[int, H3Reply] = {}
+            self._client = ""
+            self._confirmed = False
+
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            self._client = addr[0]
+            super().datagram_received(data, addr)
+            for reply in list(self._replies.values()):
+                reply.breathe()
+
+        def quic_event_received(self, event: Any) -> None:
+            if isinstance(event, quic_events.HandshakeCompleted):
+                self._confirmed = True
+            elif isinstance(event, quic_events.ConnectionTerminated):
+                for reply in list(self._replies.values()):
+                    reply.gone()
+            elif isinstance(event, ended) and (broken := self._replies.get(event.stream_id)):
+                broken.gone()
+            for h3_event in self._h3.handle_event(event):
+                if isinstance(h3_event, h3_events.HeadersReceived):
+                    self._headers(h3_event)
+                elif isinstance(h3_event, h3_events.DataReceived):
+                    self._data(h3_event)
+
+        def _headers(self, event: Any) -> None:
+            reply = self._replies.get(event.stream_id)
+            fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
+            if reply:
+                reply.request.body.end(fields)
+                return
+            pseudo = {name: value for name, value in fields if name.startswith(":")}
+            request = Request(
+                pseudo.get(":method", "GET"),
+                pseudo.get(":path", "/"),
+                pseudo.get(":authority", ""),
+                [field for field in fields if not field[0].startswith(":")],
+                version="3",
+                client=self._client,
+                early=not self._confirmed,
+            )
+            reply = self._replies[event.stream_id] = H3Reply(self, event.stream_id, request)
+            if request.headers.get("expect", "").lower() == "100-continue":
+                request.body.wanted = lambda: reply.informational(100, [])
+            if event.stream_ended:
+                request.body.end()
+            reply.start(self._handler)
+
+        def _data(self, event: Any) -> None:
+            if reply := self._replies.get(event.stream_id):
+                if event.data:
+                    reply.request.body.feed(event.data)
+                if event.stream_ended:
+                    reply.request.body.end(reply.request.body.trailers)
+
+        def headers(self, stream_id: int, fields: Fields, end: bool) -> None:
+            """Send a field section."""
+            encoded = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields]
+            self._h3.send_headers(stream_id, encoded, end_stream=end)
+            self._transmit_soon()
+
+        def body(self, stream_id: int, data: bytes, end: bool) -> None:
+            """Send body bytes."""
+            self._h3.send_data(stream_id, data, end_stream=end)
+            self._transmit_soon()
+
+        def reset(self, stream_id: int) -> None:
+            """Break a stream off."""
+            self._quic.reset_stream(stream_id, _INTERNAL_ERROR)
+            self._transmit_soon()
+
+        def forget(self, stream_id: int, body_complete: bool) -> None:
+            """A stream's handler is done; stop an upload that nobody reads."""
+            self._replies.pop(stream_id, None)
+            if not body_complete:
+                self._quic.stop_stream(stream_id, _NO_ERROR)
+                self._transmit_soon()
+
+        def buffered(self, stream_id: int) -> int:
+            """Response bytes not yet acknowledged. aioquic has no public way to ask."""
+            if hasattr(self._quic, "get_send_buffer_size"):
+                return int(self._quic.get_send_buffer_size(stream_id))
+            stream = self._quic._streams.get(stream_id)
+            return len(stream.sender._buffer) if stream else 0
+
+    return H3Protocol
+
+
+class H3Reply(Reply):
+    """One stream's response."""
+
+    def __init__(self, connection: Any, stream_id: int, request: Request) -> None:
+        self.request = request
+        self._connection = connection
+        self._id = stream_id
+        self._ended = False
+        self._room = Room()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, handler: Handler) -> None:
+        """Run the handler."""
+        self._task = asyncio.get_running_loop().create_task(self._run(handler))
+
+    async def _run(self, handler: Handler) -> None:
+        try:
+            await handler(self.request, self)
+            if not self._ended:
+                self.abort()
+        except ConnectionError:
+            self.abort()
+        finally:
+            self._connection.forget(self._id, self.request.body.complete)
+
+    def gone(self) -> None:
+        """The client reset the stream or vanished."""
+        if self._task:
+            self._task.cancel()
+
+    def breathe(self) -> None:
+        """Acknowledgements may have made room."""
+        if self._connection.buffered(self._id) < _HIGH_WATER_BYTES // 2:
+            self._room.clear()
+
+    def informational(self, status: int, fields: Fields) -> None:
+        self._connection.headers(self._id, [(":status", str(status)), *fields], False)
+
+    def head(self, status: int, fields: Fields, *, end: bool = False) -> None:
+        end = end or self.request.method == "HEAD"
+        self._ended = end
+        self._connection.headers(self._id, [(":status", str(status)), *fields], end)
+
+    async def data(self, data: bytes) -> None:
+        if self._ended or not data:
+            return
+        self._connection.body(self._id, data, False)
+        if self._connection.buffered(self._id) > _HIGH_WATER_BYTES:
+            self._room.shut()
+            await self._room.wait()
+
+    def end(self, trailers: Fields | None = None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if trailers:
+            self._connection.headers(self._id, trailers, True)
+        else:
+            self._connection.body(self._id, b"", True)
+
+    def abort(self) -> None:
+        self._ended = True
+        self._connection.reset(self._id)
