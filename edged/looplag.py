@@ -1,0 +1,92 @@
+"""How late the event loop runs: a busy daemon must not convict the network.
+
+A timer due every ``interval_s`` notes how late it was called. The detector moves its deadlines by
+that lag, and metrics show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class LoopLag:
+    """Measures the running loop's lag; start and stop it in that loop."""
+
+    __slots__ = (
+        "_callback",
+        "_due",
+        "_handle",
+        "_interval_s",
+        "_last_s",
+        "_recent",
+        "_threshold_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        interval_s: float = 0.05,
+        window_s: float = 10.0,
+        threshold_s: float = 0.025,
+        callback: Callable[[float], None] | None = None,
+    ) -> None:
+        """``callback(lag_s)`` is called in the turn in which a lag above ``threshold_s`` shows."""
+        self._interval_s = interval_s
+        self._threshold_s = threshold_s
+        self._callback = callback
+        self._recent: deque[float] = deque(maxlen=max(1, round(window_s / interval_s)))
+        self._last_s = 0.0
+        self._due = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        self.stop()
+        self._arm(asyncio.get_running_loop(), time.monotonic())
+
+    def stop(self) -> None:
+        """End; the figures stay."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    @property
+    def last_s(self) -> float:
+        """The newest measured lag."""
+        return self._last_s
+
+    @property
+    def max_s(self) -> float:
+        """The greatest lag in the window."""
+        return max(self._recent, default=0.0)
+
+    @property
+    def p99_s(self) -> float:
+        """The lag that 99 of 100 measurements in the window stayed at or under."""
+        ordered = sorted(self._recent)
+        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else 0.0
+
+    def current_s(self) -> float:
+        """The lag as known at this very moment.
+
+        After a blockage other timers may run before this one; its being overdue already tells.
+        """
+        if self._handle is None:
+            return self._last_s
+        return max(self._last_s, time.monotonic() - self._due)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        # Not loop.time(): uvloop reads its clock once an iteration, which hides the very lag.
+        self._due = now + self._interval_s
+        self._handle = loop.call_later(self._interval_s, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = time.monotonic()
+        self._last_s = max(0.0, now - self._due)
+        self._recent.append(self._last_s)
+        self._arm(loop, now)
+        if self._callback is not None and self._last_s > self._threshold_s:
+            self._callback(self._last_s)

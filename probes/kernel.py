@@ -1,0 +1,275 @@
+"""TCP_INFO of live sockets: RTT, retransmissions and delivery rate, free of any packet.
+
+The kernel times every acknowledged segment, so a busy connection measures its path better than
+any probe. The sampler turns what changed since its last look into one `Sample` a path; it never
+takes silence for life: without an acknowledgement there is a TIMEOUT sample (something was sent
+again) or none at all.
+
+Source of the layout: ``struct tcp_info`` in ``include/uapi/linux/tcp.h``. It only ever grew at its
+end, so a shorter answer (an older kernel) lacks the later fields: they are ``None``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from policies.model import Kind, Outcome, Sample
+
+_IPPROTO_TCP = 6
+_TCP_INFO = 11
+_MAX_BYTES = 256
+
+_BASE = struct.Struct("=8B24I")  # up to tcpi_total_retrans; every kernel since 2.6 has it
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+_UNKNOWN_U32 = 0xFFFFFFFF  # tcpi_min_rtt before the first sample
+
+
+class HasFileno(Protocol):
+    """A socket, a transport's socket, or anything else that knows its descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor, -1 when closed."""
+
+
+class TcpInfo(NamedTuple):
+    """What ``TCP_INFO`` says of one socket now. Times in seconds; ``None``: no data."""
+
+    state: int
+    retransmits: int
+    """Retransmissions of the oldest unacknowledged segment that are still without an answer."""
+    backoff: int
+    """Doublings of the retransmission timeout; above 0 the peer has been silent for a while."""
+    app_limited: bool
+    """The delivery rate shows how little there was to send, not what the path can carry."""
+    rto_s: float
+    mss_bytes: int
+    unacked: int
+    """Segments in flight."""
+    lost: int
+    """Segments in flight that are believed lost."""
+    last_data_sent_s: float
+    last_ack_recv_s: float
+    """Time since the last ACK arrived."""
+    rtt_s: float | None
+    """Smoothed round trip; ``None`` before the first measurement."""
+    rttvar_s: float
+    total_retrans: int
+    bytes_acked: int | None
+    segs_out: int | None
+    notsent_bytes: int | None
+    min_rtt_s: float | None
+    data_segs_out: int | None
+    delivery_rate_bps: float | None
+    """Bits per second."""
+    delivered: int | None
+    """Segments delivered, the retransmitted ones counted once."""
+    bytes_sent: int | None
+    bytes_retrans: int | None
+    dsack_dups: int | None
+    """Segments that the peer reported as received twice: retransmissions nobody needed."""
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Bytes sent and not yet acknowledged, exact where the kernel counts bytes."""
+        if self.bytes_sent is None or self.bytes_acked is None or self.bytes_retrans is None:
+            return self.unacked * self.mss_bytes
+        # bytes_acked counts the SYN as one byte (RFC 793 sequence space), hence the floor at 0.
+        return max(0, self.bytes_sent - self.bytes_retrans - self.bytes_acked)
+
+
+def parse(raw: bytes) -> TcpInfo | None:
+    """Read ``struct tcp_info``; ``None`` when it is shorter than any kernel's."""
+    if len(raw) < _BASE.size:
+        return None
+    base = _BASE.unpack_from(raw)
+    rate = _u64(raw, 160)
+    return TcpInfo(
+        state=base[0],
+        retransmits=base[2],
+        backoff=base[4],
+        app_limited=bool(base[7] & 1),
+        rto_s=base[8] / 1e6,
+        mss_bytes=base[10],
+        unacked=base[12],
+        lost=base[14],
+        last_data_sent_s=base[17] / 1e3,
+        last_ack_recv_s=base[20] / 1e3,
+        rtt_s=base[23] / 1e6 if base[23] else None,
+        rttvar_s=base[24] / 1e6,
+        total_retrans=base[31],
+        bytes_acked=_u64(raw, 120),
+        segs_out=_u32(raw, 136),
+        notsent_bytes=_u32(raw, 144),
+        min_rtt_s=_min_rtt_s(_u32(raw, 148)),
+        data_segs_out=_u32(raw, 156),
+        delivery_rate_bps=None if not rate else rate * 8.0,
+        delivered=_u32(raw, 192),
+        bytes_sent=_u64(raw, 200),
+        bytes_retrans=_u64(raw, 208),
+        dsack_dups=_u32(raw, 216),
+    )
+
+
+def _u32(raw: bytes, offset: int) -> int | None:
+    return _U32.unpack_from(raw, offset)[0] if len(raw) >= offset + 4 else None
+
+
+def _u64(raw: bytes, offset: int) -> int | None:
+    return _U64.unpack_from(raw, offset)[0] if len(raw) >= offset + 8 else None
+
+
+def _min_rtt_s(microseconds: int | None) -> float | None:
+    return None if microseconds in (None, 0, _UNKNOWN_U32) else microseconds / 1e6
+
+
+# `socket.getsockopt` needs a socket object, and a transport under uvloop offers a duplicate made
+# for the call; the C function needs a descriptor only, and takes a microsecond.
+_getsockopt = ctypes.CDLL(None, use_errno=True).getsockopt
+_buffer = ctypes.create_string_buffer(_MAX_BYTES)
+_length = ctypes.c_uint32()
+
+
+def read(sock: int | HasFileno) -> TcpInfo | None:
+    """``TCP_INFO`` of a socket or descriptor; ``None`` if it is closed or no TCP socket."""
+    fd = sock if isinstance(sock, int) else sock.fileno()
+    if fd < 0:
+        return None
+    _length.value = _MAX_BYTES
+    if _getsockopt(fd, _IPPROTO_TCP, _TCP_INFO, _buffer, ctypes.byref(_length)) != 0:
+        return None
+    return parse(_buffer.raw[: _length.value])
+
+
+class Reading(NamedTuple):
+    """What the detector wants of one socket: does anything stand unanswered, and since when?"""
+
+    path: str
+    unacked_bytes: int
+    since_ack_s: float
+    """Time since the last ACK; says something only with ``unacked_bytes`` above 0."""
+    retransmits: int
+    backoff: int
+    notsent_bytes: int
+    """Bytes the kernel holds but has not sent (no data: 0, nothing is known to wait)."""
+
+    @property
+    def silent(self) -> bool:
+        """Something was sent, sent again, and nothing came back."""
+        return self.unacked_bytes > 0 and (self.retransmits > 0 or self.backoff > 0)
+
+
+class _Counters(NamedTuple):
+    """A socket's running totals at the last look."""
+
+    path: str
+    sent: int
+    resent: int
+    acked: int
+
+    @classmethod
+    def of(cls, path: str, info: TcpInfo) -> _Counters:
+        sent = info.data_segs_out if info.data_segs_out is not None else info.segs_out
+        acked = info.delivered if info.delivered is not None else info.bytes_acked
+        return cls(path, sent or 0, max(0, info.total_retrans - (info.dsack_dups or 0)), acked or 0)
+
+    def follows(self, before: _Counters) -> bool:
+        """False when the descriptor now belongs to another connection."""
+        return self.path == before.path and self.sent >= before.sent and self.acked >= before.acked
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one path's sockets add up to in one look."""
+
+    sent: int = 0
+    lost: int = 0
+    acked: bool = False
+    rtt_s: float | None = None
+    freshest_s: float = float("inf")
+    goodput_bps: float | None = None
+
+
+class KernelSampler:
+    """Turns the sockets that exist now into samples of what happened since the last look."""
+
+    __slots__ = ("_before", "readings")
+
+    def __init__(self) -> None:
+        self._before: dict[int, _Counters] = {}
+        self.readings: dict[int, Reading] = {}
+        """By descriptor, as of the last `sample`."""
+
+    def sample(self, sockets: Iterable[tuple[str, int | HasFileno]], now: float) -> list[Sample]:
+        """Look at each ``(path name, socket or descriptor)`` once; one sample a path at most.
+
+        A path whose sockets were idle, or whose segments are still on their way, gives none: what
+        they sent is counted by the look that knows its fate.
+        """
+        seen: dict[int, _Counters] = {}
+        readings: dict[int, Reading] = {}
+        tallies: dict[str, _Tally] = {}
+        for path, sock in sockets:
+            fd = sock if isinstance(sock, int) else sock.fileno()
+            info = read(fd)
+            if info is None:
+                continue
+            readings[fd] = _reading(path, info)
+            after = _Counters.of(path, info)
+            before = self._before.get(fd)
+            if before is None or not after.follows(before):
+                # A connection seen for the first time counts from its beginning.
+                before = _Counters(path, 0, 0, 0)
+            progressed = after.acked > before.acked
+            if progressed or after.resent > before.resent:
+                _add(tallies.setdefault(path, _Tally()), before, after, info, progressed)
+                seen[fd] = after
+            else:
+                seen[fd] = before
+        self._before = seen
+        self.readings = readings
+        return [_to_sample(path, tally, now) for path, tally in tallies.items() if tally.sent]
+
+
+def _reading(path: str, info: TcpInfo) -> Reading:
+    return Reading(
+        path,
+        info.unacked_bytes,
+        info.last_ack_recv_s,
+        info.retransmits,
+        info.backoff,
+        info.notsent_bytes or 0,
+    )
+
+
+def _add(
+    tally: _Tally, before: _Counters, after: _Counters, info: TcpInfo, progressed: bool
+) -> None:
+    tally.sent += after.sent - before.sent
+    tally.lost += max(0, after.resent - before.resent)
+    if not progressed:
+        return
+    tally.acked = True
+    if info.last_ack_recv_s < tally.freshest_s:
+        tally.freshest_s = info.last_ack_recv_s
+        tally.rtt_s = info.rtt_s
+    if info.delivery_rate_bps is not None and not info.app_limited:
+        # Sockets on one path share it: what they carry together is at least the sum.
+        tally.goodput_bps = (tally.goodput_bps or 0.0) + info.delivery_rate_bps
+
+
+def _to_sample(path: str, tally: _Tally, now: float) -> Sample:
+    return Sample(
+        path,
+        Kind.KERNEL,
+        now,
+        tally.rtt_s if tally.acked else None,
+        Outcome.OK if tally.acked else Outcome.TIMEOUT,
+        packets_sent=tally.sent,
+        packets_lost=min(tally.lost, tally.sent),
+        goodput_bps=tally.goodput_bps,
+    )
