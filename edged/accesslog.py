@@ -10,9 +10,18 @@ counted.
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+import os
+import queue
+import threading
+import time
 from typing import NamedTuple
 
 from policies.model import Carrier, Failure, Ranking
+
+_log = logging.getLogger("edged.accesslog")
 
 
 class AttemptRecord(NamedTuple):
@@ -115,3 +124,197 @@ class ExchangeRecord:
         """A request that was already (partly) sent went out again on another path."""
         self.ranking = ranking
         """The ranking it was decided by, for ``/why``."""
+
+
+_quote = json.encoder.encode_basestring_ascii
+
+
+def format_line(record: ExchangeRecord) -> str:
+    """``record`` as one line of JSON, with its line feed. Times are ms; no query, no header."""
+    r = record
+    ttfb = "null" if r.ttfb_s is None else f"{r.ttfb_s * 1e3:.1f}"
+    return (
+        f'{{"time":"{_timestamp(r.started)}","id":{_quote(r.request_id)}'
+        f',"client":{_quote(r.client)},"upstream":{_quote(r.upstream)},"method":{_quote(r.method)}'
+        f',"authority":{_quote(r.authority)},"target":{_quote(r.path_without_query)}'
+        f',"status":{"null" if r.status is None else r.status},"path":{_word(r.path_name)}'
+        f',"carrier":{_word(r.carrier)},"attempts":{len(r.attempts)},"ttfb_ms":{ttfb}'
+        f',"total_ms":{r.total_s * 1e3:.1f},"bytes_up":{r.bytes_up},"bytes_down":{r.bytes_down}'
+        f',"bytes_up_wire":{r.bytes_up_wire},"bytes_down_wire":{r.bytes_down_wire}'
+        f"{_extras(r)}}}\n"
+    )
+
+
+def _word(value: str | None) -> str:
+    return "null" if value is None else _quote(value)
+
+
+def _extras(record: ExchangeRecord) -> str:
+    """What most lines need not say."""
+    text = ""
+    if record.error is not None:
+        text += f',"error":{_quote(record.error)}'
+    if record.hedged:
+        text += ',"hedged":true'
+    if record.replayed:
+        text += ',"replayed":true'
+    if len(record.attempts) > 1 or any(a.failure for a in record.attempts):
+        text += f',"tried":{json.dumps([attempt_json(a) for a in record.attempts])}'
+    return text
+
+
+def attempt_json(attempt: AttemptRecord) -> dict[str, object]:
+    """An attempt as JSON data, for the log and ``/why``."""
+    return {
+        "path": attempt.path,
+        "carrier": attempt.carrier,
+        "why": attempt.why,
+        "started_ms": round(attempt.started_s * 1e3, 1),
+        "ended_ms": round(attempt.ended_s * 1e3, 1),
+        "outcome": "ok" if attempt.failure is None else attempt.failure.outcome,
+        "detail": "" if attempt.failure is None else attempt.failure.detail,
+    }
+
+
+_second = 0
+_second_text = ""
+
+
+def _timestamp(wall_s: float) -> str:
+    """RFC 3339 in UTC with milliseconds. The text of a second is made once."""
+    global _second, _second_text
+    ms = int(wall_s * 1e3)
+    second = ms // 1000
+    if second != _second:
+        _second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        _second = second
+    return f"{_second_text}.{ms % 1000:03d}Z"
+
+
+class AccessLog:
+    """Writes records to ``stdout``, ``stderr`` or a file from a thread of its own.
+
+    `write` is for the loop's thread only. ``dropped`` counts the lines that never reached the
+    target.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        flush_s: float = 0.1,
+        max_pending_bytes: int = 4 << 20,
+    ) -> None:
+        """Open ``target``. Raises OSError."""
+        self.target = target
+        self._loop = loop
+        self._flush_s = flush_s
+        self._max_pending_bytes = max_pending_bytes
+        self._lines: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._queued_bytes = 0
+        self._refused = 0
+        self._sink = _Sink(target)
+        self._sink.start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written since the start."""
+        return self._refused + self._sink.lost
+
+    def write(self, record: ExchangeRecord) -> None:
+        """Log one exchange, within the next tick."""
+        self._lines.append(format_line(record))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._flush_s, self.flush)
+
+    def flush(self) -> None:
+        """Hand over what was written since the last tick."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        if self._queued_bytes - self._sink.taken_bytes > self._max_pending_bytes:
+            self._refused += len(lines)
+            return
+        data = "".join(lines).encode("ascii")
+        self._queued_bytes += len(data)
+        self._sink.put(data)
+
+    def reopen(self) -> None:
+        """Open the file anew, after it was renamed by a rotation."""
+        self.flush()
+        self._sink.put(_REOPEN)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what is left, but wait no longer than ``timeout_s`` for a blocked target."""
+        self.flush()
+        self._sink.put(_CLOSE)
+        self._sink.join(timeout_s)
+
+
+_REOPEN = b""
+_CLOSE = None
+_LINE_FEED = 0x0A
+_STANDARD = {"stdout": 1, "stderr": 2}
+
+
+class _Sink(threading.Thread):
+    """Puts bytes on disk. A write may block for as long as it likes; only this thread waits."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(name="access-log", daemon=True)
+        self._target = target
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._fd = _open(target)
+        self._torn = False  # the last line on disk is incomplete
+        self._complained = False
+        self.taken_bytes = 0
+        """Bytes no longer waiting: written or lost."""
+        self.lost = 0
+        """Lines that the target did not take."""
+
+    def put(self, data: bytes | None) -> None:
+        self._queue.put(data)
+
+    def run(self) -> None:
+        while (data := self._queue.get()) is not _CLOSE:
+            if data:
+                self._write(data)
+                self.taken_bytes += len(data)
+            else:
+                self._reopen()
+        os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        if self._torn:
+            data = b"\n" + data  # ends the incomplete line, which was counted as lost already
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._fd, data[done:] if done else data)
+            self._torn = False
+        except OSError as error:
+            self.lost += data.count(b"\n", max(done, self._torn))
+            self._torn = data[done - 1] != _LINE_FEED if done else self._torn
+            if not self._complained:
+                self._complained = True
+                _log.warning("access log %s: %s; lines are lost", self._target, error.strerror)
+
+    def _reopen(self) -> None:
+        try:
+            fd = _open(self._target)
+        except OSError as error:
+            _log.warning("access log %s: not reopened: %s", self._target, error.strerror)
+            return
+        os.close(self._fd)
+        self._fd, self._torn, self._complained = fd, False, False
+
+
+def _open(target: str) -> int:
+    if target in _STANDARD:
+        return os.dup(_STANDARD[target])
+    return os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
