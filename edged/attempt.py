@@ -1,0 +1,310 @@
+"""One try of an exchange on one path: its stream, and the request body going into it.
+
+The attempt reads the body from the exchange's spool at its stream's pace, so that a second one can
+start from byte 0 while the first is half way. Whether an attempt starts, wins or ends is decided by
+`policies.attempts`; this file only carries it out.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from edged.compress import Encoder, encoder, request_coding
+from edged.messages import Headers, RequestHead, ResponseHead
+from edged.targets import Target
+from edged.upstream.base import Pending, Stream
+from policies.model import Carrier, Failure, Kind, Outcome, Sample
+
+if TYPE_CHECKING:
+    from edged.exchange import Exchange
+
+_PIECE_BYTES = 64 << 10
+_WHOLE_BYTES = 256 << 10  # complete bodies up to this size are coded in one go, with a length
+
+
+class Attempt:
+    """Implements `StreamEvents` for its stream; talks to its exchange by plain calls."""
+
+    __slots__ = (
+        "_blocked",
+        "_body_ended",
+        "_cursor",
+        "_encoder",
+        "_pending",
+        "asked_at",
+        "bytes_up_wire",
+        "coded",
+        "exchange",
+        "number",
+        "over",
+        "sent_at",
+        "started_at",
+        "stream",
+        "target",
+        "why",
+    )
+
+    def __init__(self, exchange: Exchange, number: int, target: Target, why: str) -> None:
+        self.exchange = exchange
+        self.number = number
+        self.target = target
+        self.why = why
+        self.started_at = monotonic()
+        self.sent_at: float | None = None
+        """When the head was handed to a connection."""
+        self.asked_at: float | None = None
+        """When the whole request was: from then on the endpoint owes an answer."""
+        self.stream: Stream | None = None
+        self.bytes_up_wire = 0
+        self.coded = False
+        self.over = False
+        self._pending: Pending | None = None
+        self._encoder: Encoder | None = None
+        self._cursor = 0
+        self._blocked = False
+        self._body_ended = False
+
+    # -- commands of the exchange -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Ask for a stream; `stream_ready` or `failed` follows, perhaps inside this call."""
+        exchange = self.exchange
+        self.target.live[self] = None
+        exchange.house.table.started(self.target.path.name)
+        self._open()
+
+    def _open(self) -> None:
+        exchange = self.exchange
+        pending = exchange.house.upstreams.open(
+            self.target.path,
+            self,
+            early_data=exchange.safe_method,
+            upgrade=exchange.request.upgrade is not None,
+        )
+        if pending is not None:
+            self._pending = pending
+            exchange.attempt_pending(self)
+
+    def cancel(self) -> None:
+        """Give up; nothing is reported any more."""
+        if not self.over:
+            self._leave()
+            if self._pending is not None:
+                self._pending.cancel()
+            if self.stream is not None:
+                self.stream.cancel()
+
+    def feed(self) -> None:
+        """Send what the spool has beyond the cursor, as far as the stream takes it."""
+        stream, exchange = self.stream, self.exchange
+        if stream is None or self._body_ended or self.over:
+            return
+        spool = exchange.spool
+        while not self._blocked and self._cursor < spool.size:
+            piece = spool.read(self._cursor, _PIECE_BYTES)
+            self._cursor += len(piece)
+            self._send(stream, piece)
+        if spool.complete and self._cursor == spool.size and not self._blocked:
+            self._end_body(stream)
+
+    def pass_on(self, data: bytes) -> None:
+        """Send body bytes that are the spool's newest, without reading them back if possible."""
+        stream = self.stream
+        if stream is None or self._blocked or self._body_ended:
+            return
+        if self._cursor + len(data) == self.exchange.spool.size:
+            self._cursor += len(data)
+            self._send(stream, data)
+        else:
+            self.feed()
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """What it runs on; ``None``: it never had a stream."""
+        return None if self.stream is None else self.stream.carrier
+
+    @property
+    def cursor(self) -> int:
+        """Body offset up to which the stream has taken it."""
+        return self._cursor
+
+    # -- StreamEvents -----------------------------------------------------------------------------
+
+    def stream_ready(self, stream: Stream) -> None:
+        """Send the head, and the body so far."""
+        self._pending = None
+        self.stream = stream
+        exchange = self.exchange
+        self.sent_at = monotonic()
+        head, whole = self._request_head()
+        has_body = head.body_length != 0 or whole is not None
+        stream.send_head(head, end=not has_body)
+        exchange.attempt_sent(self, self.sent_at)
+        if not has_body:
+            self.asked_at = self.sent_at
+            self._body_ended = True
+        elif self.over or self.stream is not stream:
+            return
+        elif whole is not None:
+            self._cursor = exchange.spool.size
+            self.bytes_up_wire += len(whole)
+            stream.send_data(whole)
+            self._end_body(stream)
+        elif exchange.request.upgrade is None:
+            self.feed()
+
+    def informational(self, status: int, headers: Headers) -> None:
+        """100 is edged's own affair; the others are passed on."""
+        if status != 100:
+            self.exchange.informational(status, headers)
+
+    def head(self, head: ResponseHead) -> None:
+        """The response begins: commit, unless it refuses what edged may repeat at once."""
+        if head.status == 421:
+            self.failed(Failure(Outcome.PROTOCOL, "421 Misdirected Request", unprocessed=True))
+            return
+        if head.status in (400, 415) and self._repeat_plain():
+            return
+        notes = self.target.notes
+        if self.coded:
+            notes.takes_coding = True
+        elif notes.takes_coding is False and head.status in (400, 415):
+            notes.takes_coding = None  # it refused the plain body too: the coding was not to blame
+        self.exchange.attempt_answered(self, head)
+
+    def data(self, data: bytes) -> None:
+        """Response body."""
+        self.exchange.response_data(data)
+
+    def end(self, trailers: Headers | None) -> None:
+        """The response is complete."""
+        if not self._body_ended and self.stream is not None and not self.exchange.upgraded:
+            # The peer answered without reading all: the rest of the request has no reader.
+            self.stream.cancel()
+        self._leave()
+        self.exchange.response_end(trailers)
+
+    def failed(self, failure: Failure) -> None:
+        """Over without a complete response."""
+        if self.over:
+            return
+        had_stream = self.stream is not None
+        self._leave()
+        if had_stream:
+            self.report(monotonic(), None, failure.outcome)
+        self.exchange.attempt_failed(self, failure)
+
+    def pause_body(self) -> None:
+        """The stream takes no more for now."""
+        self._blocked = True
+        if self.exchange.upgraded:
+            self.exchange.responder.pause_body()
+
+    def resume_body(self) -> None:
+        """The stream takes on."""
+        self._blocked = False
+        exchange = self.exchange
+        if exchange.upgraded:
+            exchange.responder.resume_body()
+        else:
+            self.feed()
+            exchange.body_moved()
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def report(
+        self,
+        now: float,
+        rtt_s: float | None,
+        outcome: Outcome,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """A passive sample: this attempt's time to first byte, or how it ended."""
+        sent_at = self.asked_at or self.sent_at or self.started_at
+        sample = Sample(
+            self.target.path.name, Kind.TTFB, sent_at, rtt_s, outcome, retry_after_s=retry_after_s
+        )
+        self.exchange.house.table.observe(sample, now)
+
+    def _leave(self) -> None:
+        self.over = True
+        self.target.live.pop(self, None)
+        self.exchange.house.table.finished(self.target.path.name)
+
+    def _request_head(self) -> tuple[RequestHead, bytes | None]:
+        """The head for this endpoint, and the whole coded body if it can be had at once."""
+        exchange, target = self.exchange, self.target
+        request = exchange.request
+        head = RequestHead(
+            request.method,
+            target.scheme,
+            target.authority,
+            target.base_path + request.path,
+            exchange.upstream_headers,
+            request.body_length,
+            expects_continue=False,
+            upgrade=request.upgrade,
+        )
+        if request.body_length == 0:
+            return head, None
+        coding = self._coding(request)
+        if coding is None:
+            return head, None
+        self.coded = True
+        head.headers = [*head.headers, (b"content-encoding", coding.encode())]
+        compression = exchange.service.policy.compression
+        codec = encoder(coding, compression.level)
+        spool = exchange.spool
+        if spool.complete and spool.replayable and spool.size <= _WHOLE_BYTES:
+            whole = codec.feed(spool.read(0, spool.size)) + codec.finish()
+            head.body_length = len(whole)
+            return head, whole
+        self._encoder = codec
+        head.body_length = None
+        return head, None
+
+    def _coding(self, request: RequestHead) -> str | None:
+        compression = self.exchange.service.policy.compression
+        if not compression.requests or self.target.notes.takes_coding is False:
+            return None
+        accepts = self.target.path.endpoint.accepts_encoding
+        return request_coding(request, accepts, compression.min_bytes)
+
+    def _repeat_plain(self) -> bool:
+        """The endpoint may have refused the coding: send the body again as it is.
+
+        Only when it never took one, and while the body can be repeated. 415 and 400 both say that
+        the request was not executed.
+        """
+        exchange, notes = self.exchange, self.target.notes
+        if not self.coded or notes.takes_coding is True or not exchange.spool.replayable:
+            return False
+        notes.takes_coding = False
+        if self.stream is not None:
+            self.stream.cancel()
+        self.stream = None
+        self.coded = False
+        self._encoder = None
+        self._cursor = 0
+        self._blocked = False
+        self._body_ended = False
+        self.asked_at = None
+        self._open()
+        return True
+
+    def _send(self, stream: Stream, piece: bytes) -> None:
+        if self._encoder is not None:
+            piece = self._encoder.feed(piece)
+        if piece:
+            self.bytes_up_wire += len(piece)
+            stream.send_data(piece)
+
+    def _end_body(self, stream: Stream) -> None:
+        self._body_ended = True
+        if self._encoder is not None:
+            rest = self._encoder.finish()
+            self.bytes_up_wire += len(rest)
+            stream.send_data(rest)
+        self.asked_at = monotonic()
+        stream.send_end(self.exchange.request_trailers)

@@ -1,0 +1,248 @@
+"""Carries out the commands of `policies.attempts`: what requests and tunnels share.
+
+The machine decides; a `Driver` starts, cancels and remembers attempts, keeps the one timer, and
+answers the client itself when the machine gives up. How an attempt reaches the upstream is the
+subclass's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from edged.accesslog import AttemptRecord
+from edged.downstream.base import Responder
+from edged.messages import RequestHead
+from edged.outcome import error_type
+from policies import attempts
+from policies.model import Carrier, Failure
+
+if TYPE_CHECKING:
+    from edged.exchanges import Exchanges, Plan
+    from edged.targets import Target
+
+UPGRADED_IDLE_S = 3600.0
+"""Longest silence on a connection switched to raw bytes."""
+
+
+class Try(Protocol):
+    """What a driver needs of an attempt."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def target(self) -> Target: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def carrier(self) -> Carrier | None: ...
+    @property
+    def bytes_up_wire(self) -> int: ...
+
+    def start(self) -> None: ...
+    def cancel(self) -> None: ...
+
+
+TryT = TypeVar("TryT", bound=Try)
+
+
+class Driver(ABC, Generic[TryT]):
+    """One exchange's machine, attempts, timer and figures."""
+
+    __slots__ = (
+        "_timer",
+        "bucket",
+        "bytes_down",
+        "bytes_down_wire",
+        "bytes_up",
+        "bytes_up_wire",
+        "carrier",
+        "deadline",
+        "ended",
+        "error",
+        "first_byte_s",
+        "house",
+        "live",
+        "machine",
+        "past",
+        "plan",
+        "request",
+        "request_id",
+        "responder",
+        "service",
+        "started_at",
+        "status",
+        "winner_path",
+    )
+
+    def __init__(
+        self,
+        house: Exchanges,
+        plan: Plan,
+        machine: attempts.Exchange,
+        request: RequestHead,
+        responder: Responder,
+        request_id: str,
+    ) -> None:
+        self.house = house
+        self.plan = plan
+        self.service = plan.service
+        self.machine = machine
+        self.request = request
+        self.responder = responder
+        self.request_id = request_id
+        self.started_at = monotonic()
+        self.deadline = self.started_at + plan.first_byte_timeout_s
+        """Monotonic time at which `deadline_passed` is called unless there is progress."""
+        self.bucket = 0
+        self.live: dict[int, TryT] = {}
+        self.past: list[AttemptRecord] = []
+        self.status: int | None = None
+        """What the client got."""
+        self.error: str | None = None
+        self.first_byte_s: float | None = None
+        self.winner_path: str | None = None
+        self.carrier: Carrier | None = None
+        self.bytes_up = 0
+        self.bytes_up_wire = 0
+        self.bytes_down = 0
+        self.bytes_down_wire = 0
+        self.ended = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- for subclasses ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_attempt(self, number: int, target: Target, why: str) -> TryT:
+        """An attempt on ``target``, not started yet."""
+
+    @abstractmethod
+    def deadline_passed(self, now: float) -> None:
+        """Too long without progress (see `edged.deadlines`)."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Free what the subclass holds; called once, at the end."""
+
+    def touch(self, limit_s: float) -> None:
+        """There was progress: the next is due in ``limit_s``."""
+        self.deadline = monotonic() + limit_s
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The request is ready to go."""
+        self.carry_out(self.machine.begin(monotonic()))
+
+    def gone(self) -> None:
+        """The client left."""
+        if not self.ended:
+            self.carry_out(self.machine.client_gone(monotonic()))
+            self.service.counters.client_gone += 1
+            self.error = "client_gone"
+            self.close()
+
+    def attempt_failed(self, attempt: TryT, failure: Failure) -> None:
+        """An attempt ended without a complete response, before any was committed."""
+        if self.live.pop(attempt.number, None) is not None:
+            self._remember(attempt, failure)
+            self.carry_out(self.machine.failed(attempt.number, failure, monotonic()))
+
+    def path_down(self, path: str, candidates: Sequence[str]) -> None:
+        """A path in use was declared DOWN; ``candidates`` is the new order."""
+        if not self.machine.done:
+            self.machine.reroute(candidates)
+            self.carry_out(self.machine.path_down(path, monotonic()))
+
+    def path_suspect(self, path: str) -> None:
+        """A path in use became SUSPECT."""
+        self.carry_out(self.machine.path_suspect(path, monotonic()))
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.carry_out(self.machine.timer_fired(monotonic()))
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def carry_out(self, commands: attempts.Commands) -> None:
+        """Carry out in order. `Commit` is the caller's, who holds the response head."""
+        for command in commands:
+            if isinstance(command, attempts.Start):
+                self._start(command)
+            elif isinstance(command, attempts.ArmTimer):
+                self._arm(command.at)
+            elif isinstance(command, attempts.Cancel):
+                self._cancel(command.attempt)
+            elif isinstance(command, attempts.GiveUp):
+                self._give_up(command)
+
+    def _start(self, command: attempts.Start) -> None:
+        attempt = self.make_attempt(
+            command.attempt, self.house.targets.get(command.path), command.why
+        )
+        self.live[command.attempt] = attempt
+        if command.attempt > 1:
+            self._count_extra(command.why)
+        attempt.start()
+
+    def _count_extra(self, why: str) -> None:
+        counters = self.service.counters
+        if why == "hedge":
+            counters.hedges += 1
+        elif why != "race":
+            counters.retries += 1
+            counters.failovers += why == "failover"
+
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(0.0, at - monotonic())
+        self._timer = self.house.loop.call_later(delay_s, self._timer_fired)
+
+    def _cancel(self, number: int) -> None:
+        attempt = self.live.pop(number, None)
+        if attempt is not None:
+            attempt.cancel()
+            self._remember(attempt, None)
+
+    def _give_up(self, command: attempts.GiveUp) -> None:
+        error = error_type(command.failure.outcome, command.status)
+        detail = f"{self.service.name}: {command.failure.detail} ({command.reason})"
+        self.fail(command.status, error, detail)
+
+    def fail(self, status: int, error: str, detail: str) -> None:
+        """Answer the client ourselves: no response of the upstream will come."""
+        self.error = error
+        self.status = status
+        self.service.counters.errors[error] += 1
+        self.house.send_error(self, error, detail)
+        self.close()
+
+    def close(self) -> None:
+        """The end, whatever it was: free everything, hand in the figures."""
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for number in tuple(self.live):
+            self._cancel(number)
+        self.release()
+        self.house.closed(self)
+
+    def _remember(self, attempt: TryT, failure: Failure | None) -> None:
+        self.bytes_up_wire += attempt.bytes_up_wire
+        self.past.append(
+            AttemptRecord(
+                attempt.target.path.name,
+                attempt.carrier,
+                attempt.started_at - self.started_at,
+                monotonic() - self.started_at,
+                failure,
+                attempt.why,
+            )
+        )

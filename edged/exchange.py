@@ -1,0 +1,305 @@
+"""One client request and its response: carries out what `policies.attempts` decides.
+
+An `Exchange` is the `RequestSink` of its client connection and the owner of its attempts. It keeps
+the promises that outrank everything: a response cut short is never ended cleanly, a request is
+repeated only when the machine says so, and there is always a deadline.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from edged.attempt import Attempt
+from edged.compress import (
+    ACCEPT_ENCODING,
+    accepted_codings,
+    may_ask_for_coding,
+    response_decoder,
+)
+from edged.delivery import Decoding
+from edged.downstream.base import Responder
+from edged.driver import UPGRADED_IDLE_S, Driver
+from edged.headers import NOT_FORWARDED
+from edged.messages import Headers, RequestHead, ResponseHead, header
+from edged.outcome import judge
+from edged.spool import Spool
+from edged.targets import Target
+from policies.model import Failure, Outcome
+
+if TYPE_CHECKING:
+    from edged.exchanges import Exchanges, Plan
+    from edged.stages import Routed
+
+HOLD_BYTES = 64 << 10
+"""A request whose body is announced to be at most this long goes out once all of it is here."""
+SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
+_LAG_HIGH_BYTES = 256 << 10  # body bytes that no attempt has taken yet: the client is paused
+_LAG_LOW_BYTES = 64 << 10
+
+_REPLACED = NOT_FORWARDED | {b"accept-encoding"}
+
+_NO_BODY = Spool(0)
+_NO_BODY.complete = True
+
+
+class Exchange(Driver[Attempt]):
+    """See the module. Public attributes are for its attempts and for `edged.exchanges`."""
+
+    __slots__ = (
+        "_client_codings",
+        "_client_slow",
+        "_decoding",
+        "_paused_client",
+        "_winner",
+        "request_trailers",
+        "routed",
+        "safe_method",
+        "spool",
+        "upgraded",
+        "upstream_headers",
+    )
+
+    def __init__(
+        self,
+        house: Exchanges,
+        routed: Routed,
+        plan: Plan,
+        request: RequestHead,
+        responder: Responder,
+        request_id: str,
+    ) -> None:
+        self.safe_method = request.method in SAFE_METHODS
+        repeatable = self.safe_method or header(request.headers, b"idempotency-key") is not None
+        super().__init__(house, plan, plan.machine(repeatable), request, responder, request_id)
+        self.routed = routed
+        self.request_trailers: Headers | None = None
+        self.spool = _NO_BODY
+        if request.body_length != 0:
+            limit = plan.service.policy.limits.spool_bytes
+            self.spool = Spool(limit, house.spool_dir, house.spool_failed)
+        self.upgraded = False
+        self._client_codings: frozenset[str] | None = None
+        self.upstream_headers = self._make_upstream_headers()
+        self._winner: Attempt | None = None
+        self._decoding: Decoding | None = None
+        self._client_slow = False
+        self._paused_client = False
+
+    def make_attempt(self, number: int, target: Target, why: str) -> Attempt:
+        """A stream from the pools."""
+        return Attempt(self, number, target, why)
+
+    def begin(self) -> None:
+        """The head is here. A small body that is still to come is waited for."""
+        length = self.request.body_length
+        if length and length <= HOLD_BYTES and self.request.upgrade is None:
+            if self.request.expects_continue:
+                self.responder.resume_body()
+            return
+        super().begin()
+
+    # -- the client's side (RequestSink) ----------------------------------------------------------
+
+    def body(self, data: bytes) -> None:
+        """Request body; after an upgrade, raw bytes."""
+        if self.ended:
+            return
+        if self.upgraded:
+            self.touch(UPGRADED_IDLE_S)
+            if self._winner is not None and self._winner.stream is not None:
+                self._winner.stream.send_data(data)
+            return
+        spool = self.spool
+        limit = self.service.policy.limits.body_bytes
+        if limit is not None and spool.size + len(data) > limit:
+            self._refuse(413, "http_request_error", f"the policy allows {limit} bytes of body")
+            return
+        was_replayable = spool.replayable
+        spool.append(data, self._slowest_cursor())
+        if was_replayable and not spool.replayable:
+            self._lose_replay()
+        self.touch(self.plan.first_byte_timeout_s)
+        for attempt in tuple(self.live.values()):
+            attempt.pass_on(data)
+        if not self._paused_client and spool.size - self._fastest_cursor() > _LAG_HIGH_BYTES:
+            self._paused_client = True
+            self.responder.pause_body()
+
+    def body_end(self, trailers: Headers | None) -> None:
+        """The request is complete."""
+        if self.ended:
+            return
+        if self.upgraded:
+            if self._winner is not None and self._winner.stream is not None:
+                self._winner.stream.send_end()
+            return
+        self.request_trailers = trailers
+        if self.spool is not _NO_BODY:
+            self.spool.complete = True
+        if self.machine.starts == 0 and not self.machine.done:
+            super().begin()
+            return
+        for attempt in tuple(self.live.values()):
+            attempt.feed()
+
+    def pause_response(self) -> None:
+        """The client reads slower than the upstream sends."""
+        self._client_slow = True
+        if self._decoding is not None:
+            self._decoding.pause()
+        if self._winner is not None and self._winner.stream is not None:
+            self._winner.stream.pause_reading()
+
+    def resume_response(self) -> None:
+        """The client caught up."""
+        self._client_slow = False
+        if self._decoding is not None:
+            self._decoding.resume()
+        winner = self._winner
+        if not self._client_slow and winner is not None and not winner.over:
+            assert winner.stream is not None
+            winner.stream.resume_reading()
+
+    # -- the attempts' side -----------------------------------------------------------------------
+
+    def attempt_pending(self, attempt: Attempt) -> None:
+        """No pooled stream was free."""
+        self.carry_out(self.machine.pending(attempt.number, monotonic()))
+
+    def attempt_sent(self, attempt: Attempt, now: float) -> None:
+        """The request's head went out on it."""
+        self.carry_out(self.machine.sent(attempt.number, now))
+        if self.request.expects_continue:
+            self.responder.resume_body()
+
+    def attempt_answered(self, attempt: Attempt, head: ResponseHead) -> None:
+        """A final head came: it is the answer."""
+        now = monotonic()
+        outcome, retry_after_s = judge(head)
+        rtt_s = None if attempt.asked_at is None else now - attempt.asked_at
+        attempt.report(now, rtt_s, outcome, retry_after_s)
+        self._winner = attempt
+        self.carry_out(self.machine.head_received(attempt.number, now))
+        self._commit(attempt, head, now)
+
+    def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
+        """It is over without a complete response."""
+        if attempt is self._winner:
+            self._break(failure.detail)
+        else:
+            super().attempt_failed(attempt, failure)
+
+    def informational(self, status: int, headers: Headers) -> None:
+        """Pass an interim response on, unless the final head is out."""
+        if self.status is None and not self.ended:
+            self.responder.informational(status, headers)
+
+    def response_data(self, data: bytes) -> None:
+        """Body bytes of the winner: they leave in this loop turn."""
+        self.bytes_down_wire += len(data)
+        self.touch(UPGRADED_IDLE_S if self.upgraded else self.plan.idle_timeout_s)
+        if self._decoding is None:
+            self.bytes_down += len(data)
+            self.responder.data(data)
+        else:
+            self._decoding.data(data)
+
+    def response_end(self, trailers: Headers | None) -> None:
+        """The winner's body is complete; the client's is once all is decoded."""
+        if self._decoding is None:
+            self._finish(trailers)
+        else:
+            self._decoding.end(trailers)
+
+    def body_moved(self) -> None:
+        """An attempt took body bytes: the client may send more."""
+        if self._paused_client and self.spool.size - self._fastest_cursor() <= _LAG_LOW_BYTES:
+            self._paused_client = False
+            self.responder.resume_body()
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def deadline_passed(self, now: float) -> None:
+        """Too long without progress (see `edged.deadlines`)."""
+        if self._winner is not None:
+            self.error = "http_response_timeout"
+            self._break("the response paused for longer than the policy's idle_timeout_s")
+        else:
+            self.carry_out(self.machine.expired(now))
+
+    def _refuse(self, status: int, error: str, detail: str) -> None:
+        self.carry_out(self.machine.client_gone(monotonic()))
+        self.fail(status, error, detail)
+
+    # -- the response -----------------------------------------------------------------------------
+
+    def _commit(self, attempt: Attempt, head: ResponseHead, now: float) -> None:
+        self.first_byte_s = now - self.started_at
+        self.status = head.status
+        self.winner_path = attempt.target.path.name
+        self.carrier = attempt.carrier
+        if self._client_codings is not None:
+            decoder = response_decoder(head, self._client_codings)
+            if decoder is not None:
+                self._decoding = Decoding(decoder, self._send_plain, self._finish, self._break)
+        self.house.dress(head, attempt.target, self, self.routed.prefix)
+        if head.status == 101:
+            self.upgraded = True
+            self.touch(UPGRADED_IDLE_S)
+        else:
+            self.touch(self.plan.idle_timeout_s)
+        self.responder.head(head)
+
+    def _send_plain(self, piece: bytes) -> None:
+        self.bytes_down += len(piece)
+        self.responder.data(piece)
+
+    def _finish(self, trailers: Headers | None) -> None:
+        """A complete response."""
+        if not self.ended:
+            self.responder.end(trailers)
+            self.close()
+
+    def _break(self, detail: str) -> None:
+        """The response cannot be completed: the client must be able to tell."""
+        if not self.ended:
+            self.error = self.error or "http_response_incomplete"
+            self.house.broken(self, detail)
+            self.responder.abort()
+            self.close()
+
+    def release(self) -> None:
+        """Free the spool."""
+        self.bytes_up = self.bytes_up or self.spool.size
+        if self.spool is not _NO_BODY:
+            self.spool.close()
+        self._decoding = None
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _make_upstream_headers(self) -> Headers:
+        """The request's fields as every attempt sends them, but for what an endpoint adds."""
+        request = self.request
+        if self.service.policy.compression.responses and may_ask_for_coding(request):
+            self._client_codings = accepted_codings(header(request.headers, b"accept-encoding"))
+            headers = [item for item in request.headers if item[0] not in _REPLACED]
+            headers.append((b"accept-encoding", ACCEPT_ENCODING))
+        else:
+            headers = [item for item in request.headers if item[0] not in NOT_FORWARDED]
+        headers.append(self.house.via[request.version])
+        return headers
+
+    def _fastest_cursor(self) -> int:
+        return max([attempt.cursor for attempt in self.live.values()], default=0)
+
+    def _slowest_cursor(self) -> int:
+        return min([attempt.cursor for attempt in self.live.values()], default=0)
+
+    def _lose_replay(self) -> None:
+        """Too long for the spool: who is far behind the fastest attempt cannot be served on."""
+        self.machine.replay_lost()
+        fastest = self._fastest_cursor()
+        for attempt in tuple(self.live.values()):
+            if fastest - attempt.cursor > _LAG_HIGH_BYTES:
+                attempt.failed(Failure(Outcome.PROTOCOL, "the request body outgrew the spool"))

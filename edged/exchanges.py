@@ -1,0 +1,351 @@
+"""All exchanges: the last stage of a request, and what they share.
+
+Per upstream a `Service` (policy, budgets, counters), per path a `Target`, per (upstream, class) a
+`Plan` made once per ranking: whatever does not differ between requests is worked out before them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from edged.accesslog import ExchangeRecord
+from edged.counters import UpstreamCounters
+from edged.deadlines import Deadlines
+from edged.downstream.base import RequestSink, Responder
+from edged.driver import Driver
+from edged.exchange import Exchange
+from edged.headers import REQUEST_ID, answer, error_response, new_request_id, via_value
+from edged.messages import RequestHead, ResponseHead, header
+from edged.targets import Target, Targets
+from edged.tunnel import Tunnel
+from edged.upstream.base import Upstreams
+from policies import attempts
+from policies.budget import hedge_budget, retry_bucket, retry_capacity
+from policies.model import Change, Ranking, Replay, RequestClass, Verdict
+from policies.schema import Policy
+from probes.base import Dialer
+
+if TYPE_CHECKING:
+    from edged.stages import Routed
+    from edged.table import PathTable
+
+_log = logging.getLogger("edged.exchange")
+
+_DEFAULT_RACE_S = 0.5
+_RACE_FLOOR_S = 0.1
+_COLD_ROUND_TRIPS = 3.5  # DNS from the cache, TCP, TLS 1.3, and half a round trip of grace
+
+
+UNLISTED = "*"
+"""The service of hosts in no upstream."""
+_MOST_PLANS = 4096
+
+_HINTS = {
+    502: "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`",
+    503: "no path exists: check `lines` and the endpoint's `lines` in the configuration",
+    504: "raise first_byte_timeout_s in the upstream's policy if the service may take this long",
+    413: "raise limits.body_bytes in the upstream's policy",
+}
+
+
+def names_of(ranking: Ranking) -> tuple[str, ...]:
+    """The path names of a ranking, best first."""
+    return tuple(candidate.state.path.name for candidate in ranking.order)
+
+
+class Service:
+    """One upstream as exchanges need it. Budgets and counters survive a reload."""
+
+    __slots__ = ("counters", "hedges", "name", "policy", "retries")
+
+    def __init__(self, name: str, policy: Policy) -> None:
+        self.name = name
+        self.policy = policy
+        self.counters = UpstreamCounters()
+        self.retries = retry_bucket(policy.retry)
+        self.hedges = hedge_budget(policy.hedge)
+
+    def configure(self, policy: Policy) -> None:
+        """Take a new policy."""
+        self.policy = policy
+        retry = policy.retry
+        self.retries.resize(
+            share=retry.budget, per_s=retry.min_per_s, capacity=retry_capacity(retry)
+        )
+        self.hedges.resize(0.0 if policy.hedge.when == "off" else policy.hedge.budget)
+
+
+class Plan:
+    """What exchanges of one upstream and class have in common under one ranking."""
+
+    __slots__ = (
+        "_hedge_delay_s",
+        "_other",
+        "_race_delay_s",
+        "_safe",
+        "connect_timeout_s",
+        "first_byte_timeout_s",
+        "idle_timeout_s",
+        "names",
+        "ranking",
+        "service",
+    )
+
+    def __init__(self, service: Service, ranking: Ranking, *, gateway: bool) -> None:
+        policy = service.policy
+        self.service = service
+        self.ranking = ranking
+        self.names = names_of(ranking)
+        self.first_byte_timeout_s = policy.failover.first_byte_timeout_s
+        self.idle_timeout_s = policy.failover.idle_timeout_s
+        self.connect_timeout_s = policy.failover.connect_timeout_s
+        replay = policy.replay or (Replay.LINE_DOWN if gateway else Replay.NEVER)
+        attempts_allowed = policy.retry.max_attempts
+        when = policy.hedge.when
+        self._safe = attempts.Traits(True, replay, when != "off", attempts_allowed)
+        self._other = attempts.Traits(False, replay, when == "always", attempts_allowed)
+        self._hedge_delay_s: float | None = None
+        self._race_delay_s: float | None = None
+        if len(self.names) > 1:
+            best = ranking.order[0].state
+            if best.ttfb_p95_s is not None:
+                self._hedge_delay_s = max(best.ttfb_p95_s, policy.hedge.min_delay_s)
+            rtt_s = best.estimate.rtt_s
+            self._race_delay_s = (
+                _DEFAULT_RACE_S if rtt_s is None else max(_RACE_FLOOR_S, _COLD_ROUND_TRIPS * rtt_s)
+            )
+
+    def machine(self, safe: bool, names: Sequence[str] | None = None) -> attempts.Exchange:
+        """The decider of one exchange; ``names`` narrows the candidates."""
+        return attempts.Exchange(
+            self.names if names is None else names,
+            self._safe if safe else self._other,
+            self.service.retries,
+            self.service.hedges,
+            hedge_delay_s=self._hedge_delay_s,
+            race_delay_s=self._race_delay_s,
+        )
+
+
+class Exchanges:
+    """The stage that turns a routed request into an exchange or a tunnel.
+
+    ``node`` is this daemon's pseudonym in Via; ``record`` takes the record of each exchange when
+    it is over.
+    """
+
+    def __init__(
+        self,
+        table: PathTable,
+        upstreams: Upstreams,
+        dialer: Dialer,
+        *,
+        node: str,
+        record: Callable[[ExchangeRecord], None],
+        spool_dir: str | None = None,
+    ) -> None:
+        self.table = table
+        self.upstreams = upstreams
+        self.dialer = dialer
+        self.loop = asyncio.get_running_loop()
+        self.spool_dir = spool_dir
+        self.services: dict[str, Service] = {}
+        self.live: dict[Driver[Any], None] = {}
+        self.deadlines = Deadlines(monotonic())
+        self.targets = Targets(lambda name: table.snapshot.paths[name].path)
+        self._pseudonym = node.encode()
+        self.via = {
+            version: (b"via", via_value(version, self._pseudonym))
+            for version in (b"1.0", b"1.1", b"2", b"3")
+        }
+        self._record = record
+        self._default_policy = Policy()
+        self._plans: dict[tuple[str, RequestClass, bool], Plan] = {}
+        self._disk_warned_at: float | None = None
+
+    # -- configuration ----------------------------------------------------------------------------
+
+    def configure(self, policies: Mapping[str, Policy], default: Policy) -> None:
+        """Policies by upstream name; ``default`` serves unlisted hosts. State survives."""
+        self._default_policy = default
+        for name, service in self.services.items():
+            service.configure(policies.get(name, default))
+        for name, policy in policies.items():
+            if name not in self.services:
+                self.services[name] = Service(name, policy)
+        self._plans.clear()
+        self.targets.refresh()
+
+    # -- the stage --------------------------------------------------------------------------------
+
+    def __call__(self, routed: Routed, head: RequestHead, responder: Responder) -> RequestSink:
+        """Handle one request."""
+        plan = self._plan(routed, head)
+        plan.service.counters.requests += 1
+        plan.service.counters.in_flight += 1
+        request_id = new_request_id()
+        exchange: Exchange | Tunnel
+        if head.method == b"CONNECT":
+            exchange = Tunnel(self, plan, head, responder, request_id)
+        else:
+            exchange = Exchange(self, routed, plan, head, responder, request_id)
+        self.live[exchange] = None
+        self.deadlines.add(exchange)
+        exchange.begin()
+        return exchange
+
+    def path_changed(self, change: Change) -> None:
+        """A verdict changed: those in flight on the path hear of it now.
+
+        Subscribe this before the pools: an exchange must know the new order before its streams
+        fail.
+        """
+        for attempt in self.targets.live_on(change.path):
+            exchange = attempt.exchange
+            if change.new is Verdict.DOWN:
+                old = exchange.plan.ranking
+                ranking = self.table.ranking(old.upstream, old.request_class)
+                exchange.path_down(change.path, names_of(ranking))
+            elif change.new is Verdict.SUSPECT:
+                exchange.path_suspect(change.path)
+
+    def tick(self, now: float) -> None:
+        """Call about once a second."""
+        self.deadlines.tick(now)
+
+    # -- for exchanges ----------------------------------------------------------------------------
+
+    def dress(
+        self, head: ResponseHead, target: Target, exchange: Driver[Any], prefix: bytes
+    ) -> None:
+        """Add what a proxy adds to a response, remove what only the upstream's own client needs."""
+        headers = [item for item in head.headers if item[0] != b"alt-svc"]
+        headers.append((b"via", via_value(head.version, self._pseudonym)))
+        headers.append((b"proxy-status", target.proxy_status))
+        headers.append((REQUEST_ID, exchange.request_id.encode()))
+        if 300 <= head.status < 400 or head.status == 201:
+            location = header(headers, b"location")
+            local = None if location is None else target.local_location(location, prefix)
+            if local is not None:
+                headers = [item for item in headers if item[0] != b"location"]
+                headers.append((b"location", local))
+        head.headers = headers
+
+    def send_error(self, exchange: Driver[Any], error: str, detail: str) -> None:
+        """Answer with one of edged's own errors (RFC 9209)."""
+        status = exchange.status
+        assert status is not None
+        last = exchange.past[-1].path if exchange.past else ""
+        state = self.table.snapshot.paths.get(last)
+        answer(
+            exchange.responder,
+            error_response(
+                status,
+                error,
+                detail,
+                _HINTS.get(status, "").format(id=exchange.request_id),
+                request_id=exchange.request_id,
+                proxy_error=error,
+                line=None if state is None else state.path.line.name,
+                endpoint=None if state is None else state.path.endpoint.key,
+            ),
+        )
+        _log.warning("%s %d %s: %s", exchange.request_id, status, error, detail)
+
+    def broken(self, exchange: Driver[Any], detail: str) -> None:
+        """A response was broken after its head had gone out."""
+        exchange.service.counters.aborted += 1
+        _log.warning(
+            "%s response broken after %d bytes on %s: %s",
+            exchange.request_id,
+            exchange.bytes_down,
+            exchange.winner_path,
+            detail,
+        )
+
+    def spool_failed(self, error: OSError) -> None:
+        """The disk did not take a request body: it flows on, but cannot be replayed."""
+        now = monotonic()
+        if self._disk_warned_at is None or now - self._disk_warned_at > 60:
+            self._disk_warned_at = now
+            _log.warning(
+                "request body not spooled: %s; bodies above 256 KiB cannot be replayed on another "
+                "line until there is room in %s",
+                error.strerror or error,
+                self.spool_dir or "the temporary directory",
+            )
+
+    def closed(self, exchange: Driver[Any]) -> None:
+        """An exchange is over: count it and hand in its record."""
+        self.live.pop(exchange, None)
+        self.deadlines.remove(exchange)
+        total_s = monotonic() - exchange.started_at
+        machine = exchange.machine
+        self._count(exchange, total_s)
+        request = exchange.request
+        self._record(
+            ExchangeRecord(
+                exchange.request_id,
+                time.time() - total_s,
+                exchange.service.name,
+                request.method.decode("latin-1"),
+                request.authority.decode("latin-1"),
+                request.path.partition(b"?")[0].decode("latin-1"),
+                client=exchange.responder.client,
+                status=exchange.status,
+                path_name=exchange.winner_path,
+                carrier=exchange.carrier,
+                attempts=tuple(exchange.past),
+                bytes_up=exchange.bytes_up,
+                bytes_down=exchange.bytes_down,
+                bytes_up_wire=exchange.bytes_up_wire,
+                bytes_down_wire=exchange.bytes_down_wire,
+                ttfb_s=exchange.first_byte_s,
+                total_s=total_s,
+                error=exchange.error,
+                hedged=machine.hedged,
+                replayed=machine.doubled > 0 and not machine.hedged,
+                ranking=exchange.plan.ranking,
+            )
+        )
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _count(self, exchange: Driver[Any], total_s: float) -> None:
+        counters = exchange.service.counters
+        counters.in_flight -= 1
+        counters.total.add(total_s)
+        counters.bytes_down += exchange.bytes_down
+        counters.bytes_down_wire += exchange.bytes_down_wire
+        counters.bytes_up += exchange.bytes_up
+        counters.bytes_up_wire += exchange.bytes_up_wire
+        counters.double_executions += exchange.machine.doubled
+        if exchange.first_byte_s is not None:
+            counters.ttfb.add(exchange.first_byte_s)
+        if exchange.status is not None:
+            counters.statuses[exchange.status] += 1
+
+    def _plan(self, routed: Routed, head: RequestHead) -> Plan:
+        streaming = header(head.headers, b"accept") == b"text/event-stream"
+        request_class = RequestClass.of(head.body_length, streaming=streaming)
+        upstream = self._upstream_of(routed)
+        ranking = self.table.ranking(upstream, request_class)
+        key = (upstream, request_class, routed.gateway)
+        plan = self._plans.get(key)
+        if plan is None or plan.ranking is not ranking:
+            if len(self._plans) > _MOST_PLANS:
+                self._plans.clear()
+            service = self.services.get(upstream) or self._unlisted_service()
+            plan = self._plans[key] = Plan(service, ranking, gateway=routed.gateway)
+        return plan
+
+    def _unlisted_service(self) -> Service:
+        service = self.services.get(UNLISTED)
+        if service is None:
+            service = self.services[UNLISTED] = Service(UNLISTED, self._default_policy)
+        return service

@@ -1,0 +1,117 @@
+"""What attempts need of each path, worked out once and not per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from edged.headers import proxy_status
+from policies.model import Path
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from edged.driver import Driver
+
+_MOST_TARGETS = 8192  # listed paths are few; those of unlisted hosts come and go
+
+
+@dataclass(slots=True)
+class EndpointNotes:
+    """What exchanges learnt of an endpoint."""
+
+    takes_coding: bool | None = None
+    """Whether it took a coded request body: yes, no, or not tried yet."""
+
+
+class Tenant(Protocol):
+    """An attempt in flight on a path."""
+
+    @property
+    def exchange(self) -> Driver[Any]:
+        """Whose attempt it is."""
+
+
+class Target:
+    """One path: wire forms of its endpoint, and the attempts in flight on it."""
+
+    __slots__ = ("authority", "base_path", "live", "notes", "path", "proxy_status", "scheme")
+
+    def __init__(self, path: Path, notes: EndpointNotes) -> None:
+        endpoint = path.endpoint
+        default_port = 443 if endpoint.scheme == "https" else 80
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        port = "" if endpoint.port == default_port else f":{endpoint.port}"
+        self.path = path
+        self.notes = notes
+        self.scheme = endpoint.scheme.encode()
+        self.authority = f"{host}{port}".encode()
+        self.base_path = endpoint.base_path.encode()
+        self.proxy_status = proxy_status(line=path.line.name, endpoint=endpoint.key)
+        """A Proxy-Status member (RFC 9209) that names the path a response came by."""
+        self.live: dict[Tenant, None] = {}
+
+    def local_location(self, location: bytes, prefix: bytes) -> bytes | None:
+        """``location`` (RFC 9110 section 10.2.2) as seen by a gateway client, if it is ours.
+
+        A redirect to the endpoint's own origin must bring the client back through ``prefix``.
+        """
+        origin = self.scheme + b"://" + self.authority
+        if location.startswith(origin):
+            location = location[len(origin) :] or b"/"
+            if not location.startswith(b"/"):
+                return None
+        elif not location.startswith(b"/") or location.startswith(b"//"):
+            return None
+        base = self.base_path
+        if base:
+            if location != base and not location.startswith(base + b"/"):
+                return None
+            location = location[len(base) :] or b"/"
+        return prefix.rstrip(b"/") + location
+
+
+class Targets:
+    """`Target` by path name, made on demand."""
+
+    __slots__ = ("_find_path", "_notes", "_targets")
+
+    def __init__(self, find_path: Callable[[str], Path]) -> None:
+        self._find_path = find_path
+        self._notes: dict[str, EndpointNotes] = {}
+        self._targets: dict[str, Target] = {}
+
+    def get(self, name: str) -> Target:
+        """The target of path ``name``. Raises `KeyError` if there is no such path."""
+        target = self._targets.get(name)
+        if target is None:
+            if len(self._targets) >= _MOST_TARGETS:
+                self._forget_idle()
+            target = self._make(name)
+        return target
+
+    def live_on(self, name: str) -> tuple[Tenant, ...]:
+        """The attempts in flight on path ``name``."""
+        target = self._targets.get(name)
+        return () if target is None else tuple(target.live)
+
+    def refresh(self) -> None:
+        """Paths may have changed: make targets anew, keeping who is in flight."""
+        for name, old in list(self._targets.items()):
+            del self._targets[name]
+            if old.live:
+                try:
+                    self._make(name).live = old.live
+                except KeyError:
+                    self._targets[name] = old  # removed from the config; those on it finish
+
+    def _make(self, name: str) -> Target:
+        path = self._find_path(name)
+        notes = self._notes.setdefault(path.endpoint.key, EndpointNotes())
+        target = self._targets[name] = Target(path, notes)
+        return target
+
+    def _forget_idle(self) -> None:
+        self._targets = {name: target for name, target in self._targets.items() if target.live}
+        self._notes = {t.path.endpoint.key: t.notes for t in self._targets.values()}

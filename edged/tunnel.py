@@ -1,0 +1,260 @@
+"""CONNECT on a direct path: opaque bytes both ways with watermarks (RFC 9110 section 9.3.6).
+
+A tunnel may race and change paths until it is connected, since nothing was sent. After that it is
+bound to its line: when that goes DOWN it is closed at once, so that the client reconnects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from edged.driver import UPGRADED_IDLE_S, Driver
+from edged.messages import Headers, RequestHead, ResponseHead
+from policies.model import Carrier, Failure, Kind, Outcome, Sample
+from probes.base import DialError
+
+if TYPE_CHECKING:
+    from edged.downstream.base import Responder
+    from edged.exchanges import Exchanges, Plan
+    from edged.targets import Target
+
+_HIGH_BYTES = 256 << 10
+_LOW_BYTES = 64 << 10
+
+
+class Tunnel(Driver["Leg"]):
+    """One CONNECT request. The `RequestSink` of its client connection."""
+
+    __slots__ = ("_transport", "_winner", "broken", "early", "upstream_ended")
+
+    def __init__(
+        self,
+        house: Exchanges,
+        plan: Plan,
+        names: Sequence[str],
+        request: RequestHead,
+        responder: Responder,
+        request_id: str,
+    ) -> None:
+        super().__init__(house, plan, plan.machine(True, names), request, responder, request_id)
+        self._winner: Leg | None = None
+        self._transport: asyncio.Transport | None = None
+        self.broken = False
+        self.upstream_ended = False
+        self.early: list[bytes] = []
+        """What the client sent before it was connected (a TLS ClientHello, usually)."""
+
+    def make_attempt(self, number: int, target: Target, why: str) -> Leg:
+        """A TCP connection over the target's line."""
+        return Leg(self, number, target, why)
+
+    # -- the client's side (RequestSink) ----------------------------------------------------------
+
+    def body(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self.ended:
+            return
+        self.bytes_up += len(data)
+        if self._transport is None:
+            self.early.append(data)
+            if self.bytes_up > _HIGH_BYTES:
+                self.responder.pause_body()
+            return
+        self.touch(UPGRADED_IDLE_S)
+        self._transport.write(data)
+
+    def body_end(self, trailers: Headers | None) -> None:
+        """The client half-closed."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def pause_response(self) -> None:
+        """The client is slow."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_response(self) -> None:
+        """It caught up."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # -- the upstream's side ----------------------------------------------------------------------
+
+    def connected(self, leg: Leg, transport: asyncio.Transport) -> None:
+        """The first path is there: the others are cancelled."""
+        now = monotonic()
+        self._winner = leg
+        self.carry_out(self.machine.head_received(leg.number, now))
+        self._transport = transport
+        self.status = 200
+        self.first_byte_s = now - self.started_at
+        self.winner_path = leg.target.path.name
+        self.touch(UPGRADED_IDLE_S)
+        head = ResponseHead(200, [], None, reason=b"Connection established")
+        self.house.dress(head, leg.target, self, b"")
+        self.responder.head(head)
+        if self.early:
+            transport.write(b"".join(self.early))
+            if self.bytes_up > _HIGH_BYTES:
+                self.responder.resume_body()
+            self.early.clear()
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the upstream."""
+        self.touch(UPGRADED_IDLE_S)
+        self.bytes_down += len(data)
+        self.bytes_down_wire += len(data)
+        self.responder.data(data)
+
+    def half_closed(self) -> None:
+        """The upstream sends no more; the client may go on."""
+        if not self.upstream_ended:
+            self.upstream_ended = True
+            self.responder.end()
+
+    def lost(self, error: Exception | None) -> None:
+        """The upstream connection is gone."""
+        if self.ended:
+            return
+        if error is None:
+            self.half_closed()
+            self.close()
+        else:
+            self._break("connection_terminated", f"the tunnel's connection was lost: {error}")
+
+    def path_down(self, path: str, candidates: Sequence[str]) -> None:
+        """DOWN closes an established tunnel at once; one that is still connecting moves."""
+        if self._winner is not None:
+            self._break("connection_terminated", f"path {path} is down")
+        else:
+            super().path_down(path, candidates)
+
+    def deadline_passed(self, now: float) -> None:
+        """No connection in time, or a silent hour."""
+        if self._winner is None:
+            self.carry_out(self.machine.expired(now))
+        else:
+            self._break("connection_timeout", "nothing was sent either way for an hour")
+
+    def release(self) -> None:
+        """Drop what has not been sent."""
+        self._transport = None
+        self.early.clear()
+
+    def _break(self, error: str, detail: str) -> None:
+        if not self.ended:
+            self.error = error
+            self.broken = True
+            self.house.broken(self, detail)
+            self.responder.abort()
+            self.close()
+
+
+class Leg(asyncio.Protocol):
+    """One try: a dial over one line, then the tunnel's upstream connection."""
+
+    carrier: Carrier | None = None
+
+    def __init__(self, tunnel: Tunnel, number: int, target: Target, why: str) -> None:
+        self.exchange = tunnel
+        self.number = number
+        self.target = target
+        self.why = why
+        self.started_at = monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._over = False
+
+    @property
+    def bytes_up_wire(self) -> int:
+        """All bytes of the client, if this is the one that was connected."""
+        return self.exchange.bytes_up if self._transport is not None else 0
+
+    def start(self) -> None:
+        """Dial."""
+        self.target.live[self] = None
+        self.exchange.house.table.started(self.target.path.name)
+        self._task = self.exchange.house.loop.create_task(self._dial())
+        self.exchange.carry_out(self.exchange.machine.pending(self.number, self.started_at))
+
+    def cancel(self) -> None:
+        """Give up, or close."""
+        self._leave()
+        if self._task is not None:
+            self._task.cancel()
+        if self._transport is not None:
+            if self.exchange.broken:
+                self._transport.abort()
+            else:
+                self._transport.close()
+
+    async def _dial(self) -> None:
+        tunnel, path = self.exchange, self.target.path
+        endpoint = path.endpoint
+        try:
+            dialed = await tunnel.house.dialer.connect_tcp(
+                path.line,
+                endpoint.host,
+                endpoint.port,
+                address=endpoint.address,
+                timeout_s=tunnel.plan.connect_timeout_s,
+            )
+        except DialError as error:
+            self._task = None
+            if not self._over:
+                self._leave()
+                self._report(None, error.outcome)
+                failure = Failure(error.outcome, error.detail, unprocessed=True)
+                tunnel.attempt_failed(self, failure)
+            return
+        self._report(dialed.connect_s, Outcome.OK)
+        try:
+            await tunnel.house.loop.create_connection(lambda: self, sock=dialed.sock)
+        except BaseException:
+            dialed.sock.close()
+            raise
+        finally:
+            self._task = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if self._over:
+            transport.abort()
+            return
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_HIGH_BYTES, low=_LOW_BYTES)
+        self.exchange.connected(self, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._over:
+            self.exchange.received(data)
+
+    def eof_received(self) -> bool:
+        if not self._over:
+            self.exchange.half_closed()
+        return not self._over
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._over:
+            self.exchange.lost(exc)
+
+    def pause_writing(self) -> None:
+        if not self._over:
+            self.exchange.responder.pause_body()
+
+    def resume_writing(self) -> None:
+        if not self._over:
+            self.exchange.responder.resume_body()
+
+    def _report(self, rtt_s: float | None, outcome: Outcome) -> None:
+        sample = Sample(self.target.path.name, Kind.TCP, self.started_at, rtt_s, outcome)
+        self.exchange.house.table.observe(sample, monotonic())
+
+    def _leave(self) -> None:
+        if not self._over:
+            self._over = True
+            self.target.live.pop(self, None)
+            self.exchange.house.table.finished(self.target.path.name)
