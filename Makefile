@@ -1,0 +1,35 @@
+# make run    the demo: emulated lines, a failover, a live view
+# make test   what CI runs: check, then all tests
+# make check  lint, format, types
+# make bench  edged beside its peers
+#
+# Each sets itself up on a fresh machine: a virtual environment in .venv, made again when
+# pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test check bench clean
+
+run: $(READY)
+	@$(BIN)/edged demo
+
+test: check
+	@$(BIN)/pytest -n 2 --dist loadfile
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY)
+	@$(BIN)/python -m bench.proxy
+
+clean:
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml
+	@PYTHON="$(PYTHON)" sh ./.ci/venv $(VENV)
+	@touch $@
