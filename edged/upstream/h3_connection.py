@@ -1,0 +1,446 @@
+"""One HTTP/3 connection to an upstream: the `Connection` of `edged.upstream.connection`.
+
+It stands between a `quic.Driver` (datagrams, time) and its `H3Stream`s. Rules:
+
+* ``capacity`` is what the peer's stream credit leaves (RFC 9000 section 4.6), and 0 while
+  draining, closed, or stalled by a paused stream (see `quic_engines` on credit).
+* A connection ends once, through `_die`: every stream fails, then every ping, then the owner hears.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+
+from edged.messages import Headers, header
+from edged.upstream import h3_frames as h3
+from edged.upstream.base import StreamEvents
+from edged.upstream.connection import Owner, Report
+from edged.upstream.h3_stream import SEND_LOW_BYTES, H3Stream
+from edged.upstream.quic import Driver
+from edged.upstream.quic_engines import Engine
+from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
+
+SAMPLE_EVERY_S = 1.0
+"""How often the transport's own RTT and loss are reported while it carries traffic."""
+GOODPUT_MIN_BYTES = 128 << 10
+"""Less than this in a sample's span says nothing of the line's rate."""
+
+_CLOSED_LOCALLY = Failure(Outcome.RESET, "the connection was closed by edged")
+
+
+class H3Connection:
+    """See `edged.upstream.connection.Connection`. Made by `edged.upstream.h3.H3Connector`."""
+
+    carrier = Carrier.H3
+
+    def __init__(
+        self,
+        path: Path,
+        owner: Owner,
+        engine: Engine,
+        report: Report,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.path = path
+        self.loop = loop
+        self.engine = engine
+        self.driver: Driver
+        self.session: h3.Session
+        self.capacity = 0
+        self.in_flight = 0
+        self.served = 0
+        self.idle_since: float | None = loop.time()
+        self.heard_at = loop.time()
+        self.draining = False
+        self.early = False
+        self.paused: set[H3Stream] = set()
+        """Streams whose request body is paused."""
+        self.ready: asyncio.Future[None] | None = loop.create_future()
+        """Done when the handshake is; an exception is a `Failure` wrapped in `HandshakeFailed`."""
+        self._owner = owner
+        self._report = report
+        self._started_at = loop.time()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._shaken = False
+        self._streams: dict[int, H3Stream] = {}
+        self._unsent: set[H3Stream] = set()
+        self._ids_taken = 0
+        self._stalling: set[H3Stream] = set()
+        self._late: list[H3Stream] = []
+        self._pings: dict[int, tuple[float, Callable[[float | None], None], asyncio.Handle]] = {}
+        self._ping_uid = 0
+        self._alt_svc: bytes | None = None
+        self._sampled_at = loop.time()
+        self._sampled = (0, 0, 0, 0)
+
+    # Starting
+
+    def start(
+        self, driver: Driver, peer: tuple[str, int], *, early: bool, timeout_s: float
+    ) -> None:
+        """Shake hands over ``driver``; with ``early`` the connection may be used at once."""
+        self.driver = driver
+        self._started_at = self.loop.time()
+        self._deadline = self.loop.call_later(timeout_s, self._too_late, timeout_s)
+        driver.start(peer)
+        if early and not self._closed:
+            self.early = True
+            self.ready = None
+            self._open_session()
+            self._set_capacity()
+
+    def _open_session(self) -> None:
+        ids = []
+        for _ in range(3):
+            stream_id = self.engine.next_stream_id(unidirectional=True)
+            ids.append(stream_id)
+            self.engine.send(stream_id, b"", False)
+        self.session = h3.Session(self, (ids[0], ids[1], ids[2]))
+        self.driver.touch()
+
+    def _too_late(self, timeout_s: float) -> None:
+        detail = f"no QUIC handshake within {timeout_s:g} s (is UDP blocked on this line?)"
+        self.close(Failure(Outcome.TIMEOUT, detail))
+
+    def handshake_done(self, alpn: str | None, early_accepted: bool) -> None:
+        if self._closed:
+            return
+        if alpn != "h3":
+            self._die(Failure(Outcome.TLS, f"the server chose ALPN {alpn!r} instead of h3"), 0x178)
+            return
+        now = self.loop.time()
+        self._shaken = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._report(Sample(self.path.name, Kind.QUIC, self._started_at, now - self._started_at))
+        was_early, self.early = self.early, False
+        if not was_early:
+            self._open_session()
+        self._set_capacity()
+        if self.ready is not None and not self.ready.done():
+            self.ready.set_result(None)
+        if was_early:
+            self._send_late()
+            self._owner.capacity_changed(self)
+
+    # What the pool calls
+
+    def open_stream(self, events: StreamEvents) -> H3Stream:
+        stream = H3Stream(self, events, reused=self.served > 0)
+        self._unsent.add(stream)
+        self.served += 1
+        self.in_flight += 1
+        self.capacity -= 1
+        self.idle_since = None
+        return stream
+
+    def ping(self, done: Callable[[float | None], None], timeout_s: float) -> bool:
+        if self._closed:
+            return False
+        self._ping_uid += 1
+        uid = self._ping_uid
+        timer = self.loop.call_later(timeout_s, self._ping_lost, uid)
+        self._pings[uid] = (self.loop.time(), done, timer)
+        self.engine.ping(uid)
+        self.driver.touch()
+        return True
+
+    def drain(self) -> None:
+        if self.draining or self._closed:
+            return
+        self.draining = True
+        self.capacity = 0
+        self._owner.draining(self)
+        if not self.in_flight:
+            self.close()
+
+    def close(self, failure: Failure | None = None) -> None:
+        self._die(failure, h3.NO_ERROR)
+
+    def fileno(self) -> int | None:
+        return None
+
+    # What the streams call
+
+    def assign_id(self, stream: H3Stream) -> int:
+        """A QUIC stream for ``stream``."""
+        stream_id = self.engine.next_stream_id()
+        self._unsent.discard(stream)
+        self._ids_taken += 1
+        self._streams[stream_id] = stream
+        return stream_id
+
+    def send(self, stream_id: int, data: bytes, fin: bool) -> None:
+        """Queue bytes; they leave at the end of the loop turn."""
+        self.engine.send(stream_id, data, fin)
+        self.driver.touch()
+
+    def abandon(self, stream_id: int, code: int) -> None:
+        """Reset what is open of a QUIC stream."""
+        if self._closed:
+            return
+        self.engine.reset(stream_id, code)
+        if code != h3.NO_ERROR:
+            self.engine.stop(stream_id, code)
+            self.session.cancelled(stream_id)
+        self.driver.touch()
+
+    def forget(self, stream: H3Stream) -> None:
+        """No more events of its QUIC stream go to ``stream``."""
+        self._unsent.discard(stream)
+        if stream.id is not None:
+            self._streams.pop(stream.id, None)
+
+    def ended(self, stream: H3Stream) -> None:
+        """Its attempt was told; make the numbers and the owner follow."""
+        if self._closed:
+            return
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle_since = self.loop.time()
+        self._set_capacity()
+        self._owner.capacity_changed(self)
+        if self.draining and not self.in_flight:
+            self.close()
+
+    def repeat(self, stream: H3Stream) -> None:
+        """Send ``stream``'s request again, once the handshake is complete."""
+        self._late.append(stream)
+        if not self.early:
+            self.loop.call_soon(self._send_late)
+
+    def stall(self, stream: H3Stream, stalled: bool) -> None:
+        """A paused stream has piled up too much (or no longer): stop giving credit."""
+        if stalled == (stream in self._stalling):
+            return
+        if stalled:
+            self._stalling.add(stream)
+        else:
+            self._stalling.discard(stream)
+        if self.engine.stalled == bool(self._stalling):
+            return
+        self.engine.stalled = stalled
+        if not stalled and not self._closed:
+            self.loop.call_soon(self._unstalled)
+
+    def head_seen(self, headers: Headers) -> None:
+        """A response's head came."""
+        value = header(headers, b"alt-svc")
+        if value is not None and value != self._alt_svc:
+            self._alt_svc = value
+            self._owner.alt_svc(self, value)
+
+    # What the session calls
+
+    def send_on(self, stream_id: int, data: bytes) -> None:
+        self.engine.send(stream_id, data, False)
+
+    def goaway(self, last_id: int) -> None:
+        failure = Failure(
+            Outcome.RESET, "the server is going away and did not process it", unprocessed=True
+        )
+        if not self.draining:
+            self.draining = True
+            self.capacity = 0
+            self._owner.draining(self)
+        for stream_id in [i for i in self._streams if i >= last_id]:
+            self._streams[stream_id].fail(failure)
+        if not self.in_flight:
+            self.close()
+
+    # What the driver and its engine call
+
+    def stream_data(self, stream_id: int, data: bytes, fin: bool) -> None:
+        stream = self._streams.get(stream_id)
+        try:
+            if stream is not None:
+                stream.received(data, fin)
+            elif stream_id & 3 == 3 and not self._closed:
+                self.session.receive(stream_id, data, fin)
+        except h3.ConnectionBroken as broken:
+            self.broken(broken)
+
+    def stream_reset(self, stream_id: int, code: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.reset(code)
+        elif stream_id & 3 == 3 and not self._closed:
+            try:
+                self.session.reset(stream_id)
+            except h3.ConnectionBroken as broken:
+                self.broken(broken)
+
+    def stop_sending(self, stream_id: int, code: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.sending_stopped()
+
+    def ping_acked(self, uid: int) -> None:
+        waiting = self._pings.pop(uid, None)
+        if waiting is None:
+            return
+        sent_at, done, timer = waiting
+        timer.cancel()
+        rtt_s = self.loop.time() - sent_at
+        # The peer may delay its acknowledgement by 25 ms; the engine has taken that off.
+        latest = self.engine.counters().latest_rtt_s
+        if latest is not None and latest < rtt_s:
+            rtt_s = latest
+        self._report(Sample(self.path.name, Kind.PING, sent_at, rtt_s))
+        done(rtt_s)
+
+    def terminated(self, code: int, frame_type: int | None, reason: str) -> None:
+        failure = end_of(code, frame_type, reason, self.path.endpoint.host)
+        # A server that closes or lets lapse what nobody uses has not failed.
+        gentle = failure.outcome in (Outcome.RESET, Outcome.TIMEOUT) and self._shaken
+        self._die(failure, None, gentle=gentle)
+
+    def turn_done(self) -> None:
+        if self._closed:
+            return
+        if self.engine.stalled and self._pings:
+            # Acknowledgements wait behind the stall; any packet is a sign of life.
+            for uid in list(self._pings):
+                self.ping_acked(uid)
+        if self._shaken:
+            before = self.capacity
+            self._set_capacity()
+            if self.capacity != before:
+                self._owner.capacity_changed(self)
+            if self.heard_at - self._sampled_at > SAMPLE_EVERY_S:
+                self._sample()
+
+    def flushed(self) -> None:
+        if self.paused:
+            unsent = self.engine.unsent
+            for stream in list(self.paused):
+                if stream.id is not None and unsent(stream.id) < SEND_LOW_BYTES:
+                    stream.window_opened()
+
+    def socket_failed(self, outcome: Outcome, detail: str) -> None:
+        self._die(Failure(outcome, detail), None)
+
+    def broken(self, broken: h3.ConnectionBroken) -> None:
+        """The peer broke the protocol."""
+        self._die(Failure(Outcome.PROTOCOL, broken.detail), broken.code)
+
+    # Inside
+
+    def _send_late(self) -> None:
+        late, self._late = self._late, []
+        for stream in late:
+            stream.send_again()
+
+    def _unstalled(self) -> None:
+        if not (self._closed or self.engine.stalled):
+            self.driver.pump()
+
+    def _set_capacity(self) -> None:
+        if self.draining or self._closed or self._stalling:
+            self.capacity = 0
+        else:
+            credit = self.engine.streams_allowed() - self._ids_taken - len(self._unsent)
+            self.capacity = max(credit, 0)
+
+    def _ping_lost(self, uid: int) -> None:
+        sent_at, done, _ = self._pings.pop(uid)
+        self._report(Sample(self.path.name, Kind.PING, sent_at, None, Outcome.TIMEOUT))
+        done(None)
+
+    def _sample(self) -> None:
+        counters = self.engine.counters()
+        sent_packets = counters.packets_sent
+        if sent_packets is None:
+            sent_packets = self.driver.datagrams_sent
+        now = (
+            sent_packets,
+            counters.packets_lost,
+            self.driver.bytes_received,
+            self.driver.bytes_sent,
+        )
+        sent, lost, received_bytes, sent_bytes = (
+            new - old for new, old in zip(now, self._sampled, strict=True)
+        )
+        span_s = self.heard_at - self._sampled_at
+        self._sampled, self._sampled_at = now, self.heard_at
+        moved = max(received_bytes, sent_bytes)
+        if sent > 0 and counters.srtt_s is not None:
+            self._report(
+                Sample(
+                    self.path.name,
+                    Kind.KERNEL,
+                    self.heard_at,
+                    counters.srtt_s,
+                    packets_sent=sent,
+                    packets_lost=min(lost, sent),
+                    goodput_bps=8 * moved / span_s if moved >= GOODPUT_MIN_BYTES else None,
+                )
+            )
+
+    def _die(self, failure: Failure | None, code: int | None, *, gentle: bool = False) -> None:
+        """The end. ``code`` is what the peer is told, if it can be."""
+        if self._closed:
+            return
+        orderly = (failure is None or gentle) and not self.in_flight
+        if failure is None:
+            failure = _CLOSED_LOCALLY
+        if code is not None:
+            self.engine.close(code)
+        self._closed = True
+        self.capacity = self.in_flight = 0
+        self.draining = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self._shaken:
+            self._report(Sample(self.path.name, Kind.QUIC, self._started_at, None, failure.outcome))
+        self.driver.close()
+        streams = [*self._unsent, *self._streams.values(), *self._late]
+        for stream in streams:
+            stream.fail(
+                replace(failure, unprocessed=stream.id is None and stream not in self._late)
+            )
+        pings, self._pings = self._pings, {}
+        for _, done, timer in pings.values():
+            timer.cancel()
+            done(None)
+        ready, self.ready = self.ready, None
+        if ready is not None and not ready.done():
+            ready.set_exception(HandshakeFailed(failure))
+        else:
+            self._owner.closed(self, None if orderly else failure)
+
+
+class HandshakeFailed(Exception):
+    """The connection ended before its handshake did."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+def _alert(number: int) -> str:
+    try:
+        name = ssl.AlertDescription(number).name
+    except ValueError:
+        return f"alert {number}"
+    return "alert " + name.removeprefix("ALERT_DESCRIPTION_").lower()
+
+
+def end_of(code: int, frame_type: int | None, reason: str, host: str) -> Failure:
+    """What a connection's end means (RFC 9000 section 20, RFC 9114 section 8.1)."""
+    if reason.lower() == "idle timeout":
+        return Failure(Outcome.TIMEOUT, "the connection timed out: nothing came from the server")
+    if frame_type is None and code in h3.ERROR_NAMES:
+        name = h3.ERROR_NAMES[code]
+        outcome = Outcome.RESET if code in (h3.NO_ERROR, h3.REQUEST_CANCELLED) else Outcome.PROTOCOL
+        return Failure(
+            outcome, f"the connection ended: {name}" + (f" ({reason})" if reason else "")
+        )
+    if 0x100 <= code < 0x200:
+        return Failure(Outcome.TLS, f"TLS with {host} failed: {reason or _alert(code - 0x100)}")
+    outcome = Outcome.RESET if code == 0 else Outcome.PROTOCOL
+    return Failure(outcome, f"the connection ended with QUIC error {code:#x} {reason}".rstrip())

@@ -1,0 +1,188 @@
+"""`aioquic` as an `Engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnection
+from aioquic.quic.packet import QuicFrameType, QuicPacketType
+from aioquic.tls import Epoch
+
+from edged.upstream.quic_engines import (
+    CONNECTION_WINDOW_BYTES,
+    INITIAL_RTT_S,
+    STREAM_WINDOW_BYTES,
+    Address,
+    ClientSettings,
+    Counters,
+    Sink,
+)
+
+
+class _Connection(QuicConnection):
+    """Moves a stream's receive window only for bytes that were delivered and not held.
+
+    The base class doubles the window whenever half of it was used, so that after 100 MB a paused
+    stream could still pile up 100 MB.
+    """
+
+    def __init__(self, configuration: QuicConfiguration, on_ticket: Callable[[Any], None]) -> None:
+        super().__init__(configuration=configuration, session_ticket_handler=on_ticket)
+        self.held: set[int] = set()
+        self.lost = 0
+        self.sent = 0
+        recovery = self._loss
+        on_lost, on_sent = recovery._on_packets_lost, recovery.on_packet_sent
+
+        def count_lost(*, packets: Iterable[Any], **options: Any) -> None:
+            if options.get("congestion_event", True):
+                packets = tuple(packets)
+                self.lost += len(packets)
+            on_lost(packets=packets, **options)
+
+        def count_sent(*, packet: Any, space: Any) -> None:
+            self.sent += packet.is_ack_eliciting
+            on_sent(packet=packet, space=space)
+
+        recovery._on_packets_lost = count_lost  # type: ignore[method-assign]  # the engine has no counter
+        recovery.on_packet_sent = count_sent  # type: ignore[method-assign]  # likewise
+
+    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
+        limit = stream.max_stream_data_local
+        if not limit:
+            return
+        delivered = stream.receiver.starting_offset()
+        if limit - delivered < STREAM_WINDOW_BYTES // 2 and stream.stream_id not in self.held:
+            limit = stream.max_stream_data_local = delivered + STREAM_WINDOW_BYTES
+        if stream.max_stream_data_local_sent != limit:
+            frame = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            frame.push_uint_var(stream.stream_id)
+            frame.push_uint_var(limit)
+            stream.max_stream_data_local_sent = limit
+
+    def resend_early(self, now: float) -> None:
+        """0-RTT was rejected: its packets will never be acknowledged, so send their data again."""
+        space = self._spaces[Epoch.ONE_RTT]
+        early = [p for p in space.sent_packets.values() if p.packet_type is QuicPacketType.ZERO_RTT]
+        self._loss._on_packets_lost(congestion_event=False, now=now, packets=early, space=space)
+
+
+class AioquicEngine:
+    """A client connection on `aioquic`."""
+
+    exact_credit = True
+
+    def __init__(self, settings: ClientSettings, on_ticket: Callable[[Any], None]) -> None:
+        self._quic = _Connection(
+            QuicConfiguration(
+                alpn_protocols=list(settings.alpn),
+                cadata=settings.cadata,
+                cafile=settings.cafile,
+                congestion_control_algorithm="cubic",
+                idle_timeout=settings.idle_timeout_s,
+                initial_rtt=INITIAL_RTT_S,
+                max_data=CONNECTION_WINDOW_BYTES,
+                max_stream_data=STREAM_WINDOW_BYTES,
+                server_name=settings.server_name,
+                session_ticket=settings.ticket,
+            ),
+            on_ticket,
+        )
+        self._peer: Address = ("", 0)
+        self._now = 0.0
+        self._early = settings.ticket is not None
+        self._ended = False
+        self.stalled = False
+        self.get_timer = self._quic.get_timer
+        self.handle_timer = self._quic.handle_timer
+
+    def connect(self, peer: Address, now: float) -> None:
+        self._peer = peer
+        self._quic.connect(peer, now)
+
+    def receive(self, datagrams: list[bytes], now: float) -> None:
+        self._now = now
+        receive, peer = self._quic.receive_datagram, self._peer
+        for datagram in datagrams:
+            receive(datagram, peer, now)
+
+    def pump(self, sink: Sink) -> None:
+        queue = self._quic._events
+        while queue and not self.stalled:
+            event: Any = queue.popleft()
+            kind = type(event)
+            if kind is events.StreamDataReceived:
+                sink.stream_data(event.stream_id, event.data, event.end_stream)
+            elif kind is events.StreamReset:
+                sink.stream_reset(event.stream_id, event.error_code)
+            elif kind is events.StopSendingReceived:
+                sink.stop_sending(event.stream_id, event.error_code)
+            elif kind is events.PingAcknowledged:
+                sink.ping_acked(event.uid)
+            elif kind is events.HandshakeCompleted:
+                if self._early and not event.early_data_accepted:
+                    self._quic.resend_early(self._now)
+                sink.handshake_done(event.alpn_protocol, event.early_data_accepted)
+        ended = self._quic._close_event
+        if ended is not None and not self._ended:
+            # The engine's own event waits for the closing period (RFC 9000 section 10.2).
+            self._ended = True
+            sink.terminated(ended.error_code, ended.frame_type, ended.reason_phrase)
+
+    def datagrams_to_send(self, now: float) -> list[bytes]:
+        # Probes of a preferred address go elsewhere: this socket cannot send them.
+        peer = self._peer
+        return [data for data, address in self._quic.datagrams_to_send(now) if address == peer]
+
+    def next_stream_id(self, *, unidirectional: bool = False) -> int:
+        return self._quic.get_next_available_stream_id(is_unidirectional=unidirectional)
+
+    def send(self, stream_id: int, data: bytes, fin: bool) -> None:
+        self._quic.send_stream_data(stream_id, data, fin)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and not stream.sender.is_finished:
+            self._quic.reset_stream(stream_id, code)
+
+    def stop(self, stream_id: int, code: int) -> None:
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            self._quic.stop_stream(stream_id, code)
+
+    def ping(self, uid: int) -> None:
+        self._quic.send_ping(uid)
+
+    def close(self, code: int) -> None:
+        self._quic.close(error_code=code)
+
+    def unsent(self, stream_id: int) -> int:
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def streams_allowed(self) -> int:
+        return self._quic._remote_max_streams_bidi
+
+    def hold(self, stream_id: int, held: bool) -> None:
+        if held:
+            self._quic.held.add(stream_id)
+        else:
+            self._quic.held.discard(stream_id)
+
+    def counters(self) -> Counters:
+        loss = self._quic._loss
+        known = loss._rtt_initialized
+        return Counters(
+            loss._rtt_smoothed if known else None,
+            loss._rtt_latest if known else None,
+            self._quic.lost,
+            self._quic.sent,
+        )

@@ -1,0 +1,171 @@
+"""The two QUIC engines behind one face: `aioquic` (pure) and `qh3` (fast).
+
+An engine is a state machine without I/O: datagrams and time in, datagrams and calls on a `Sink`
+out. Their `QuicConnection`s have the same API; what a proxy needs beyond it stands here, because
+neither offers it in public: flow-control credit that is given only for what was consumed, bytes
+not sent yet, the peer's stream credit, and loss counters. The tests run on both, and fail if an
+engine's inside changes.
+
+Credit. On aioquic it is exact for each stream: a held stream's window is not moved. On qh3 credit
+is given when an event is taken out of its core, in one order for all streams: a held stream is
+buffered by its user, and when that is too much, ``stalled`` stops the pump for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+from edged.upstream.engines import FAST, EngineError, chosen
+
+STREAM_WINDOW_BYTES = 4 << 20
+"""Receive window of a stream: 150 ms at 200 Mbit/s; also the most that a held one can pile up."""
+CONNECTION_WINDOW_BYTES = 16 << 20
+INITIAL_RTT_S = 0.2
+"""Before the first sample. RFC 9002 suggests 333 ms; a lost first packet costs twice this."""
+
+Address = tuple[str, int]
+
+# The engines log peers' misbehaviour as warnings; here it becomes a Failure with a text instead.
+logging.getLogger("quic").setLevel(logging.CRITICAL)
+
+
+class Sink(Protocol):
+    """Who gets what an engine has to say, in the order in which it happened."""
+
+    def handshake_done(self, alpn: str | None, early_accepted: bool) -> None:
+        """TLS is complete. ``early_accepted``: 0-RTT data was sent and taken."""
+
+    def stream_data(self, stream_id: int, data: bytes, fin: bool) -> None:
+        """The next bytes of a stream, in order; ``fin``: the last ones."""
+
+    def stream_reset(self, stream_id: int, code: int) -> None:
+        """RESET_STREAM (RFC 9000 section 19.4) with the application's error code."""
+
+    def stop_sending(self, stream_id: int, code: int) -> None:
+        """STOP_SENDING; the engine has reset the sending side."""
+
+    def ping_acked(self, uid: int) -> None:
+        """The packet with this PING was acknowledged."""
+
+    def terminated(self, code: int, frame_type: int | None, reason: str) -> None:
+        """The connection is over: an application's code when ``frame_type`` is ``None``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What a client connection is made with."""
+
+    server_name: str
+    """Host name for SNI and certificate check, or an IP address (checked, not sent)."""
+    alpn: tuple[str, ...]
+    cafile: str | None
+    """PEM file of the system's trust store."""
+    cadata: bytes | None
+    """Further PEM certificates to trust."""
+    idle_timeout_s: float
+    ticket: Any = None
+    """The engine's own session ticket, or ``None``."""
+
+
+class Counters(NamedTuple):
+    """An engine's view of its path since the start."""
+
+    srtt_s: float | None
+    latest_rtt_s: float | None
+    """Newest sample, the peer's ACK delay taken off."""
+    packets_lost: int
+    packets_sent: int | None
+    """Ack-eliciting packets; ``None``: the engine does not count, its datagrams have to do."""
+
+
+class Engine(Protocol):
+    """A client connection's state machine. ``now`` is any monotonic clock in s, always the same."""
+
+    exact_credit: bool
+    """`hold` alone withholds a stream's credit; otherwise ``stalled`` has to, for all of them."""
+    stalled: bool
+    """Set by the user: take no more events (and give no more credit) until it is unset."""
+
+    def connect(self, peer: Address, now: float) -> None:
+        """Start the handshake."""
+
+    def receive(self, datagrams: list[bytes], now: float) -> None:
+        """Datagrams that came from the peer; what they mean comes with the next `pump`."""
+
+    def pump(self, sink: Sink) -> None:
+        """Tell ``sink`` all that happened."""
+
+    def datagrams_to_send(self, now: float) -> list[bytes]:
+        """What may be sent to the peer now."""
+
+    def get_timer(self) -> float | None:
+        """When `handle_timer` is due."""
+
+    def handle_timer(self, now: float) -> None:
+        """Time passed."""
+
+    def next_stream_id(self, *, unidirectional: bool = False) -> int:
+        """The id of the stream that the next `send` of this kind opens."""
+
+    def send(self, stream_id: int, data: bytes, fin: bool) -> None:
+        """Queue bytes on a stream, opening it if it is new."""
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """RESET_STREAM, if the sending side is still open."""
+
+    def stop(self, stream_id: int, code: int) -> None:
+        """STOP_SENDING, if the receiving side is still open."""
+
+    def ping(self, uid: int) -> None:
+        """Send a PING; `Sink.ping_acked` follows."""
+
+    def close(self, code: int) -> None:
+        """CONNECTION_CLOSE with an application error code goes out with the next datagrams."""
+
+    def unsent(self, stream_id: int) -> int:
+        """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""
+
+    def streams_allowed(self) -> int:
+        """How many bidirectional streams the peer lets us open over the connection's life."""
+
+    def hold(self, stream_id: int, held: bool) -> None:
+        """Give a stream no further credit (exact on aioquic, see above for qh3)."""
+
+    def counters(self) -> Counters:
+        """RTT and loss."""
+
+
+def make_engine(
+    settings: ClientSettings, on_ticket: Callable[[Any], None], name: str | None = None
+) -> Engine:
+    """A client's engine, `qh3` or `aioquic` as `engines.chosen` says. Raises `EngineError`."""
+    return _factory(chosen(name))(settings, on_ticket)
+
+
+@cache
+def _factory(name: str) -> Callable[[ClientSettings, Callable[[Any], None]], Engine]:
+    if name == FAST:
+        from edged.upstream.quic_qh3 import Qh3Engine
+
+        return Qh3Engine
+    from edged.upstream.quic_aioquic import AioquicEngine
+
+    return AioquicEngine
+
+
+__all__ = [
+    "CONNECTION_WINDOW_BYTES",
+    "INITIAL_RTT_S",
+    "STREAM_WINDOW_BYTES",
+    "Address",
+    "ClientSettings",
+    "Counters",
+    "Engine",
+    "EngineError",
+    "Sink",
+    "make_engine",
+]
