@@ -45,7 +45,7 @@ class Kind(enum.StrEnum):
     HTTP = "http"  # probe request written to first response byte
     QUIC = "quic"  # Initial to handshake complete
     PING = "ping"  # HTTP/2 or QUIC PING to its acknowledgement on a warm connection
-    KERNEL = "kernel"  # TCP_INFO's srtt of a live socket
+    KERNEL = "kernel"  # the transport's own srtt on a live connection (TCP_INFO, QUIC)
     TTFB = "ttfb"  # a real exchange's request written to first response byte
     PULSE = "pulse"  # relay heartbeat
 
