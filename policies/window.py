@@ -37,6 +37,7 @@ _THINKING: Final = frozenset((Kind.HTTP, Kind.TTFB))
 _NO_PACKETS: Final = frozenset((Kind.TLS, Kind.HTTP, Kind.TTFB))
 _REPLY_ROUND_TRIPS: Final = {Kind.TLS: 3.0, Kind.QUIC: 2.0, Kind.HTTP: 2.0}
 _FIRST_REPLY_S: Final = 1.0
+_LEAST_SLACK_S: Final = 0.025
 _EMPTY: Final = Estimate()
 
 
@@ -121,17 +122,19 @@ class Window:
             samples=rtt.count,
         )
 
-    def reply_within_s(self, kind: Kind, now: float) -> float:
-        """How long after sending a probe of ``kind`` its reply is late: the detector's deadline.
+    def reply_times(self, kind: Kind, now: float) -> tuple[float, float]:
+        """(rtt_s, slack_s): when a probe of ``kind`` expects its reply, and how late it may be.
 
-        The kind's own srtt (times the round trips that one run of it makes) + 4 rttvar; before its
-        first reply 1 s, or three times the path's R where that is more.
+        The kind's own srtt and max(4 rttvar, 25 ms), times the round trips that a run of it makes;
+        the 25 ms keep a hiccup of the event loop from looking like silence. Before its first reply
+        1 s, or three times the path's R where that is more.
         """
         own = self._rtt.of(kind)
         if own is None:
             governing = self._rtt.governing(now)
-            return _FIRST_REPLY_S if governing is None else max(1.0, 3 * governing[1].srtt_s)
-        return own.pto_s() + (_REPLY_ROUND_TRIPS.get(kind, 1.0) - 1) * own.srtt_s
+            return max(_FIRST_REPLY_S, 0.0 if governing is None else 3 * governing[1].srtt_s), 0.0
+        trips = _REPLY_ROUND_TRIPS.get(kind, 1.0)
+        return trips * own.srtt_s, max(trips * 4 * own.rttvar_s, _LEAST_SLACK_S)
 
     def kind(self, kind: Kind) -> RttEstimator | None:
         """One kind's own estimator, for `why` and the history."""

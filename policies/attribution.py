@@ -1,0 +1,352 @@
+"""Whose fault is it: the states of lines and paths, and how evidence becomes verdicts.
+
+The rules are the table in the head of `policies.detector`; this file applies them to one line at a
+time, when something on it fell silent, failed or was heard in doubt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from policies.model import Blame, Change, Kind, Outcome, Verdict
+from policies.silence import Channel, Gate
+
+LAYER: Final = {
+    Kind.ICMP: 0,
+    Kind.TCP: 1,
+    Kind.KERNEL: 1,
+    Kind.TLS: 2,
+    Kind.HTTP: 2,
+    Kind.QUIC: 2,
+    Kind.PING: 2,
+    Kind.TTFB: 2,
+    Kind.PULSE: 2,
+}
+ERRORS_SUSPECT: Final = 2
+ERRORS_DOWN: Final = 3
+WITNESS_S: Final = 60.0
+"""A path without a slot for so long is not asked about its line."""
+_ABOVE: Final = ("", " above ICMP", " end to end")
+
+
+class Finding(NamedTuple):
+    """What the detector says of one path now. The blame may sharpen while the verdict stays."""
+
+    verdict: Verdict
+    blame: Blame
+    reason: str
+
+
+class Slot:
+    """One thing sent. ``open`` until it is answered or overdue."""
+
+    __slots__ = ("due", "kind", "layer", "open", "path", "reply_at", "sent_at")
+
+    def __init__(
+        self, path: PathState, kind: Kind, sent_at: float, reply_at: float, due: float
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.layer = LAYER[kind]
+        self.sent_at = sent_at
+        self.reply_at = reply_at
+        self.due = due
+        self.open = True
+
+    def __lt__(self, other: Slot) -> bool:
+        return self.due < other.due
+
+
+class LineState:
+    """A line: the pooled channels of its paths, one per layer."""
+
+    __slots__ = ("accuser", "blame", "channels", "gate", "name", "paths", "reason", "silent_at")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.paths: list[PathState] = []
+        self.channels = (Channel(), Channel(), Channel())
+        self.gate = Gate()
+        self.blame = Blame.LINE
+        self.reason = ""
+        self.silent_at = 0.0
+        """When the silence began that it was convicted for."""
+        self.accuser: PathState | None = None
+        """Whose local error put it DOWN."""
+
+    @property
+    def calm(self) -> bool:
+        """Nothing is silent and nothing is held against it."""
+        a, b, c = self.channels
+        return not (a.run or b.run or c.run) and self.gate.verdict is Verdict.UP
+
+
+class PathState:
+    """A path: its own channels, its errors and what it shows."""
+
+    __slots__ = (
+        "alone",
+        "answered",
+        "attempt_after",
+        "channels",
+        "endpoint",
+        "error",
+        "error_layer",
+        "error_since",
+        "errors",
+        "finding",
+        "gate",
+        "line",
+        "name",
+        "reason",
+        "slots",
+    )
+
+    def __init__(self, name: str, line: LineState, endpoint: str) -> None:
+        self.name = name
+        self.line = line
+        self.endpoint = endpoint
+        self.channels = (Channel(), Channel(), Channel())
+        self.gate = Gate()
+        self.reason = ""
+        self.slots: dict[Kind, deque[Slot]] = {}
+        self.answered: set[Kind] = set()
+        self.alone = False
+        """DOWN while others on the line were heard: no witness against the line."""
+        self.errors = 0
+        self.error = Outcome.OK
+        self.error_layer = 0
+        self.error_since = 0.0
+        self.attempt_after = float("-inf")
+        self.finding = Finding(Verdict.UP, Blame.NOBODY, "")
+
+    @property
+    def calm(self) -> bool:
+        """Nothing is silent and nothing is held against it or shown of it."""
+        a, b, c = self.channels
+        return (
+            not (a.run or b.run or c.run or self.errors)
+            and self.gate.verdict is Verdict.UP
+            and self.finding.verdict is Verdict.UP
+        )
+
+    @property
+    def heard_at(self) -> float | None:
+        """When anything was last heard on it (channel 0 hears all)."""
+        return self.channels[0].heard_at
+
+    def heard_since(self, at: float, layer: int) -> bool:
+        """Whether an arrival of ``layer`` or above came after ``at``."""
+        heard = self.channels[layer].heard_at
+        return heard is not None and heard > at
+
+
+Peers = Mapping[str, Sequence[PathState]]
+"""The paths of each endpoint, over all lines."""
+
+
+def witness(path: PathState) -> bool:
+    """Whether what befalls the path may speak against its line."""
+    if path.alone:
+        return False
+    return path.heard_at is not None or all(p.heard_at is None for p in path.line.paths)
+
+
+def judge(
+    line: LineState, peers: Peers, now: float, heard: PathState | None, layer: int = 0
+) -> list[Change]:
+    """Bring the gates of a line and its paths up to date with the evidence.
+
+    ``heard`` is the path on which something of ``layer`` just arrived, ``None`` if nothing did.
+    Returns what changed to be seen, the worst first.
+    """
+    for path in line.paths:
+        evidence, reason = _own_evidence(path, now)
+        if evidence > path.gate.verdict:
+            path.gate.worsen(evidence, now)
+            path.reason = reason
+        elif path is heard:
+            path.gate.better(evidence)
+            if evidence is not Verdict.DOWN:
+                path.alone = False
+        if path.gate.verdict is Verdict.DOWN and not path.alone:
+            path.alone = _others_heard(path)
+    _judge_line(line, peers, now, heard, layer)
+    changes = [c for p in line.paths if (c := _show(p, peers, now)) is not None]
+    changes.sort(key=lambda c: -c.new)
+    return changes
+
+
+def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
+    worst, reason = Verdict.UP, ""
+    for number, channel in enumerate(path.channels):
+        verdict = channel.verdict
+        if verdict is Verdict.DOWN and not channel.beyond_icmp:
+            verdict = Verdict.SUSPECT
+        if verdict > worst:
+            worst, reason = verdict, _silence(channel, number, now)
+    if path.errors >= ERRORS_SUSPECT:
+        verdict = Verdict.DOWN if path.errors >= ERRORS_DOWN else Verdict.SUSPECT
+        if verdict > worst:
+            worst = verdict
+            reason = f"{path.errors} attempts in a row ended with {path.error}"
+    return worst, reason
+
+
+def _silence(channel: Channel, layer: int, now: float) -> str:
+    slots = "slot" if channel.run == 1 else "slots"
+    return (
+        f"{channel.run} {slots} silent{_ABOVE[layer]} for {now - channel.run_sent_at:.2f} s"
+        f" (one each {channel.pace_s:.2g} s, loss {channel.loss:.1%})"
+    )
+
+
+def _others_heard(path: PathState) -> bool:
+    """Whether the line was heard from others after all that is held against the path."""
+    for own, pooled in zip(path.channels, path.line.channels, strict=True):
+        if (
+            own.verdict is Verdict.DOWN
+            and pooled.heard_at is not None
+            and pooled.heard_at > own.run_reply_at
+        ):
+            return True
+    return False
+
+
+def _judge_line(
+    line: LineState, peers: Peers, now: float, heard: PathState | None, layer: int
+) -> None:
+    evidence, blame, reason, exonerated = _line_evidence(line, peers, now)
+    if evidence > line.gate.verdict:
+        line.gate.worsen(evidence, now)
+        line.blame, line.reason = blame, reason
+        line.silent_at = min((c.run_sent_at for c in line.channels if c.run), default=now)
+    elif heard is not None:
+        was = line.gate.verdict
+        line.gate.better(evidence)
+        if was is Verdict.DOWN and line.gate.verdict < was:
+            _pardon(line, heard, layer, now)
+    elif exonerated and evidence is Verdict.UP:
+        line.gate.pardon()
+    elif evidence is line.gate.verdict and blame is Blame.LINE and evidence is not Verdict.UP:
+        line.blame = blame
+
+
+def _line_evidence(line: LineState, peers: Peers, now: float) -> tuple[Verdict, Blame, str, bool]:
+    """Verdict, blame, reason, and whether the endpoint explains the silence instead."""
+    worst, blame, reason, exonerated = Verdict.UP, Blame.LINE, "", False
+    for number, channel in enumerate(line.channels):
+        verdict = channel.verdict
+        if verdict is Verdict.UP:
+            continue
+        whose = Blame.LINE
+        if len(channel.endpoints) == 1:
+            limit, whose, endpoint_did_it = _single(line, number, peers)
+            exonerated = exonerated or endpoint_did_it
+            verdict = min(verdict, limit)
+            if not channel.beyond_icmp:
+                verdict = min(verdict, Verdict.SUSPECT)
+        if verdict > worst:
+            worst, blame = verdict, whose
+            reason = f"line {line.name}: {_silence(channel, number, now)}"
+    if worst is not Verdict.DOWN and len(accused := _refused_here_only(line, peers)) > 1:
+        worst, blame = Verdict.DOWN, Blame.LINE
+        reason = f"line {line.name}: {', '.join(sorted(accused))} fail on it together"
+    return worst, blame, reason, exonerated
+
+
+def _single(line: LineState, layer: int, peers: Peers) -> tuple[Verdict, Blame, bool]:
+    """How far one endpoint's silence may convict the line; the blame; whether it is cleared."""
+    channel = line.channels[layer]
+    (endpoint,) = channel.endpoints
+    asked_since = (channel.last_sent_at or 0.0) - WITNESS_S
+    silent = next((p for p in line.paths if p.endpoint == endpoint), None)
+    others = any(
+        p.endpoint != endpoint
+        and (sent := p.channels[layer].last_sent_at) is not None
+        and sent > asked_since
+        and witness(p)
+        for p in line.paths
+    )
+    if others:
+        down = silent is not None and silent.gate.verdict is Verdict.DOWN
+        return (Verdict.SUSPECT if down else Verdict.UP), Blame.UNKNOWN, False
+    elsewhere = [p for p in peers.get(endpoint, ()) if p.line is not line]
+    if not elsewhere:
+        return Verdict.DOWN, Blame.UNKNOWN, False
+    if any(p.gate.verdict is not Verdict.UP for p in elsewhere):
+        return Verdict.UP, Blame.ENDPOINT, True
+    if any(p.heard_since(_settled_at(channel), layer) for p in elsewhere):
+        return Verdict.DOWN, Blame.LINE, False
+    return Verdict.SUSPECT, Blame.UNKNOWN, False
+
+
+def _settled_at(channel: Channel) -> float:
+    """When replies still under way over a slower line at the time of a failure have arrived."""
+    return channel.run_sent_at + 2 * (channel.run_first_reply_at - channel.run_sent_at) + 0.1
+
+
+def _refused_here_only(line: LineState, peers: Peers) -> set[str]:
+    """Endpoints that fail with errors on this line, where nothing succeeds, but not on others."""
+    ok_at = line.channels[2].heard_at
+    accused = set()
+    for path in line.paths:
+        if path.errors < ERRORS_DOWN or (ok_at is not None and ok_at > path.error_since):
+            continue
+        elsewhere = [p for p in peers.get(path.endpoint, ()) if p.line is not line]
+        if any(p.heard_since(path.error_since, 2) for p in elsewhere) and not any(
+            p.errors for p in elsewhere
+        ):
+            accused.add(path.endpoint)
+    return accused
+
+
+def _pardon(line: LineState, heard: PathState, layer: int, now: float) -> None:
+    """The line is back: what its other paths did not answer meanwhile is explained."""
+    accuser, line.accuser = line.accuser, None
+    for path in line.paths:
+        if path is heard or path.alone:
+            continue
+        if path is accuser:
+            # Its local error put the line DOWN, yet the line is heard from others.
+            path.alone = True
+            continue
+        for slots in path.slots.values():
+            for slot in slots:
+                if slot.layer <= layer and slot.sent_at < now:
+                    slot.open = False
+        if path.gate.since >= line.silent_at:
+            for channel in path.channels[: layer + 1]:
+                channel.clear()
+            if not path.errors and not any(c.run for c in path.channels):
+                path.gate.pardon()
+
+
+def _show(path: PathState, peers: Peers, now: float) -> Change | None:
+    old = path.finding
+    line = path.line
+    own, pooled = path.gate.verdict, line.gate.verdict
+    if own is Verdict.UP and pooled is Verdict.UP:
+        path.finding = Finding(Verdict.UP, Blame.NOBODY, "")
+        reason = f"heard again on {line.name}"
+    elif pooled >= own:
+        half_open = " (heard again, not yet trusted)" if line.gate.half_open else ""
+        path.finding = Finding(pooled, line.blame, reason := line.reason + half_open)
+    else:
+        half_open = " (heard again, not yet trusted)" if path.gate.half_open else ""
+        path.finding = Finding(own, _own_blame(path, peers), reason := path.reason + half_open)
+    if path.finding.verdict is old.verdict:
+        return None
+    blame = old.blame if path.finding.verdict is Verdict.UP else path.finding.blame
+    return Change(path.name, old.verdict, path.finding.verdict, blame, reason, now)
+
+
+def _own_blame(path: PathState, peers: Peers) -> Blame:
+    if path.errors >= ERRORS_SUSPECT and path.error is not Outcome.RESET:
+        return Blame.ENDPOINT
+    elsewhere = (p for p in peers.get(path.endpoint, ()) if p.line is not path.line)
+    if path.alone or any(p.gate.verdict is not Verdict.UP for p in elsewhere):
+        return Blame.ENDPOINT
+    return Blame.UNKNOWN
