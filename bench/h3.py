@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import json
 import os
@@ -45,9 +46,15 @@ class LoopbackDialer:
 
 
 class Owner:
-    """A pool that only looks."""
+    """A pool of one connection: who finds no stream waits for one."""
 
-    def capacity_changed(self, connection: Connection) -> None: ...
+    def __init__(self) -> None:
+        self.waiting: collections.deque[Client] = collections.deque()
+
+    def capacity_changed(self, connection: Connection) -> None:
+        while self.waiting and connection.capacity > 0:
+            self.waiting.popleft().start()
+
     def draining(self, connection: Connection) -> None: ...
     def closed(self, connection: Connection, failure: Failure | None) -> None: ...
     def alt_svc(self, connection: Connection, value: bytes) -> None: ...
@@ -56,8 +63,11 @@ class Owner:
 class Client:
     """Keeps one request going; starts the next in the turn in which one ended."""
 
-    def __init__(self, connection: Any, head: RequestHead, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, connection: Any, owner: Owner, head: RequestHead, done: asyncio.Future[None]
+    ) -> None:
         self.connection = connection
+        self.owner = owner
         self.head_to_send = head
         self.done = done
         self.until = 0.0
@@ -65,6 +75,9 @@ class Client:
         self.received = 0
 
     def start(self) -> None:
+        if self.connection.capacity <= 0:
+            self.owner.waiting.append(self)
+            return
         self.connection.open_stream(self).send_head(self.head_to_send, end=True)
 
     def stream_ready(self, stream: Any) -> None: ...
@@ -80,7 +93,7 @@ class Client:
     def end(self, trailers: Headers | None) -> None:
         self.requests += 1
         if time.monotonic() < self.until:
-            asyncio.get_running_loop().call_soon(self.start)
+            self.owner.waiting.append(self)
         elif not self.done.done():
             self.done.set_result(None)
 
@@ -162,15 +175,16 @@ async def measure(
     loop = asyncio.get_running_loop()
     figures: dict[str, float | str] = {"engine": engine}
 
-    async def connected(count: int) -> list[Any]:
-        return [await connector.connect(path, Owner(), timeout_s=5) for _ in range(count)]
+    async def connected(count: int) -> list[tuple[Any, Owner]]:
+        owners = [Owner() for _ in range(count)]
+        return [(await connector.connect(path, own, timeout_s=5), own) for own in owners]
 
     def head(target: bytes) -> RequestHead:
         return RequestHead(b"GET", b"https", authority, target, [(b"accept", b"*/*")])
 
     for count in sorted({1, connections}):
         pool = await connected(count)
-        clients = [Client(pool[i % count], head(b"/"), loop.create_future()) for i in range(64)]
+        clients = [Client(*pool[i % count], head(b"/"), loop.create_future()) for i in range(64)]
         started, cpu = time.monotonic(), time.process_time()
         for client in clients:
             client.until = started + seconds
@@ -180,12 +194,12 @@ async def measure(
         done = sum(client.requests for client in clients)
         figures[f"requests_per_s_{count}"] = round(done / taken)
         figures[f"cpu_us_{count}"] = round((time.process_time() - cpu) / done * 1e6)
-        for connection in pool:
+        for connection, _ in pool:
             connection.close()
-    (connection,) = await connected(1)
+    ((connection, owner),) = await connected(1)
     process = psutil.Process()
     before = peak = process.memory_info().rss
-    client = Client(connection, head(b"/big"), loop.create_future())
+    client = Client(connection, owner, head(b"/big"), loop.create_future())
     started = time.monotonic()
     client.start()
     while not client.done.done():
