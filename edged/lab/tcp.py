@@ -285,6 +285,7 @@ class TcpFront:
         self.extra_delay_s = extra_delay_s
         self.kernel = silence.supported()
         self.silent = False
+        self.port = 0
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
@@ -305,7 +306,8 @@ class TcpFront:
         self._listener = listener
         self._filter_listener()
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
-        return int(listener.getsockname()[1])
+        self.port = int(listener.getsockname()[1])
+        return self.port
 
     @property
     def connections(self) -> int:
@@ -359,12 +361,16 @@ class TcpFront:
         """A connection is over."""
         self._links.discard(link)
 
-    async def stop(self) -> None:
-        """Close the listener and reset every connection."""
+    def close_listener(self) -> None:
+        """Refuse new connections; those that are there go on."""
         if self._listener:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+
+    async def stop(self) -> None:
+        """Close the listener and reset every connection."""
+        self.close_listener()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
