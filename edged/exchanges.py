@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +120,10 @@ class Plan:
                 _DEFAULT_RACE_S if rtt_s is None else max(_RACE_FLOOR_S, _COLD_ROUND_TRIPS * rtt_s)
             )
 
-    def machine(self, safe: bool, names: Sequence[str] | None = None) -> attempts.Exchange:
-        """The decider of one exchange; ``names`` narrows the candidates."""
+    def machine(self, safe: bool) -> attempts.Exchange:
+        """The decider of one exchange."""
         return attempts.Exchange(
-            self.names if names is None else names,
+            self.names,
             self._safe if safe else self._other,
             self.service.retries,
             self.service.hedges,
@@ -193,6 +193,7 @@ class Exchanges:
         if head.method == b"CONNECT":
             exchange = Tunnel(self, plan, head, responder, request_id)
         else:
+            head.path = routed.path
             exchange = Exchange(self, routed, plan, head, responder, request_id)
         self.live[exchange] = None
         self.deadlines.add(exchange)
@@ -333,7 +334,9 @@ class Exchanges:
     def _plan(self, routed: Routed, head: RequestHead) -> Plan:
         streaming = header(head.headers, b"accept") == b"text/event-stream"
         request_class = RequestClass.of(head.body_length, streaming=streaming)
-        upstream = self._upstream_of(routed)
+        upstream = routed.upstream
+        if routed.endpoint is not None:
+            upstream = self.table.ensure(routed.endpoint, monotonic())
         ranking = self.table.ranking(upstream, request_class)
         key = (upstream, request_class, routed.gateway)
         plan = self._plans.get(key)

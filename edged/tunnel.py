@@ -34,12 +34,11 @@ class Tunnel(Driver["Leg"]):
         self,
         house: Exchanges,
         plan: Plan,
-        names: Sequence[str],
         request: RequestHead,
         responder: Responder,
         request_id: str,
     ) -> None:
-        super().__init__(house, plan, plan.machine(True, names), request, responder, request_id)
+        super().__init__(house, plan, plan.machine(True), request, responder, request_id)
         self._winner: Leg | None = None
         self._transport: asyncio.Transport | None = None
         self.broken = False

@@ -1,0 +1,525 @@
+"""Playbooks of one exchange: a scripted upstream side, a recording client, the real machine."""
+
+import asyncio
+import gzip
+import json
+import zlib
+
+import pytest
+
+from edged.messages import ResponseHead
+from policies.model import Blame, Change, Outcome, Verdict
+from policies.schema import Compression, Failover, Hedge, Limits, Policy
+from tests.harness.scripted import Routed, Stage, make_path, staged
+
+
+def down(stage, path):
+    """``path`` goes DOWN: the table's order changes, exchanges hear of it."""
+    rest = [p for p in stage.paths if p.name != path]
+    stage.table.order(rest + [p for p in stage.paths if p.name == path])
+    change = Change(path, Verdict.UP, Verdict.DOWN, Blame.LINE, "silence", 0.0)
+    stage.exchanges.path_changed(change)
+
+
+@staged
+async def test_a_plain_request_goes_over_the_best_path_and_comes_back():
+    stage = Stage()
+    client = stage.request(headers=[(b"x-a", b"1"), (b"proxy-authorization", b"secret")])
+    (stream,) = stage.streams
+    assert stream.path.name == "cn2>up/e1"
+    assert stream.ended
+    fields = dict(stream.head.headers)
+    assert (stream.head.authority, stream.head.path) == (b"e1.example", b"/v1/x")
+    assert fields[b"x-a"] == b"1"
+    assert fields[b"via"] == b"1.1 t1"
+    assert b"proxy-authorization" not in fields
+    stream.answer(200, [(b"content-type", b"text/plain"), (b"alt-svc", b"h3=:1")], 5, b"hello")
+    assert (client.status, bytes(client.body), client.over) == (200, b"hello", "end")
+    assert client.length == 5
+    assert b"alt-svc" not in client.headers
+    assert b"cn2" in client.headers[b"proxy-status"]
+    (record,) = stage.records
+    assert record.request_id == client.headers[b"edged-request-id"].decode()
+    assert (record.path_name, record.status, record.bytes_down) == ("cn2>up/e1", 200, 5)
+    assert [s.outcome for s in stage.table.samples] == [Outcome.OK]
+    assert stage.idle()
+
+
+@staged
+async def test_the_endpoints_base_path_and_port_are_used():
+    path = make_path("cn2", host="h.example", port=8443, base_path="/base")
+    stage = Stage([path])
+    stage.request()
+    head = stage.streams[0].head
+    assert (head.authority, head.path) == (b"h.example:8443", b"/base/v1/x")
+
+
+@staged
+async def test_a_small_body_is_sent_once_it_is_complete():
+    stage = Stage()
+    client = stage.request(b"POST", length=10)
+    client.sink.body(b"01234")
+    assert not stage.streams
+    client.sink.body(b"56789")
+    client.sink.body_end([(b"t", b"1")])
+    (stream,) = stage.streams
+    assert (bytes(stream.body), stream.ended, stream.trailers) == (
+        b"0123456789",
+        True,
+        [(b"t", b"1")],
+    )
+
+
+@staged
+async def test_a_large_body_flows_and_the_client_is_paused_while_the_stream_is():
+    stage = Stage()
+    client = stage.request(b"POST", length=None)
+    (stream,) = stage.streams
+    client.sink.body(b"a" * 1000)
+    assert len(stream.body) == 1000
+    stream.events.pause_body()
+    for _ in range(10):
+        client.sink.body(b"b" * 40_000)
+    assert client.paused
+    assert len(stream.body) == 1000
+    stream.events.resume_body()
+    assert not client.paused
+    client.sink.body_end(None)
+    assert len(stream.body) == 401_000
+    assert stream.ended
+
+
+@staged
+async def test_a_refused_attempt_is_repeated_on_the_other_path_whatever_the_method():
+    stage = Stage()
+    client = stage.request(b"POST", length=5)
+    client.sink.body(b"hello")
+    client.sink.body_end(None)
+    stage.streams[0].fail(Outcome.PROTOCOL, "REFUSED_STREAM", unprocessed=True)
+    first, second = stage.streams
+    assert second.path.name == "bgp>up/e1"
+    assert bytes(second.body) == b"hello"
+    second.answer(200, (), 2, b"ok")
+    assert client.over == "end"
+    assert stage.counters.retries == 1
+    assert stage.counters.double_executions == 0
+    (record,) = stage.records
+    assert [a.path for a in record.attempts] == ["cn2>up/e1", "bgp>up/e1"]
+    assert stage.idle()
+
+
+@staged
+async def test_a_post_that_was_sent_is_not_repeated_after_a_reset():
+    stage = Stage()
+    client = stage.request(b"POST", length=5)
+    client.sink.body(b"hello")
+    client.sink.body_end(None)
+    stage.streams[0].fail()
+    assert len(stage.streams) == 1
+    assert client.status == 502
+    answer = json.loads(bytes(client.body))["error"]
+    assert answer["request_id"]
+    assert "edged why" in answer["hint"]
+    assert client.headers[b"proxy-status"].startswith(b"edged; error=connection_terminated")
+    assert stage.records[0].error == "connection_terminated"
+    assert stage.idle()
+
+
+@staged
+async def test_a_get_that_was_sent_is_repeated_after_a_reset():
+    stage = Stage()
+    client = stage.request()
+    stage.streams[0].fail()
+    stage.streams[1].answer(200, (), 2, b"ok")
+    assert client.over == "end"
+    assert stage.idle()
+
+
+@pytest.mark.parametrize(("gateway", "repeated"), [(True, True), (False, False)])
+def test_a_post_on_a_line_that_dies_is_repeated_for_gateway_requests(gateway, repeated):
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request(b"POST", length=5, routed=Routed(gateway=gateway))
+        client.sink.body(b"hello")
+        client.sink.body_end(None)
+        down(stage, "cn2>up/e1")
+        assert stage.streams[0].cancelled
+        if repeated:
+            stage.streams[1].answer(200, (), 2, b"ok")
+            assert client.status == 200
+            assert stage.counters.failovers == 1
+            assert stage.counters.double_executions == 1
+        else:
+            assert client.status == 502
+        assert stage.idle()
+
+    play()
+
+
+@staged
+async def test_a_response_cut_short_is_never_ended_cleanly():
+    stage = Stage()
+    client = stage.request()
+    (stream,) = stage.streams
+    stream.answer(200, (), 100)
+    stream.events.data(b"x" * 60)
+    stream.fail(Outcome.RESET, "closed after 60 of 100 bytes")
+    assert len(stage.streams) == 1
+    assert client.over == "abort"
+    assert stage.records[0].error == "http_response_incomplete"
+    assert stage.idle()
+
+
+@staged
+async def test_a_tiny_coded_response_cut_short_is_never_ended_cleanly():
+    stage = Stage()
+    client = stage.request()
+    (stream,) = stage.streams
+    stream.events.head(ResponseHead(200, [(b"content-encoding", b"gzip")], None))
+    stream.events.data(gzip.compress(b"hello")[:-4])
+    stream.events.end(None)
+    assert client.over == "abort"
+    assert stage.idle()
+
+
+@staged
+async def test_a_response_is_decoded_for_a_client_that_did_not_ask():
+    stage = Stage()
+    client = stage.request()
+    (stream,) = stage.streams
+    assert dict(stream.head.headers)[b"accept-encoding"] == b"zstd, br, gzip"
+    body = gzip.compress(b"hello" * 100)
+    stream.events.head(ResponseHead(200, [(b"content-encoding", b"gzip")], len(body)))
+    stream.events.data(body[:7])
+    stream.events.data(body[7:])
+    stream.events.end(None)
+    assert bytes(client.body) == b"hello" * 100
+    assert (client.length, client.over) == (None, "end")
+    assert b"content-encoding" not in client.headers
+    assert stage.records[0].bytes_down == 500
+    assert stage.records[0].bytes_down_wire == len(body)
+
+
+@staged
+async def test_an_event_leaves_in_the_turn_in_which_it_arrived_also_when_decoded():
+    stage = Stage()
+    client = stage.request(headers=[(b"accept", b"text/event-stream")])
+    (stream,) = stage.streams
+    stream.events.head(ResponseHead(200, [(b"content-encoding", b"gzip")], None))
+    state = zlib.compressobj(6, zlib.DEFLATED, 31)
+    for number in range(3):
+        event = b"data: %d\n\n" % number
+        stream.events.data(state.compress(event) + state.flush(zlib.Z_SYNC_FLUSH))
+        assert client.body.endswith(event)
+
+
+@staged
+async def test_a_client_that_takes_the_coding_gets_it_untouched():
+    stage = Stage()
+    client = stage.request(headers=[(b"accept-encoding", b"gzip")])
+    stage.streams[0].answer(200, [(b"content-encoding", b"gzip")], 9, b"whatever!")
+    assert bytes(client.body) == b"whatever!"
+    assert client.headers[b"content-encoding"] == b"gzip"
+
+
+@staged
+async def test_backpressure_from_the_client_reaches_the_stream():
+    stage = Stage()
+    client = stage.request()
+    (stream,) = stage.streams
+    stream.answer(200, (), None)
+    client.sink.pause_response()
+    assert stream.paused
+    client.sink.resume_response()
+    assert not stream.paused
+
+
+@staged
+async def test_a_client_that_leaves_cancels_its_attempt():
+    stage = Stage()
+    client = stage.request()
+    client.sink.gone()
+    assert stage.streams[0].cancelled
+    assert stage.records[0].error == "client_gone"
+    assert stage.counters.client_gone == 1
+    assert stage.idle()
+
+
+@staged
+async def test_no_path_is_503_and_says_what_to_do():
+    stage = Stage()
+    stage.table.order([])
+    client = stage.request()
+    assert client.status == 503
+    assert b"destination_unavailable" in client.headers[b"proxy-status"]
+    assert stage.idle()
+
+
+@staged
+async def test_all_paths_failing_to_connect_is_one_502():
+    stage = Stage()
+    stage.upstreams.busy = {p.name for p in stage.paths}
+    client = stage.request(b"POST", length=None)
+    while client.status is None:
+        while stage.upstreams.pending:
+            stage.upstreams.pending.pop(0).fail(Outcome.REFUSED, "connection refused")
+        await asyncio.sleep(0.01)
+    assert client.status == 502
+    assert stage.idle()
+
+
+@staged
+async def test_421_means_another_path():
+    stage = Stage()
+    client = stage.request(b"POST", length=1)
+    client.sink.body(b"x")
+    client.sink.body_end(None)
+    stage.streams[0].answer(421)
+    stage.streams[1].answer(200, (), 2, b"ok")
+    assert client.status == 200
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_a_busy_endpoint_is_passed_through_and_nobody_is_blamed(status):
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request()
+        stage.streams[0].answer(status, [(b"retry-after", b"7")], 2, b"no")
+        assert client.status == status
+        (sample,) = stage.table.samples
+        assert (sample.outcome, sample.retry_after_s) == (Outcome.BUSY, 7.0)
+
+    play()
+
+
+@staged
+async def test_interim_responses_are_passed_on_but_100_is_our_own():
+    stage = Stage()
+    client = stage.request()
+    (stream,) = stage.streams
+    stream.events.informational(100, [])
+    stream.events.informational(103, [(b"link", b"x")])
+    assert client.interim == [103]
+
+
+@staged
+async def test_expect_continue_waits_for_a_connection():
+    stage = Stage()
+    stage.upstreams.busy = {"cn2>up/e1"}
+    client = stage.request(b"POST", length=None, expects_continue=True)
+    assert client.log == []
+    pending = stage.upstreams.pending[0]
+    stage.upstreams.grant(pending.path, pending.events)
+    assert client.log == ["resume"]
+
+
+@staged
+async def test_a_slow_get_is_hedged_and_the_faster_answer_wins():
+    policy = Policy(hedge=Hedge(min_delay_s=0.01))
+    stage = Stage(policy=policy, ttfb_p95_s=0.01)
+    client = stage.request()
+    for _ in range(50):
+        if len(stage.streams) == 2:
+            break
+        await asyncio.sleep(0.005)
+    slow, fast = stage.streams
+    fast.answer(200, (), 2, b"ok")
+    assert slow.cancelled
+    assert client.over == "end"
+    assert stage.counters.hedges == 1
+    assert stage.records[0].hedged
+    assert stage.idle()
+
+
+@staged
+async def test_the_loser_of_a_hedge_is_cancelled_even_if_the_first_wins():
+    stage = Stage(policy=Policy(hedge=Hedge(min_delay_s=0.01)), ttfb_p95_s=0.01)
+    client = stage.request()
+    while len(stage.streams) < 2:
+        await asyncio.sleep(0.005)
+    first, second = stage.streams
+    first.answer(200, (), 2, b"ok")
+    assert second.cancelled
+    assert (client.over, stage.records[0].path_name) == ("end", "cn2>up/e1")
+    assert stage.idle()
+
+
+@staged
+async def test_waiting_too_long_for_a_head_is_a_504():
+    stage = Stage(policy=Policy(failover=Failover(first_byte_timeout_s=1.0)))
+    client = stage.request()
+    now = asyncio.get_running_loop().time()
+    stage.exchanges.tick(now + 5)
+    assert client.status == 504
+    assert stage.streams[0].cancelled
+    assert stage.idle()
+
+
+@staged
+async def test_silence_inside_a_response_breaks_it():
+    stage = Stage(policy=Policy(failover=Failover(idle_timeout_s=1.0, first_byte_timeout_s=1.0)))
+    client = stage.request()
+    stage.streams[0].answer(200, (), 10)
+    stage.exchanges.tick(asyncio.get_running_loop().time() + 5)
+    assert client.over == "abort"
+    assert stage.idle()
+
+
+@staged
+async def test_a_body_beyond_the_limit_is_413():
+    stage = Stage(policy=Policy(limits=Limits(body_bytes=10)))
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"x" * 11)
+    assert client.status == 413
+    assert stage.streams[0].cancelled
+    assert stage.idle()
+
+
+@staged
+async def test_a_body_beyond_the_spool_flows_but_is_not_repeated():
+    stage = Stage(policy=Policy(limits=Limits(spool_bytes=1000)))
+    client = stage.request(b"PUT", length=None)
+    for _ in range(30):
+        client.sink.body(b"y" * 500)
+    client.sink.body_end(None)
+    assert len(stage.streams[0].body) == 15_000
+    stage.streams[0].fail(Outcome.PROTOCOL, "refused", unprocessed=True)
+    assert client.status == 502
+    assert len(stage.streams) == 1
+
+
+# -- request coding -------------------------------------------------------------------------------
+
+
+def coded_stage(**extra):
+    path = make_path("cn2", accepts_encoding=("gzip",), **extra)
+    return Stage([path], policy=Policy(compression=Compression(min_bytes=100)))
+
+
+def post(stage, body, length=-1):
+    client = stage.request(b"POST", length=len(body) if length == -1 else length)
+    for at in range(0, len(body), 30_000):
+        client.sink.body(body[at : at + 30_000])
+    client.sink.body_end(None)
+    return client
+
+
+@staged
+async def test_a_body_is_coded_for_an_endpoint_that_accepts_it():
+    stage, body = coded_stage(), b"hello " * 1000
+    post(stage, body)
+    (stream,) = stage.streams
+    assert dict(stream.head.headers)[b"content-encoding"] == b"gzip"
+    assert stream.head.body_length == len(stream.body)
+    assert gzip.decompress(stream.body) == body
+
+
+@staged
+async def test_a_long_body_is_coded_as_it_streams():
+    stage, body = coded_stage(), b"hello " * 100_000
+    post(stage, body, None)
+    (stream,) = stage.streams
+    assert stream.head.body_length is None
+    assert gzip.decompress(stream.body) == body
+    stream.answer(200, (), 2, b"ok")
+    assert stage.records[0].bytes_up == len(body)
+    assert stage.records[0].bytes_up_wire == len(stream.body)
+
+
+@pytest.mark.parametrize("status", [400, 415])
+def test_a_refused_coding_is_sent_again_plain_and_remembered(status):
+    @staged
+    async def play():
+        stage, body = coded_stage(), b"hello " * 1000
+        client = post(stage, body)
+        stage.streams[0].answer(status)
+        assert stage.streams[0].cancelled
+        plain = stage.streams[1]
+        assert b"content-encoding" not in dict(plain.head.headers)
+        assert bytes(plain.body) == body
+        plain.answer(200, (), 2, b"ok")
+        assert client.status == 200
+        post(stage, body)
+        assert b"content-encoding" not in dict(stage.streams[2].head.headers)
+        stage.streams[2].answer(200, (), 2, b"ok")
+        assert stage.idle()
+
+    play()
+
+
+@staged
+async def test_a_request_that_is_bad_anyway_does_not_condemn_the_coding():
+    stage, body = coded_stage(), b"hello " * 1000
+    client = post(stage, body)
+    stage.streams[0].answer(400)
+    stage.streams[1].answer(400, (), 2, b"no")
+    assert client.status == 400
+    post(stage, body)
+    assert b"content-encoding" in dict(stage.streams[2].head.headers)
+
+
+@staged
+async def test_an_endpoint_that_took_a_coding_before_is_believed():
+    stage, body = coded_stage(), b"hello " * 1000
+    post(stage, body)
+    stage.streams[0].answer(200, (), 2, b"ok")
+    client = post(stage, body)
+    stage.streams[1].answer(400, (), 2, b"no")
+    assert (client.status, len(stage.streams)) == (400, 2)
+
+
+# -- upgrades and redirects -----------------------------------------------------------------------
+
+
+@staged
+async def test_an_upgrade_switches_to_raw_bytes_both_ways():
+    stage = Stage()
+    client = stage.request(upgrade=b"websocket")
+    (stream,) = stage.streams
+    assert stage.upstreams.asked[0][2]
+    stream.answer(101)
+    client.sink.body(b"ping")
+    assert bytes(stream.body) == b"ping"
+    stream.events.data(b"pong")
+    assert bytes(client.body) == b"pong"
+    stream.events.pause_body()
+    assert client.paused
+    stream.events.resume_body()
+    assert not client.paused
+    client.sink.body_end(None)
+    stream.events.end(None)
+    assert client.over == "end"
+    assert stage.idle()
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        (b"https://e1.example/v1/y?a=1", b"/api/v1/y?a=1"),
+        (b"/v1/y", b"/api/v1/y"),
+        (b"https://elsewhere.example/v1", b"https://elsewhere.example/v1"),
+        (b"//elsewhere.example/v1", b"//elsewhere.example/v1"),
+        (b"https://e1.example.evil/", b"https://e1.example.evil/"),
+    ],
+)
+def test_redirects_to_the_endpoint_come_back_through_the_prefix(location, expected):
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request()
+        stage.streams[0].answer(302, [(b"location", location)], 0)
+        assert client.headers[b"location"] == expected
+
+    play()
+
+
+@staged
+async def test_records_hold_no_query_and_no_secret():
+    stage = Stage()
+    stage.request(routed=Routed(path=b"/v1/x?key=sk-123"), headers=[(b"authorization", b"B x")])
+    stage.streams[0].answer(200, (), 0, b"")
+    record = stage.records[0]
+    assert record.path_without_query == "/v1/x"
+    assert "sk-123" not in repr([getattr(record, n) for n in record.__slots__])

@@ -1,0 +1,245 @@
+"""A scripted upstream side and a recording client, for playbooks of one exchange."""
+
+import asyncio
+from typing import NamedTuple
+
+from edged.exchanges import Exchanges
+from edged.messages import RequestHead, ResponseHead
+from policies.model import (
+    Breaker,
+    Candidate,
+    Carrier,
+    Endpoint,
+    Estimate,
+    Failure,
+    Line,
+    Outcome,
+    Path,
+    PathState,
+    Ranking,
+    RequestClass,
+    Snapshot,
+    Verdict,
+)
+from policies.schema import Policy
+
+
+def make_path(line, endpoint="e1", **extra):
+    fields = {"scheme": "https", "host": f"{endpoint}.example", "port": 443, **extra}
+    return Path(Line(line), Endpoint("up", endpoint, **fields))
+
+
+class Table:
+    """As much of a PathTable as exchanges use; the order of paths is the test's."""
+
+    def __init__(self, paths, ttfb_p95_s=None, rtt_s=0.05):
+        self.samples, self.in_flight = [], {}
+        self.ttfb_p95_s, self.rtt_s = ttfb_p95_s, rtt_s
+        self.order(paths)
+
+    def order(self, paths):
+        states = [
+            PathState(
+                path=path,
+                verdict=Verdict.UP,
+                breaker=Breaker.CLOSED,
+                ejected_until=None,
+                estimate=Estimate(rtt_s=self.rtt_s),
+                distance_km=None,
+                ttfb_p95_s=self.ttfb_p95_s,
+                warm=None,
+                in_flight=0,
+                limit=None,
+            )
+            for path in paths
+        ]
+        known = dict(getattr(self, "snapshot", Snapshot(0, 0, {}, {})).paths)
+        known.update({s.path.name: s for s in states})
+        self.snapshot = Snapshot(0.0, 1, known, {"up": tuple(s.path.name for s in states)})
+        order = tuple(Candidate(state, 1.0, ()) for state in states)
+        self._ranking = Ranking("up", RequestClass(0), order, "the test said so")
+
+    def ranking(self, upstream, request_class):
+        return self._ranking
+
+    def observe(self, sample, now):
+        self.samples.append(sample)
+
+    def started(self, path):
+        self.in_flight[path] = self.in_flight.get(path, 0) + 1
+
+    def finished(self, path):
+        self.in_flight[path] -= 1
+
+
+class Stream:
+    carrier = Carrier.H2
+    reused = False
+
+    def __init__(self, path, events):
+        self.path, self.events = path, events
+        self.head = None
+        self.body = bytearray()
+        self.ended = self.cancelled = self.paused = False
+        self.trailers = None
+
+    def send_head(self, head, *, end):
+        self.head, self.ended = head, end
+
+    def send_data(self, data):
+        assert not self.ended
+        assert not self.cancelled
+        self.body += data
+
+    def send_end(self, trailers=None):
+        assert not self.ended
+        self.ended, self.trailers = True, trailers
+
+    def cancel(self):
+        self.cancelled = True
+
+    def pause_reading(self):
+        self.paused = True
+
+    def resume_reading(self):
+        self.paused = False
+
+    # what the test plays
+    def answer(self, status=200, headers=(), length=None, body=None):
+        if status == 101:
+            self.ended = False  # raw bytes both ways from here on
+        self.events.head(ResponseHead(status, list(headers), length))
+        if body is not None:
+            self.events.data(body)
+            self.events.end(None)
+
+    def fail(self, outcome=Outcome.RESET, detail="it broke", **kw):
+        self.events.failed(Failure(outcome, detail, **kw))
+
+
+class Pending:
+    def __init__(self, path, events):
+        self.path, self.events, self.cancelled = path, events, False
+
+    def cancel(self):
+        self.cancelled = True
+
+    def fail(self, outcome=Outcome.TIMEOUT, detail="no connection", **kw):
+        self.events.failed(Failure(outcome, detail, unprocessed=True, **kw))
+
+
+class Upstreams:
+    """Gives a stream at once, unless the path is in ``busy``."""
+
+    def __init__(self):
+        self.streams, self.pending, self.busy, self.asked = [], [], set(), []
+
+    def open(self, path, events, *, early_data, upgrade=False):
+        self.asked.append((path.name, early_data, upgrade))
+        if path.name in self.busy:
+            self.pending.append(Pending(path, events))
+            return self.pending[-1]
+        self.grant(path, events)
+        return None
+
+    def grant(self, path, events):
+        stream = Stream(path, events)
+        self.streams.append(stream)
+        events.stream_ready(stream)
+        return stream
+
+
+class Client:
+    """A recording `Responder`."""
+
+    client = "127.0.0.1:5"
+
+    def __init__(self):
+        self.log, self.status, self.headers, self.body = [], None, None, bytearray()
+        self.interim = []
+        self.over = None
+        self.paused = False
+        self.trailers = None
+
+    def informational(self, status, headers):
+        self.interim.append(status)
+
+    def head(self, head):
+        assert self.status is None
+        self.status, self.headers, self.length = head.status, dict(head.headers), head.body_length
+
+    def data(self, data):
+        assert self.over is None
+        self.body += data
+
+    def end(self, trailers=None):
+        assert self.over is None
+        self.over, self.trailers = "end", trailers
+
+    def abort(self):
+        assert self.over is None
+        self.over = "abort"
+
+    def pause_body(self):
+        self.paused = True
+
+    def resume_body(self):
+        self.paused = False
+        self.log.append("resume")
+
+
+class Routed(NamedTuple):
+    upstream: str = "up"
+    path: bytes = b"/v1/x"
+    prefix: bytes = b"/api"
+    gateway: bool = True
+    endpoint: object = None
+
+
+class Stage:
+    """An `Exchanges` over scripted parts."""
+
+    def __init__(self, paths=None, *, policy=None, dialer=None, **table):
+        self.paths = paths or [make_path("cn2"), make_path("bgp")]
+        self.table = Table(self.paths, **table)
+        self.upstreams = Upstreams()
+        self.records = []
+        self.exchanges = Exchanges(
+            self.table, self.upstreams, dialer, node="t1", record=self.records.append
+        )
+        self.exchanges.configure({"up": policy or Policy()}, Policy())
+
+    @property
+    def counters(self):
+        return self.exchanges.services["up"].counters
+
+    @property
+    def streams(self):
+        return self.upstreams.streams
+
+    def request(self, method=b"GET", headers=(), length=0, routed=None, **kw):
+        routed = routed or Routed()
+        head = RequestHead(method, b"http", b"h", routed.path, list(headers), length, **kw)
+        client = Client()
+        client.sink = self.exchanges(routed, head, client)
+        return client
+
+    def idle(self):
+        """Nothing is left behind."""
+        return (
+            not self.exchanges.live
+            and not len(self.exchanges.deadlines)
+            and not any(self.table.in_flight.values())
+            and not any(self.exchanges.targets.live_on(p.name) for p in self.paths)
+        )
+
+
+def staged(test):
+    """Run ``test(...)``, a coroutine function, in a loop of its own."""
+
+    def run(*args, **kwargs):
+        asyncio.run(test(*args, **kwargs))
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return run
