@@ -18,6 +18,8 @@ from typing import Any
 PURE = "pure"
 FAST = "fast"
 ENVIRONMENT = "EDGED_ENGINES"
+_UNLIMITED = 2**31 - 1
+_FRAME_BYTES = 16384
 
 
 class EngineError(Exception):
@@ -37,6 +39,10 @@ class H2Engine:
     client: Callable[..., Any]
     """``client(stream_window, frame_bytes, header_bytes)``: a client side `H2Connection` that has
     its settings and whose preface is not sent yet (``initiate_connection``)."""
+    server: Callable[..., Any]
+    """``server(stream_window, streams, header_bytes)``: the same for the server side. It announces
+    ``streams`` but leaves refusing further ones to its user: the engines would end the connection
+    where RFC 9113 section 5.1.2 asks for a stream error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,10 @@ def quic_engine(name: str | None = None) -> QuicEngine:
     return _load_quic(chosen(name))
 
 
+def _no_length(headers: Any) -> None:
+    """In place of an engine's own tracking of Content-Length."""
+
+
 @cache
 def _load_h2(name: str) -> H2Engine:
     root = "jh2" if name == FAST else "h2"
@@ -101,7 +111,7 @@ def _load_h2(name: str) -> H2Engine:
     )
     codes = settings.SettingCodes
 
-    class ClientConnection(connection.H2Connection):  # type: ignore[misc,name-defined]  # base known at run time only
+    class DrainingConnection(connection.H2Connection):  # type: ignore[misc,name-defined]  # base known at run time only
         """Goes on with the streams a GOAWAY leaves alive (RFC 9113 section 6.8).
 
         Both engines close their state machine on GOAWAY, so that the next frame of a stream in
@@ -115,9 +125,16 @@ def _load_h2(name: str) -> H2Engine:
             event.additional_data = frame.additional_data or None
             return [], [event]
 
+        def _begin_new_stream(self, stream_id: int, allowed_ids: Any) -> Any:
+            # The engines make a wrong Content-Length an error of the connection; it is one of the
+            # stream (section 8.1.1), and both sides of edged look for it themselves.
+            stream = super()._begin_new_stream(stream_id, allowed_ids)
+            stream._initialize_content_length = _no_length
+            return stream
+
     def client(stream_window: int, frame_bytes: int, header_bytes: int) -> Any:
         # Heads are checked and normalised once, by `edged.upstream.h2`, for both engines alike.
-        h2 = ClientConnection(
+        h2 = DrainingConnection(
             config.H2Configuration(
                 client_side=True,
                 header_encoding=None,
@@ -140,6 +157,32 @@ def _load_h2(name: str) -> H2Engine:
         h2.decoder.max_header_list_size = header_bytes
         return h2
 
+    def server(stream_window: int, streams: int, header_bytes: int) -> Any:
+        h2 = DrainingConnection(
+            config.H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
+            )
+        )
+        values = {
+            codes.HEADER_TABLE_SIZE: 4096,
+            codes.INITIAL_WINDOW_SIZE: stream_window,
+            codes.MAX_CONCURRENT_STREAMS: streams,
+            codes.MAX_FRAME_SIZE: _FRAME_BYTES,
+            codes.MAX_HEADER_LIST_SIZE: header_bytes,
+        }
+        h2.local_settings = settings.Settings(client=False, initial_values=values)
+        h2.max_inbound_frame_size = _FRAME_BYTES
+        h2.decoder.max_header_list_size = header_bytes
+        h2.initiate_connection()
+        values[codes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
+        h2.local_settings = settings.Settings(client=False, initial_values=values)
+        return h2
+
     return H2Engine(
         name=name,
         events=events,
@@ -147,6 +190,7 @@ def _load_h2(name: str) -> H2Engine:
         SettingCodes=codes,
         ProtocolError=exceptions.H2Error,
         client=client,
+        server=server,
     )
 
 
