@@ -1,0 +1,597 @@
+"""HTTP/1.1 on a client connection (RFC 9112): requests in, one after another; raw bytes after 101.
+
+The states of a connection, and what bytes from the client mean in each:
+
+    HEAD     part of the next head           -> BODY or WAIT (handler called), REFUSED (bad head)
+    BODY     body of the request at hand     -> WAIT when it is complete
+    WAIT     the next request, kept unread until the response at hand has ended -> HEAD
+    RAW      a tunnel's bytes (after 101, or 2xx to CONNECT)
+    REFUSED  an error answer is being written -> LINGER
+    LINGER   discarded: the client is given time to read the last answer
+    CLOSED   nothing
+
+Half a close by the client is a half close only in RAW; elsewhere a client that says it will send
+no more while its answer is owed is taken for gone, as one that was killed looks the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Sequence
+from typing import cast
+
+from edged.downstream.chunked import ChunkedDecoder
+from edged.downstream.fields import BadMessage, first_defect, parse_head
+from edged.downstream.h1_response import H1Exchange
+from edged.downstream.h2 import PREFACE_HEAD, H2Connection, client_address
+from edged.downstream.hub import NEVER, Hub
+from edged.headers import answer, error_response
+from edged.messages import RequestHead
+
+_HEAD, _BODY, _WAIT, _RAW, _REFUSED, _LINGER, _CLOSED = range(7)
+_LARGE = 16384
+_RESET = struct.pack("ii", 1, 0)
+
+
+class H1Connection(asyncio.Protocol):
+    """One client connection until it closes or turns out to speak HTTP/2.
+
+    Invariants: at most one exchange; ``_buffer`` holds bytes not yet understood, and only in
+    states that wait (HEAD: an incomplete head; WAIT: later requests; BODY and RAW: paused).
+    """
+
+    __slots__ = (
+        "_body_paused",
+        "_buffer",
+        "_client",
+        "_client_ended",
+        "_corked",
+        "_decoder",
+        "_exchange",
+        "_flush_due",
+        "_hub",
+        "_input_ended",
+        "_left",
+        "_out",
+        "_progress",
+        "_reading",
+        "_scanned",
+        "_served",
+        "_state",
+        "_transport",
+        "_write_ended",
+        "_write_paused",
+        "deadline",
+        "keep_alive",
+        "upgrade_offered",
+    )
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
+        self._state = _HEAD
+        self._buffer = b""
+        self._scanned = 0
+        self._exchange: H1Exchange | None = None
+        self._decoder: ChunkedDecoder | None = None
+        self._left = 0
+        self._progress = 0
+        self._served = False
+        self.keep_alive = True
+        self._body_paused = False
+        self._reading = True
+        self._write_paused = False
+        self._client_ended = False
+        self._input_ended = False
+        self._write_ended = False
+        self._corked = False
+        self._flush_due = False
+        self._out: list[bytes] = []
+        self._client: str | None = None
+        self.upgrade_offered = b""
+        self.deadline = NEVER
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._hub.admit(self):
+            self._state = _CLOSED
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=self._hub.limits.write_high_bytes)
+        self.deadline = self._hub.now + self._hub.limits.idle_s
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        self._corked = True
+        try:
+            self._consume(data)
+        finally:
+            self._corked = False
+            if self._out:
+                self.flush()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. True keeps the connection open for writing."""
+        if self._buffer:
+            self._continue()
+        if self._state == _RAW and self._exchange is not None:
+            self._client_ended = True
+            if not self._buffer:
+                self._end_raw_input()
+            return True
+        self._lose_exchange()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed, by whomever."""
+        self._state = _CLOSED
+        self._buffer = b""
+        self._out.clear()
+        self._hub.leave(self)
+        self._lose_exchange()
+
+    def pause_writing(self) -> None:
+        """The write buffer is above its high watermark."""
+        self._write_paused = True
+        self._left_to_write()
+        if self._exchange is not None and self._exchange.sink is not None:
+            self._exchange.sink.pause_response()
+
+    def resume_writing(self) -> None:
+        """It drained."""
+        self._write_paused = False
+        if self._state in (_WAIT, _RAW):
+            self.deadline = NEVER
+        elif self._state == _BODY:
+            self._open_window()
+        if self._exchange is not None and self._exchange.sink is not None:
+            self._exchange.sink.resume_response()
+
+    # Reading.
+
+    def _consume(self, data: bytes) -> None:
+        while data:
+            state = self._state
+            if state == _HEAD:
+                data = self._take_head(data)
+                if self._scanned:
+                    break
+            elif state == _BODY and not self._body_paused:
+                data = self._take_body(data)
+            elif state == _RAW and not self._body_paused:
+                exchange = self._exchange
+                if exchange is not None and exchange.sink is not None:
+                    exchange.sink.body(data)
+                return
+            elif state >= _REFUSED:
+                return
+            else:
+                break
+        self._buffer = data
+        if len(data) > self._hub.limits.read_ahead_bytes and self._state != _HEAD:
+            self._set_reading()
+
+    def _continue(self) -> None:
+        """Take up what was kept, now that it can be understood."""
+        data = self._buffer
+        if data and self._state != _CLOSED:
+            self._buffer = b""
+            self.data_received(data)
+        self._set_reading()
+        if self._client_ended and not self._buffer and self._state == _RAW:
+            self._end_raw_input()
+
+    def _set_reading(self) -> None:
+        ahead = len(self._buffer) > self._hub.limits.read_ahead_bytes and self._state != _HEAD
+        wanted = not self._body_paused and not ahead
+        if wanted != self._reading and self._state != _CLOSED:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _take_head(self, data: bytes) -> bytes:
+        """Take one head from ``data`` and call the handler; what remains.
+
+        With ``_scanned`` set the head is incomplete, and all of ``data`` remains.
+        """
+        hub = self._hub
+        limits = hub.limits
+        if data[0] == 13:
+            while data.startswith(b"\r\n"):  # RFC 9112 section 2.2: empty lines before a request
+                data = data[2:]
+                self._scanned = 0
+            if not data:
+                self._await_head()
+                return b""
+        end = data.find(b"\r\n\r\n", max(0, self._scanned - 3), limits.header_bytes + 4)
+        if end < 0:
+            defect = first_defect(data, limits, max(0, self._scanned - 2))
+            if defect is not None:
+                self._refuse(defect)
+                return b""
+            self._await_head()
+            self._scanned = len(data)
+            return data
+        self._scanned = 0
+        try:
+            head, self.keep_alive = parse_head(data[:end], limits)
+        except BadMessage as error:
+            if data.startswith(PREFACE_HEAD) and not self._served:
+                self._become_h2(data)
+            else:
+                self._refuse(error)
+            return b""
+        rest = data[end + 4 :]
+        self._begin(head, rest)
+        return rest
+
+    def _begin(self, head: RequestHead, rest: bytes) -> None:
+        """Start the exchange of ``head``; ``rest`` is what the client sent after it already."""
+        hub = self._hub
+        length = head.body_length
+        upgradable = head.upgrade is not None
+        exchange = H1Exchange(
+            self, head.method, http10=head.version == b"1.0", upgradable=upgradable
+        )
+        self._exchange = exchange
+        self._served = True
+        if length == 0:
+            self._state = _WAIT
+            self.deadline = NEVER
+        else:
+            self._state = _BODY
+            self._left = length or 0
+            self._decoder = ChunkedDecoder(hub.limits) if length is None else None
+            exchange.awaits_continue = head.expects_continue
+            self._open_window()
+        hub.requests_total += 1
+        hub.requests_open += 1
+        if head.upgrade is not None:
+            self.upgrade_offered = head.upgrade
+            self._buffer = rest  # what `keep_alive_after` must know of
+        sink = hub.handler(head, exchange)
+        if upgradable:
+            self._buffer = b""
+        if not exchange.done:
+            exchange.sink = sink
+            if self._write_paused:
+                sink.pause_response()
+
+    def _await_head(self) -> None:
+        """The first byte of a head starts its clock; further ones don't move it."""
+        self.deadline = min(self.deadline, self._hub.now + self._hub.limits.header_time_s)
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Hand the body's bytes in ``data`` on; what follows the body."""
+        exchange = self._exchange
+        decoder = self._decoder
+        if decoder is not None:
+            body, rest = decoder.feed(data)
+            complete = decoder.done
+        elif len(data) < self._left:
+            body, rest = data, b""
+            self._left -= len(data)
+            complete = False
+        else:
+            body, rest = data[: self._left], data[self._left :]
+            complete = True
+        self._progress += len(body)
+        if complete:
+            self._state = _WAIT
+            self._decoder = None
+            self._body_paused = False
+            self._left = 0
+            self.deadline = NEVER
+        if exchange is None:
+            if complete:
+                self._await_next()
+            return rest
+        sink = exchange.sink
+        if sink is None:
+            return rest
+        exchange.awaits_continue = False
+        if body:
+            sink.body(body)
+        if complete:
+            if not exchange.done:
+                sink.body_end(decoder.trailers if decoder is not None else None)
+            self._set_reading()
+        elif decoder is not None and decoder.failed is not None and not exchange.done:
+            self._fail(decoder.failed)
+        return rest
+
+    def _become_h2(self, data: bytes) -> None:
+        self._state = _CLOSED
+        connection = H2Connection(self._hub)
+        self._hub.replace(self, connection)
+        self._transport.set_protocol(connection)
+        connection.adopt(self._transport, data)
+
+    def _end_raw_input(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and exchange.sink is not None and not self._input_ended:
+            self._input_ended = True
+            exchange.sink.body_end(None)
+            if self._write_ended and not exchange.done:
+                self._forget(exchange)
+                self._close()
+
+    # What the exchange asks for.
+
+    @property
+    def client(self) -> str:
+        """The client's address and port, as it would stand in a URL."""
+        if self._client is None:
+            self._client = client_address(self._transport)
+        return self._client
+
+    @property
+    def raw(self) -> bool:
+        """Whether the connection carries a tunnel's bytes."""
+        return self._state == _RAW
+
+    def keep_alive_after(self, exchange: H1Exchange) -> bool:
+        """Decide, when the head is written, whether another request may follow.
+
+        Not after a refused CONNECT or Upgrade whose client already sent bytes meant for the other
+        protocol, nor when it is open whether the client will send the body it announced.
+        """
+        if (
+            self._hub.draining
+            or exchange.method == b"CONNECT"
+            or exchange.awaits_continue
+            or (exchange.upgradable and self._buffer)
+        ):
+            self.keep_alive = False
+        return self.keep_alive
+
+    def write_now(self, data: bytes) -> None:
+        """Write, together with what is held; within a parser callback, when that returns."""
+        out = self._out
+        if not out and not self._corked:
+            self._transport.write(data)
+            return
+        out.append(data)
+        if len(data) >= _LARGE:
+            self.flush()
+
+    def write_many(self, parts: Sequence[bytes]) -> None:
+        """Write large pieces without joining them."""
+        if self._out:
+            self.flush()
+        self._transport.writelines(parts)
+
+    def hold(self, data: bytes) -> None:
+        """Write at the latest at the end of this loop turn."""
+        self._out.append(data)
+        if not self._corked and not self._flush_due:
+            self._flush_due = True
+            self._hub.loop.call_soon(self._flush_held)
+
+    def _flush_held(self) -> None:
+        self._flush_due = False
+        if self._out:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held, at once."""
+        out = self._out
+        if len(out) == 1:
+            self._transport.write(out[0])
+        else:
+            self._transport.write(b"".join(out))
+        out.clear()
+
+    def switch_to_raw(self) -> None:
+        """The response head switched protocols: bytes pass unread from here on."""
+        self._state = _RAW
+        self.deadline = NEVER
+        if self._buffer:
+            self._hub.loop.call_soon(self._continue)
+
+    def half_close(self, exchange: H1Exchange) -> None:
+        """The tunnel's response direction has ended."""
+        if self._write_ended:
+            return
+        self._write_ended = True
+        if self._out:
+            self.flush()
+        if self._input_ended:
+            self._forget(exchange)
+            self._close()
+        elif self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def pause_body(self) -> None:
+        """Stop reading the body at hand."""
+        if self._state in (_BODY, _RAW) and not self._body_paused:
+            self._body_paused = True
+            self._set_reading()
+
+    def resume_body(self) -> None:
+        """Read on."""
+        if self._body_paused:
+            self._body_paused = False
+            if self._state == _BODY:
+                self._open_window()
+            if self._buffer and not self._corked:
+                self._hub.loop.call_soon(self._continue)
+            self._set_reading()
+
+    def response_done(self, exchange: H1Exchange) -> None:
+        """The response has ended: on to the next request, or close."""
+        self._hub.requests_open -= 1
+        self._exchange = None
+        if self._state == _REFUSED:
+            self._linger()
+        elif self._state == _BODY:
+            self._drop_rest_of_body()
+        else:
+            self._await_next()
+        if self._out and not self._corked:
+            self.flush()
+
+    def cut(self, exchange: H1Exchange, *, hard: bool) -> None:
+        """Close so that the client can tell that the response is broken."""
+        self._hub.requests_open -= 1
+        self._exchange = None
+        if hard or not exchange.started:
+            self._reset()
+            return
+        if self._out:
+            self.flush()
+        self._close()
+
+    # Ends.
+
+    def _forget(self, exchange: H1Exchange) -> None:
+        exchange.done = True
+        self._exchange = None
+        self._hub.requests_open -= 1
+
+    def _lose_exchange(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and not exchange.done:
+            self._forget(exchange)
+            if exchange.sink is not None:
+                exchange.sink.gone()
+
+    def _await_next(self) -> None:
+        if not self.keep_alive or self._hub.draining:
+            if self._buffer:
+                self._linger()
+            else:
+                self._close()
+            return
+        self._state = _HEAD
+        self.deadline = self._hub.now + self._hub.limits.idle_s
+        if self._buffer and not self._corked:
+            self._hub.loop.call_soon(self._continue)
+
+    def _drop_rest_of_body(self) -> None:
+        """The answer came before the body was read: read and drop a short rest, else close."""
+        short = self._decoder is None and self._left <= self._hub.limits.discard_bytes
+        if not self.keep_alive or not short:
+            self._linger()
+        else:
+            self._body_paused = False
+            self._set_reading()
+            if self._buffer and not self._corked:
+                self._hub.loop.call_soon(self._continue)
+
+    def _fail(self, error: BadMessage) -> None:
+        """The body at hand is malformed: answer if nothing was answered yet, else cut."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._forget(exchange)
+        if exchange.sink is not None:
+            exchange.sink.gone()
+        if exchange.started:
+            self._hub.requests_bad += 1
+            self._reset()
+        else:
+            self._refuse(error)
+
+    def _refuse(self, error: BadMessage) -> None:
+        """Answer with an error and close. The handler isn't asked."""
+        hub = self._hub
+        hub.requests_bad += 1
+        hub.requests_open += 1
+        self._state = _REFUSED
+        self.keep_alive = False
+        self._scanned = 0
+        exchange = H1Exchange(self, b"", http10=False, upgradable=False)
+        hint = "Send one well-formed HTTP/1.1 request; this connection is closed."
+        response = error_response(
+            error.status, error.code, error.message, hint, proxy_error="http_request_error"
+        )
+        answer(exchange, response)
+
+    def _linger(self) -> None:
+        """Close after the client had time to read: a close with input unread is a reset."""
+        self._state = _LINGER
+        self._buffer = b""
+        self._decoder = None
+        self._body_paused = False
+        self._progress = -1
+        self.deadline = self._hub.now + self._hub.limits.linger_s
+        self._set_reading()
+        if self._out:
+            self.flush()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _close(self) -> None:
+        if self._out:
+            self.flush()
+        self._state = _CLOSED
+        self._buffer = b""
+        self._progress = -1
+        self.deadline = self._hub.now + self._hub.limits.linger_s
+        self._transport.close()
+
+    def _reset(self) -> None:
+        self._state = _CLOSED
+        self._buffer = b""
+        self._out.clear()
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    # The hub's side.
+
+    def _open_window(self) -> None:
+        self._progress = 0
+        self.deadline = self._hub.now + self._hub.limits.body_stall_s
+
+    def _left_to_write(self) -> None:
+        self._progress = self._transport.get_write_buffer_size()
+        self.deadline = self._hub.now + self._hub.limits.write_stall_s
+
+    def expired(self, now: float) -> None:
+        """The time for a head, a body, a write or the last read is over."""
+        state = self._state
+        queued = self._transport.get_write_buffer_size()
+        if state in (_LINGER, _CLOSED) or self._write_paused:
+            if queued and queued != self._progress:  # the client still reads, slowly
+                self._left_to_write()
+            elif state in (_LINGER, _CLOSED):
+                self.deadline = NEVER
+                self._transport.abort()
+            else:
+                self.kill()
+        elif state == _HEAD:
+            if self._buffer:
+                self._refuse(BadMessage(408, "header_timeout", "The request header took too long."))
+            else:
+                self._close()
+        elif state == _BODY:
+            if self._body_paused or self._progress >= self._hub.limits.body_stall_bytes:
+                self._open_window()
+            elif self._exchange is None:
+                self._linger()
+            else:
+                self._fail(BadMessage(408, "body_timeout", "The request body stalled."))
+
+    def drain(self) -> None:
+        """Close now if nothing is in flight; else after the response at hand."""
+        if self._state == _HEAD and not self._buffer:
+            self._close()
+
+    def kill(self) -> None:
+        """Close at once; what is in flight breaks visibly."""
+        self._lose_exchange()
+        if self._state != _CLOSED:
+            self._reset()

@@ -1,0 +1,111 @@
+"""What the connections of one listener share: the handler, the limits, counters, one coarse clock.
+
+No connection owns a timer. Each states in ``deadline`` when it wants to be looked at, in the hub's
+coarse time; one sweep per interval asks those whose time has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from edged.downstream.base import Handler
+from edged.downstream.limits import Limits
+
+NEVER = float("inf")
+SWEEP_S = 0.5
+
+
+class Connection(Protocol):
+    """A client connection as the hub sees it."""
+
+    deadline: float
+
+    def expired(self, now: float) -> None:
+        """``deadline`` has passed: cut, or set another."""
+
+    def drain(self) -> None:
+        """Finish what is in flight, take nothing new."""
+
+    def kill(self) -> None:
+        """Close at once; what is in flight breaks visibly."""
+
+
+class Hub:
+    """Shared by a listener's connections. Counters are plain ints, read by whoever reports."""
+
+    __slots__ = (
+        "_timer",
+        "connections",
+        "connections_refused",
+        "connections_total",
+        "draining",
+        "handler",
+        "limits",
+        "loop",
+        "now",
+        "on_empty",
+        "requests_bad",
+        "requests_open",
+        "requests_total",
+    )
+
+    def __init__(
+        self, handler: Handler, limits: Limits, loop: asyncio.AbstractEventLoop, now: float = 0.0
+    ) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.loop = loop
+        self.now = now
+        """Time of the last sweep: at most `SWEEP_S` behind (more only when the loop lags)."""
+        self.connections: set[Connection] = set()
+        self.connections_total = 0
+        self.connections_refused = 0
+        self.requests_total = 0
+        self.requests_open = 0
+        self.requests_bad = 0
+        self.draining = False
+        self.on_empty: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self.now = self.loop.time()
+        self._timer = self.loop.call_later(SWEEP_S, self._tick)
+
+    def stop(self) -> None:
+        """Sweep no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = self.loop.call_later(SWEEP_S, self._tick)
+        self.sweep(self.loop.time())
+
+    def sweep(self, now: float) -> None:
+        """Ask every connection whose deadline has passed."""
+        self.now = now
+        for connection in [c for c in self.connections if c.deadline <= now]:
+            connection.expired(now)
+
+    def admit(self, connection: Connection) -> bool:
+        """Count a new connection, or refuse it (limit reached, or draining)."""
+        self.connections_total += 1
+        if self.draining or len(self.connections) >= self.limits.connections:
+            self.connections_refused += 1
+            return False
+        self.connections.add(connection)
+        return True
+
+    def replace(self, old: Connection, new: Connection) -> None:
+        """The same client goes on under another protocol."""
+        self.connections.discard(old)
+        self.connections.add(new)
+
+    def leave(self, connection: Connection) -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+        if not self.connections and self.on_empty is not None:
+            self.on_empty()
