@@ -1,0 +1,292 @@
+"""When each probe of each path is due. Pure: time and randomness are arguments.
+
+Rules:
+1. A (path, kind) runs on a grid ``(n + phase) * period`` of the monotonic clock, so that it fires
+   whether or not its last run has ended, never drifts, and keeps its phase over a reload.
+2. The phases of a line's paths are spread evenly: pooled, they look at the line without a gap. A
+   path that comes later takes the middle of the widest gap; nobody else moves.
+3. Each point of the grid moves by up to an eighth of the period, intervals thus by up to a quarter.
+4. A line is ACTIVE while an exchange waits on it or it is doubted, and for 2 s after; RECENT for
+   30 s after that; else IDLE. Going up a pace pulls its deadlines in at once.
+5. All periods of a line are stretched by the same factor when what they plan exceeds the line's
+   byte cap; and a token bucket holds back what bunches, so that over any window no more than
+   ``0.9 * cap * window + depth`` bytes are sent. Cheap probes may use it up; expensive ones wait
+   until half a second's worth is left for the cheap.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import NamedTuple
+
+from policies.model import Carrier, Kind, Line, Path
+from policies.schema import Cadence
+
+HOLD_S = 2.0
+RECENT_S = 30.0
+HEADROOM = 0.9
+BURST_S = 2.0
+RESERVE_S = 0.5
+CHEAP_BYTES = 600
+FIRST_ROUND_S = 1.0
+"""Every path is measured within this time after it came, cap permitting."""
+DOUBT_TCP_S = 1.0
+
+_JITTER = 0.125
+_ORDER = {Kind.ICMP: 0, Kind.PING: 1, Kind.TCP: 2, Kind.QUIC: 3, Kind.HTTP: 4}
+
+
+class Pace(enum.IntEnum):
+    """How closely a line is watched."""
+
+    IDLE = 0
+    RECENT = 1
+    ACTIVE = 2
+
+
+class Job(NamedTuple):
+    """One probe to start now."""
+
+    path: Path
+    kind: Kind
+
+
+def period_s(kind: Kind, cadence: Cadence, pace: Pace) -> float | None:
+    """The time between two runs of a probe at a pace, uncapped; ``None``: never."""
+    active = pace is Pace.ACTIVE
+    if kind is Kind.ICMP:
+        if cadence.icmp_s is None:
+            return None
+        return cadence.icmp_active_s if active else cadence.icmp_s
+    if kind is Kind.PING:
+        if active:
+            return cadence.ping_active_s
+        return cadence.ping_s if pace is Pace.RECENT else cadence.ping_idle_s
+    if kind is Kind.TCP:
+        # ICMP may be dropped on the way and a warm connection absent: a connect settles a doubt.
+        if cadence.tcp_s is None:
+            return None
+        return min(cadence.tcp_s, DOUBT_TCP_S) if active else cadence.tcp_s
+    if kind is Kind.QUIC:
+        return cadence.quic_s
+    if kind is Kind.HTTP:
+        return cadence.http_s
+    return None
+
+
+def cap_bytes_s(line: Line, cadences: Iterable[Cadence]) -> float:
+    """Bytes a second that probes may take of ``line``: the least that any of its policies says."""
+    caps = [math.inf]
+    for cadence in cadences:
+        caps.append(cadence.cap_kbit_s * 1000 / 8)
+        if line.capacity_bps is not None:
+            caps.append(cadence.cap_share * line.capacity_bps / 8)
+    return min(caps)
+
+
+def spread(kept: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Phases in [0, 1) for ``names``: kept ones stay, new ones go where there is most room."""
+    phases = {name: kept[name] for name in names if name in kept}
+    fresh = [name for name in names if name not in phases]
+    if not phases:
+        return {name: i / len(fresh) for i, name in enumerate(fresh)}
+    for name in fresh:
+        taken = sorted(phases.values())
+        ends = [*taken[1:], taken[0] + 1.0]
+        start, end = max(zip(taken, ends, strict=True), key=lambda gap: gap[1] - gap[0])
+        phases[name] = ((start + end) / 2) % 1.0
+    return phases
+
+
+@dataclass(slots=True)
+class _Task:
+    """One (path, kind) and its place on the grid."""
+
+    path: Path
+    kind: Kind
+    cadence: Cadence
+    cost: int
+    phase: float
+    stamp: int = 0
+    """Of its newest heap entry; others are stale."""
+    due: float = 0.0
+
+
+@dataclass(slots=True)
+class _LineState:
+    """What a line's probes share."""
+
+    rate: float
+    """Bytes a second, headroom taken off."""
+    depth: float
+    tokens: float
+    filled_at: float
+    tasks: list[_Task] = field(default_factory=list)
+    pace: Pace = Pace.IDLE
+    active_at: float = -math.inf
+    """When it was last seen waiting or doubted."""
+    stretch: float = 1.0
+    paths: int = 1
+
+    def refill(self, now: float) -> None:
+        self.tokens = min(self.depth, self.tokens + (now - self.filled_at) * self.rate)
+        self.filled_at = now
+
+    def wait_s(self, cost: int) -> float:
+        """How long until a probe of ``cost`` bytes may go; 0: now."""
+        need = cost if cost <= CHEAP_BYTES else cost + RESERVE_S * self.rate
+        return max(0.0, (min(need, self.depth) - self.tokens) / self.rate)
+
+
+class Planner:
+    """Which probes are due. Feed it paths and paces; ask `due` at `next_deadline`."""
+
+    def __init__(self, costs: Mapping[Kind, int], rng: Random) -> None:
+        """``costs``: the bytes of one run of each kind that can be run at all."""
+        self._costs = dict(costs)
+        self._rng = rng
+        self._lines: dict[str, _LineState] = {}
+        self._tasks: dict[tuple[str, Kind], _Task] = {}
+        self._heap: list[tuple[float, int, int, _Task]] = []
+        self._stamp = 0
+
+    def reload(self, paths: Sequence[Path], cadence: Callable[[str], Cadence], now: float) -> None:
+        """Probe these paths from now on; ``cadence(upstream)`` is its policy's.
+
+        What stays keeps its phase and, unless its period changed, its deadline.
+        """
+        lines, tasks = self._lines, self._tasks
+        self._lines, self._tasks, self._heap = {}, {}, []
+        by_line: dict[str, list[Path]] = {}
+        for path in paths:
+            by_line.setdefault(path.line.name, []).append(path)
+        for name, members in by_line.items():
+            cadences = [cadence(path.endpoint.upstream) for path in members]
+            state = self._line(members[0].line, cadences, lines.get(name), now)
+            state.paths = len(members)
+            self._lines[name] = state
+            kept = {key[0]: task.phase for key, task in tasks.items()}
+            phases = spread(kept, [path.name for path in members])
+            for path, its in zip(members, cadences, strict=True):
+                for kind in self._kinds(path, its):
+                    task = _Task(path, kind, its, self._costs[kind], phases[path.name])
+                    self._tasks[path.name, kind] = task
+                    state.tasks.append(task)
+            state.stretch = self._stretch(state)
+            for task in state.tasks:
+                old = tasks.get((task.path.name, task.kind))
+                if old is not None and old.cadence == task.cadence:
+                    self._push(task, old.due)
+                else:
+                    round_s = min(FIRST_ROUND_S, self._period(task, state))
+                    self._push(task, now + self._slot(task, state) * round_s)
+
+    def set_activity(self, line: str, busy: bool, now: float) -> None:
+        """Say whether an exchange waits on ``line`` or it is doubted. Cheap; call it often."""
+        state = self._lines.get(line)
+        if state is None:
+            return
+        if busy:
+            state.active_at = now
+        quiet_s = now - state.active_at
+        if quiet_s <= HOLD_S:
+            pace = Pace.ACTIVE
+        else:
+            pace = Pace.RECENT if quiet_s <= HOLD_S + RECENT_S else Pace.IDLE
+        if pace is state.pace:
+            return
+        faster = pace > state.pace
+        state.pace = pace
+        state.stretch = self._stretch(state)
+        if faster:
+            for task in state.tasks:
+                sooner = self._next(task, state, now)
+                if sooner < task.due:
+                    self._push(task, sooner)
+
+    def next_deadline(self) -> float | None:
+        """When `due` must be asked next; ``None``: nothing is planned."""
+        while self._heap and self._heap[0][2] != self._heap[0][3].stamp:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[Job]:
+        """The probes to start now; each is planned anew. What the cap holds back comes later."""
+        jobs: list[Job] = []
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            task = heapq.heappop(self._heap)[3]
+            state = self._lines[task.path.line.name]
+            state.refill(now)
+            wait_s = state.wait_s(task.cost)
+            if wait_s > 0:
+                self._push(task, now + wait_s + 1e-6)
+                continue
+            state.tokens -= task.cost
+            jobs.append(Job(task.path, task.kind))
+            self._push(task, self._next(task, state, now))
+        return jobs
+
+    def interval_s(self, path: str, kind: Kind) -> float | None:
+        """The present period of a probe, stretched; ``None``: it is not run."""
+        task = self._tasks.get((path, kind))
+        if task is None:
+            return None
+        return self._period(task, self._lines[task.path.line.name])
+
+    # --- periods ----------------------------------------------------------------------------
+
+    def _kinds(self, path: Path, cadence: Cadence) -> list[Kind]:
+        return [
+            kind
+            for kind in self._costs
+            if period_s(kind, cadence, Pace.IDLE) is not None
+            and (kind is not Kind.QUIC or Carrier.H3 in path.endpoint.protocols)
+        ]
+
+    def _raw(self, task: _Task, state: _LineState) -> float:
+        period = period_s(task.kind, task.cadence, state.pace)
+        assert period is not None  # `_kinds` left the others out
+        return max(period, 0.01)
+
+    def _period(self, task: _Task, state: _LineState) -> float:
+        return self._raw(task, state) * state.stretch
+
+    def _stretch(self, state: _LineState) -> float:
+        planned = sum(task.cost / self._raw(task, state) for task in state.tasks)
+        return max(1.0, planned / state.rate)
+
+    def _slot(self, task: _Task, state: _LineState) -> float:
+        """The phase of a path, kinds apart by a part of the slot between two paths."""
+        return (task.phase + _ORDER[task.kind] / (len(_ORDER) * state.paths)) % 1.0
+
+    def _next(self, task: _Task, state: _LineState, now: float) -> float:
+        """The next point of the grid that is at least half a period away, with its jitter."""
+        period = self._period(task, state)
+        slot = self._slot(task, state)
+        n = math.floor(now / period - slot + 0.5) + 1
+        jitter = self._rng.uniform(-_JITTER, _JITTER)
+        return (n + slot + jitter) * period
+
+    def _push(self, task: _Task, due: float) -> None:
+        self._stamp += 1
+        task.stamp = self._stamp
+        task.due = due
+        heapq.heappush(self._heap, (due, _ORDER[task.kind], task.stamp, task))
+
+    def _line(
+        self, line: Line, cadences: Iterable[Cadence], old: _LineState | None, now: float
+    ) -> _LineState:
+        rate = HEADROOM * cap_bytes_s(line, cadences)
+        dearest = max(self._costs.values(), default=0)
+        depth = max(BURST_S * rate, dearest + RESERVE_S * rate)
+        state = _LineState(rate, depth, depth, now)
+        if old is not None:
+            old.refill(now)
+            state.tokens = min(old.tokens, depth)
+            state.pace, state.active_at = old.pace, old.active_at
+        return state
