@@ -1,0 +1,224 @@
+"""The data of the admin pages as text for a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Data = dict[str, Any]
+
+_VERDICT_STYLE = {"UP": "green", "SUSPECT": "yellow", "DOWN": "red"}
+
+
+def print_status(console: Console, data: Data) -> None:
+    """``edged status``."""
+    for part in _status(data):
+        console.print(part)
+
+
+def print_why(console: Console, data: Data) -> None:
+    """``edged why``."""
+    for part in _why(data):
+        console.print(part)
+
+
+def _status(data: Data) -> Iterator[RenderableType]:
+    state = "ready" if data["ready"] else f"not ready: {data['not_ready']}"
+    yield Text.assemble(
+        (f"edged {data['version']}", "bold"),
+        f" on {data['node']}, pid {data['pid']}, up {duration(data['uptime_s'])}, ",
+        (state, "green" if data["ready"] else "red"),
+    )
+    clients, lag = data["clients"], data["loop_lag_ms"]
+    yield Text(
+        f"listening on {', '.join(data['listening'])}; {clients['connections']} connections, "
+        f"{clients['requests_open']} requests open, {clients['requests_total']} in all; "
+        f"loop lag p99 {lag['p99']:.1f} ms"
+    )
+    for note in data["notes"]:
+        yield Text(f"note: {note}", style="yellow")
+    reload = data["reload"]
+    if not reload["ok"]:
+        yield Text(f"the last reload (by {reload['by']}) was refused:", style="red")
+        yield from (Text(f"  {mistake}") for mistake in reload["mistakes"])
+    yield _lines(data["lines"])
+    for upstream in data["upstreams"]:
+        yield from _upstream(upstream)
+    if data["unlisted"]["requests"]:
+        unlisted = data["unlisted"]
+        yield Text(f"unlisted hosts: {_counts(unlisted)}")
+
+
+def _lines(lines: Sequence[Data]) -> Table:
+    table = _table("line", "kind", "bound to", "usable paths", "probe traffic")
+    for line in lines:
+        table.add_row(
+            line["name"],
+            line["kind"],
+            line["bind"],
+            f"{line['paths_usable']} of {line['paths']}",
+            size(line["probe_bytes"]),
+        )
+    return table
+
+
+def _upstream(upstream: Data) -> Iterator[RenderableType]:
+    ways = [*upstream["hosts"], *([upstream["prefix"]] if upstream["prefix"] else [])]
+    yield Text.assemble(
+        "\n",
+        (upstream["name"], "bold"),
+        f"  {', '.join(ways)}  policy {upstream['policy']}  {_counts(upstream)}",
+    )
+    yield _candidates(upstream["paths"], parts=False)
+    yield Text(upstream["decided_by"], style="dim")
+
+
+def _counts(data: Data) -> str:
+    text = f"{data['requests']} requests, {data['in_flight']} in flight"
+    errors = sum(data["errors"].values())
+    if errors:
+        text += f", {errors} errors"
+    for word in ("retries", "failovers", "hedges", "aborted"):
+        if data.get(word):
+            text += f", {data[word]} {word}"
+    return text
+
+
+def _why(data: Data) -> Iterator[RenderableType]:
+    request = data["request"]
+    if request is not None:
+        yield from _request(request)
+        yield _attempts(data["attempts"])
+    ranking = data["ranking"]
+    if ranking is None:
+        yield Text("It was answered without choosing a path.")
+        return
+    cls = ranking["class"]
+    yield Text.assemble(
+        ("upstream ", "bold"),
+        ranking["upstream"],
+        f", class: {size(cls['up_bytes'])} up{', streaming' if cls['streaming'] else ''}",
+    )
+    yield _candidates(ranking["candidates"], parts=True)
+    for candidate in ranking["candidates"]:
+        if candidate["reason"]:
+            yield Text(f"{candidate['path']}: {candidate['reason']}", style="dim")
+    yield Text(ranking["decided_by"], style="bold")
+
+
+def _request(request: Data) -> Iterator[Text]:
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(request["started"]))
+    status = request["error"] or request["status"]
+    yield Text.assemble(
+        (f"{request['method']} {request['authority']}{request['target']}", "bold"),
+        f"  {request['id']}  {started}  {status}",
+    )
+    yield Text(
+        f"first byte {ms(request['ttfb_ms'])}, total {ms(request['total_ms'])}, "
+        f"up {size(request['bytes_up'])} ({size(request['bytes_up_wire'])} on the line), "
+        f"down {size(request['bytes_down'])} ({size(request['bytes_down_wire'])} on the line)"
+        + (", hedged" if request["hedged"] else "")
+        + (", sent again" if request["replayed"] else "")
+    )
+
+
+def _attempts(attempts: Sequence[Data]) -> Table:
+    table = _table("attempt", "why", "path", "carrier", "from ms", "to ms", "outcome")
+    for number, attempt in enumerate(attempts, 1):
+        outcome = attempt["outcome"]
+        if attempt["detail"]:
+            outcome = f"{outcome}: {attempt['detail']}"
+        table.add_row(
+            str(number),
+            attempt["why"],
+            attempt["path"],
+            attempt["carrier"] or "-",
+            f"{attempt['started_ms']:.0f}",
+            f"{attempt['ended_ms']:.0f}",
+            Text(outcome),
+        )
+    return table
+
+
+def _candidates(candidates: Sequence[Data], *, parts: bool) -> RenderableType:
+    names = list(dict.fromkeys(name for c in candidates for name in c["parts"])) if parts else []
+    table = _table(
+        "", "path", "verdict", "score ms", *names, "rtt", "loss", "jitter", "warm", "busy", "note"
+    )
+    for place, candidate in enumerate(candidates):
+        table.add_row(
+            Text(">" if place == 0 else "", style="bold green"),
+            candidate["path"],
+            Text(candidate["verdict"], style=_VERDICT_STYLE.get(candidate["verdict"], "")),
+            ms(candidate["cost_ms"], unit=""),
+            *(ms(candidate["parts"].get(name), unit="") for name in names),
+            ms(candidate["rtt_ms"]),
+            percent(candidate["loss"]),
+            ms(candidate["jitter_ms"]),
+            candidate["warm"] or "-",
+            str(candidate["in_flight"]),
+            _note(candidate),
+        )
+    return table if candidates else Group(Text("no path"))
+
+
+def _note(candidate: Data) -> str:
+    notes = []
+    if candidate["filtered"]:
+        notes.append(candidate["filtered"])
+    if candidate["breaker"] != "closed":
+        notes.append(f"breaker {candidate['breaker'].replace('_', ' ')}")
+    if candidate["ejected_for_s"] is not None:
+        notes.append(f"ejected for {candidate['ejected_for_s']:.0f} s")
+    if candidate["rtt_ms"] is None and candidate["distance_km"] is not None:
+        notes.append(f"{candidate['distance_km']:.0f} km")
+    return ", ".join(notes)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        numeric = column.split(" ")[0] in _RIGHT
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column == "path")
+    return table
+
+
+_RIGHT = {"score", "rtt", "loss", "jitter", "busy", "from", "to", "attempt"}
+
+
+def ms(value: float | None, *, unit: str = " ms") -> str:
+    """Milliseconds with as many digits as tell something."""
+    if value is None:
+        return "-"
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f}{unit}"
+
+
+def percent(value: float | None) -> str:
+    """A ratio as a percentage."""
+    return "-" if value is None else f"{value * 100:.1f}%"
+
+
+def size(value: float) -> str:
+    """Bytes in powers of 1024."""
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: ``3 d 4 h``, ``12 min 5 s``."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

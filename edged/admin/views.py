@@ -1,0 +1,318 @@
+"""What the admin pages say, as plain data made from the live objects at the moment of asking."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from edged.accesslog import AccessLog, ExchangeRecord, attempt_json
+from edged.config import Config
+from edged.counters import UpstreamCounters
+from edged.looplag import LoopLag
+from edged.recent import Recent
+from edged.version import VERSION
+from policies.model import (
+    Candidate,
+    Line,
+    PathState,
+    Ranking,
+    RequestClass,
+    Snapshot,
+)
+
+Data = dict[str, Any]
+
+SHOWN_CLASS = RequestClass.of(0)
+"""The class of request whose ranking status and metrics show."""
+
+
+class Table(Protocol):
+    """What the views read of `edged.table.PathTable`."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+    def ranking(self, upstream: str, cls: RequestClass) -> Ranking: ...
+
+
+class Clients(Protocol):
+    """What the views read of the proxy listener's `edged.downstream.hub.Hub`."""
+
+    @property
+    def connections(self) -> Collection[object]: ...
+    @property
+    def connections_total(self) -> int: ...
+    @property
+    def connections_refused(self) -> int: ...
+    @property
+    def requests_open(self) -> int: ...
+    @property
+    def requests_total(self) -> int: ...
+    @property
+    def requests_bad(self) -> int: ...
+
+
+class Counted(Protocol):
+    """What the views read of an `edged.exchanges.Service`."""
+
+    @property
+    def counters(self) -> UpstreamCounters: ...
+
+
+class PoolGauge(NamedTuple):
+    """One pool at the moment of asking."""
+
+    path: str
+    carrier: str
+    connections: int
+    idle: int
+    streams: int
+    waiting: int
+
+
+@dataclass(slots=True)
+class ReloadNote:
+    """How the last (re)load went. Wall time."""
+
+    at: float
+    ok: bool
+    by: str
+    """``start``, ``SIGHUP``, ``policy file`` or ``admin``."""
+    mistakes: tuple[str, ...] = ()
+
+    def data(self) -> Data:
+        """For JSON."""
+        return {"at": self.at, "ok": self.ok, "by": self.by, "mistakes": list(self.mistakes)}
+
+
+@dataclass(slots=True)
+class Live:
+    """The live objects. The daemon fills it and changes it on reload; others read."""
+
+    config: Config
+    table: Table
+    services: Mapping[str, Counted]
+    clients: Clients
+    pools: Callable[[], Iterable[PoolGauge]]
+    route: Callable[[str, str], str | None]
+    """The name of the upstream that serves (host, path), or ``None`` for an unlisted host."""
+    recent: Recent
+    lag: LoopLag
+    started_at: float
+    """Monotonic."""
+    reload: ReloadNote
+    access_log: AccessLog | None = None
+    probe_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Line name to bytes that probes have sent and received."""
+    listening: tuple[str, ...] = ()
+    state: str = "starting"
+    """``starting``, ``ready`` or ``draining``."""
+
+    def not_ready(self) -> str | None:
+        """Why requests should go elsewhere; ``None``: they should not."""
+        if self.state != "ready":
+            return self.state
+        snapshot = self.table.snapshot
+        listed = [p for name in self.config.upstreams for p in snapshot.upstreams.get(name, ())]
+        if listed and not any(snapshot.paths[path].usable for path in listed):
+            return "no path to any upstream is usable"
+        return None
+
+
+def status(live: Live, now: float) -> Data:
+    """``/status``. ``now`` is monotonic."""
+    config = live.config
+    not_ready = live.not_ready()
+    return {
+        "version": VERSION,
+        "node": config.node_name,
+        "pid": os.getpid(),
+        "uptime_s": round(now - live.started_at, 1),
+        "state": live.state,
+        "ready": not_ready is None,
+        "not_ready": not_ready,
+        "listening": list(live.listening),
+        "config": str(config.file),
+        "reload": live.reload.data(),
+        "notes": list(config.notes),
+        "loop_lag_ms": {
+            "last": _ms(live.lag.last_s),
+            "p99": _ms(live.lag.p99_s),
+            "max": _ms(live.lag.max_s),
+        },
+        "clients": _clients(live.clients),
+        "access_log_dropped": live.access_log.dropped if live.access_log else 0,
+        "lines": [_line(line, live) for line in config.topology.lines],
+        "upstreams": [_upstream(live, name, now) for name in config.upstreams],
+        "unlisted": _counters(live, "*"),
+        "pools": [gauge._asdict() for gauge in live.pools()],
+    }
+
+
+def _clients(clients: Clients) -> Data:
+    return {
+        "connections": len(clients.connections),
+        "connections_total": clients.connections_total,
+        "connections_refused": clients.connections_refused,
+        "requests_open": clients.requests_open,
+        "requests_total": clients.requests_total,
+        "requests_bad": clients.requests_bad,
+    }
+
+
+def _line(line: Line, live: Live) -> Data:
+    states = [s for s in live.table.snapshot.paths.values() if s.path.line.name == line.name]
+    return {
+        "name": line.name,
+        "kind": line.kind,
+        "bind": bind_text(line),
+        "paths": len(states),
+        "paths_usable": sum(state.usable for state in states),
+        "probe_bytes": live.probe_bytes.get(line.name, 0),
+    }
+
+
+def bind_text(line: Line) -> str:
+    """How a line is bound, in a word."""
+    if line.source:
+        return line.source
+    if line.interface:
+        return line.interface
+    return f"mark {line.mark}" if line.mark else "system route"
+
+
+def _upstream(live: Live, name: str, now: float) -> Data:
+    upstream = live.config.upstreams[name]
+    ranking = live.table.ranking(name, SHOWN_CLASS)
+    return {
+        "name": name,
+        "hosts": list(upstream.hosts),
+        "prefix": upstream.prefix,
+        "policy": upstream.policy_name,
+        "decided_by": ranking.decided_by,
+        **_counters(live, name),
+        "paths": [candidate_data(c, now) for c in ranking.order],
+    }
+
+
+def _counters(live: Live, name: str) -> Data:
+    service = live.services.get(name)
+    if service is None:
+        return {"requests": 0, "in_flight": 0, "errors": {}}
+    c = service.counters
+    return {
+        "requests": c.requests,
+        "in_flight": c.in_flight,
+        "errors": dict(c.errors),
+        "statuses": {str(status): n for status, n in sorted(c.statuses.items())},
+        "aborted": c.aborted,
+        "client_gone": c.client_gone,
+        "retries": c.retries,
+        "hedges": c.hedges,
+        "failovers": c.failovers,
+        "double_executions": c.double_executions,
+        "bytes_up": c.bytes_up,
+        "bytes_up_wire": c.bytes_up_wire,
+        "bytes_down": c.bytes_down,
+        "bytes_down_wire": c.bytes_down_wire,
+    }
+
+
+def candidate_data(candidate: Candidate, now: float) -> Data:
+    """One path with its cost, part by part."""
+    return {
+        **path_data(candidate.state, now),
+        "cost_ms": _finite(candidate.cost_ms),
+        "parts": {part.name: _finite(part.ms) for part in candidate.parts},
+        "filtered": candidate.filtered,
+    }
+
+
+def path_data(state: PathState, now: float) -> Data:
+    """One path as measured."""
+    estimate = state.estimate
+    ejected = state.ejected_until
+    return {
+        "path": state.path.name,
+        "line": state.path.line.name,
+        "endpoint": state.path.endpoint.key,
+        "verdict": state.verdict.name,
+        "breaker": state.breaker.value,
+        "ejected_for_s": None if ejected is None else round(max(0.0, ejected - now), 1),
+        "usable": state.usable,
+        "reason": state.reason,
+        "rtt_ms": _ms(estimate.rtt_s),
+        "rtt_min_ms": _ms(estimate.rtt_min_s),
+        "p95_ms": _ms(estimate.p95_s),
+        "jitter_ms": _ms(estimate.jitter_s),
+        "loss": estimate.loss,
+        "goodput_mbps": None if estimate.goodput_bps is None else estimate.goodput_bps / 1e6,
+        "samples": estimate.samples,
+        "distance_km": state.distance_km,
+        "ttfb_p95_ms": _ms(state.ttfb_p95_s),
+        "warm": state.warm,
+        "in_flight": state.in_flight,
+        "limit": state.limit,
+    }
+
+
+def ranking_data(ranking: Ranking, now: float) -> Data:
+    """Every candidate, best first, and the sentence that decided."""
+    return {
+        "upstream": ranking.upstream,
+        "class": {
+            "up_bytes": ranking.request_class.up_bytes,
+            "streaming": ranking.request_class.streaming,
+        },
+        "decided_by": ranking.decided_by,
+        "candidates": [candidate_data(candidate, now) for candidate in ranking.order],
+    }
+
+
+def why_record(record: ExchangeRecord, now: float) -> Data:
+    """``/why/<id>``: what was decided for an exchange and what came of it."""
+    r = record
+    return {
+        "request": {
+            "id": r.request_id,
+            "started": r.started,
+            "method": r.method,
+            "authority": r.authority,
+            "target": r.path_without_query,
+            "client": r.client,
+            "status": r.status,
+            "error": r.error,
+            "path": r.path_name,
+            "carrier": r.carrier,
+            "ttfb_ms": _ms(r.ttfb_s),
+            "total_ms": _ms(r.total_s),
+            "bytes_up": r.bytes_up,
+            "bytes_up_wire": r.bytes_up_wire,
+            "bytes_down": r.bytes_down,
+            "bytes_down_wire": r.bytes_down_wire,
+            "hedged": r.hedged,
+            "replayed": r.replayed,
+        },
+        "attempts": [attempt_json(attempt) for attempt in r.attempts],
+        "ranking": None if r.ranking is None else ranking_data(r.ranking, now),
+    }
+
+
+def why_url(live: Live, host: str, path: str, cls: RequestClass, now: float) -> Data | None:
+    """``/why?url=``: what would be decided now; ``None``: the host is in no upstream."""
+    upstream = live.route(host, path)
+    if upstream is None:
+        return None
+    ranking = live.table.ranking(upstream, cls)
+    return {"request": None, "attempts": [], "ranking": ranking_data(ranking, now)}
+
+
+def _finite(ms: float) -> float | None:
+    """JSON has no infinity."""
+    return round(ms, 3) if math.isfinite(ms) else None
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)

@@ -1,0 +1,210 @@
+"""The command line. Every command ends with an exit status and a sentence, never a traceback.
+
+Exit status: 0 done, 1 it failed (and said why), 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from edged.failure import Failed
+
+DEFAULT_CONFIG = "/etc/edged/edged.yaml"
+DEFAULT_ADMIN = "127.0.0.1:7071"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use is told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the result is the exit status."""
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        status = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except Failed as failed:
+        print(f"edged: {failed}", file=sys.stderr)
+        return failed.status
+    except BrokenPipeError:
+        # Whoever read our output stopped; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # the last resort: users get a sentence
+        if os.environ.get("EDGED_DEBUG"):
+            raise
+        text = " ".join(str(error).split()) or "no details"
+        print(
+            f"edged: a bug in edged: {type(error).__name__}: {text} (EDGED_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
+        return 70
+    return status
+
+
+def _run(a: argparse.Namespace) -> int:
+    """Import only what the command needs: most of them must start quickly."""
+    command: str = a.command
+    if command == "run":
+        from edged.daemon import run
+
+        return run(a.config)
+    if command in ("check", "schema", "version"):
+        from edged.commands import config
+
+        if command == "check":
+            return config.check(a.config)
+        return config.schema(a.of) if command == "schema" else config.version()
+    if command in ("status", "why", "reload"):
+        from edged.commands import admin
+
+        client = admin.Client(a.admin)
+        if command == "status":
+            return admin.status(client, as_json=a.json)
+        if command == "why":
+            return admin.why(client, a.what, body=a.bytes, stream=a.stream, as_json=a.json)
+        return admin.reload(client)
+    if command == "probe":
+        from edged.commands.probe import probe
+
+        return probe(a.url, a.line, a.config, timeout_s=a.timeout, as_json=a.json)
+    from edged.commands.demo import demo
+
+    return demo(seconds=a.seconds, as_json=a.json)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="edged",
+        description="Measures every line to every upstream and sends each HTTP request over the "
+        "best one.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    _config_commands(commands)
+    _admin_commands(commands)
+    _other_commands(commands)
+    known = list(commands.choices)
+    if not argv:
+        parser.error(f"no command given; commands: {', '.join(known)}")
+    if not argv[0].startswith("-") and argv[0] not in known:
+        parser.error(_unknown(argv[0], known))
+    return parser.parse_args(argv)
+
+
+def _unknown(word: str, known: Sequence[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown command {word!r}{hint} commands: {', '.join(known)}"
+
+
+_Commands = argparse._SubParsersAction  # argparse gives this type no public name
+
+
+def _config_commands(commands: _Commands[_Parser]) -> None:
+    run = commands.add_parser("run", help="run the daemon", description="Run the daemon.")
+    check = commands.add_parser(
+        "check",
+        help="explain every mistake in a configuration",
+        description="Explain every mistake in a configuration with file:line:column.",
+    )
+    for parser in (run, check):
+        _add_config(parser)
+    schema = commands.add_parser(
+        "schema",
+        help="print the JSON Schema of edged.yaml or of a policy",
+        description="Print the JSON Schema of edged.yaml or of a policy file.",
+    )
+    schema.add_argument("of", nargs="?", choices=("config", "policy"), default="config")
+
+
+def _admin_commands(commands: _Commands[_Parser]) -> None:
+    status = commands.add_parser(
+        "status",
+        help="show lines, upstreams and paths of a running daemon",
+        description="Show lines, upstreams and paths of a running daemon.",
+    )
+    why = commands.add_parser(
+        "why",
+        help="explain the choice for a URL now, or for a recent request",
+        description="Every candidate path with its cost, part by part, and what decided: for a URL "
+        "or a gateway path now, or for a recent request by its id (Edged-Request-Id).",
+    )
+    why.add_argument("what", metavar="URL|request-id")
+    why.add_argument("--bytes", type=_whole, default=0, help="size of the request body; default 0")
+    why.add_argument("--stream", action="store_true", help="the answer is a stream")
+    reload = commands.add_parser(
+        "reload",
+        help="make a running daemon read its configuration again",
+        description="Make a running daemon read its configuration again: all of it, or nothing "
+        "and a message.",
+    )
+    for parser in (status, why, reload):
+        parser.add_argument(
+            "--admin",
+            default=os.environ.get("EDGED_ADMIN", DEFAULT_ADMIN),
+            metavar="ADDRESS:PORT",
+            help=f"admin listener (default $EDGED_ADMIN or {DEFAULT_ADMIN})",
+        )
+    for parser in (status, why):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _other_commands(commands: _Commands[_Parser]) -> None:
+    probe = commands.add_parser(
+        "probe",
+        help="measure a URL over each line once",
+        description="Measure a URL over each line once: DNS, connect, TLS, first byte, ICMP, QUIC.",
+    )
+    probe.add_argument("url", metavar="URL")
+    probe.add_argument("--line", action="append", metavar="L", help="only this line (repeatable)")
+    probe.add_argument("--timeout", type=_seconds, default=5.0, metavar="T", help="default 5s")
+    probe.add_argument("--json", action="store_true", help="print JSON")
+    _add_config(probe, f"whose lines are used (default {DEFAULT_CONFIG}, else the system's route)")
+    demo = commands.add_parser(
+        "demo",
+        help="show edged at work on emulated lines",
+        description="Emulated lines, an origin, traffic, a line that dies silently and returns. "
+        "Needs no root and no network.",
+    )
+    demo.add_argument("--seconds", type=_seconds, default=None, help="end by itself after N")
+    demo.add_argument("--json", action="store_true", help="no live view; the last line is JSON")
+    commands.add_parser("version", help="print the version", description="Print the version.")
+
+
+def _add_config(parser: _Parser, text: str = f"default {DEFAULT_CONFIG}") -> None:
+    given = None if "else" in text else DEFAULT_CONFIG
+    parser.add_argument("-c", "--config", default=given, metavar="FILE", help=text)
+
+
+def _seconds(text: str) -> float:
+    from policies.schema import parse_duration
+
+    try:
+        value = float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    assert isinstance(value, float)
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError("must be between 0 and a day")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The subcommands of ``edged`` that are more than a call."""

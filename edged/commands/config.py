@@ -1,0 +1,52 @@
+"""``edged check``, ``edged schema``, ``edged version``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from typing import Any
+
+from edged.config import ConfigError, load
+from edged.config_file import ConfigFile
+from edged.config_policies import PolicyFile
+from edged.version import VERSION
+
+
+def check(file: str) -> int:
+    """Print every mistake (status 1), or what the configuration amounts to."""
+    try:
+        config = load(file)
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            print(mistake)
+        count = len(error.mistakes)
+        print(f"{file}: {count} mistake{'s' if count > 1 else ''}", file=sys.stderr)
+        return 1
+    topology = config.topology
+    counts = (
+        (len(topology.lines), "line"),
+        (len(config.upstreams), "upstream"),
+        (len(topology.endpoints), "endpoint"),
+        (len(topology.paths()), "path"),
+    )
+    said = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
+    print(f"{file}: good: {said}")
+    for note in config.notes:
+        print(f"note: {note}")
+    return 0
+
+
+def schema(of: str) -> int:
+    """Print the JSON Schema (draft 2020-12) of ``config`` or ``policy``."""
+    model = PolicyFile if of == "policy" else ConfigFile
+    data: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    data |= model.model_json_schema()
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+    return 0
+
+
+def version() -> int:
+    """Print the version and what it runs on."""
+    print(f"edged {VERSION} ({platform.python_implementation()} {platform.python_version()})")
+    return 0
