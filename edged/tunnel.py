@@ -28,7 +28,7 @@ _LOW_BYTES = 64 << 10
 class Tunnel(Driver["Leg"]):
     """One CONNECT request. The `RequestSink` of its client connection."""
 
-    __slots__ = ("_transport", "_winner", "broken", "early", "upstream_ended")
+    __slots__ = ("_transport", "_winner", "broken", "client_ended", "early", "upstream_ended")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Tunnel(Driver["Leg"]):
         self._winner: Leg | None = None
         self._transport: asyncio.Transport | None = None
         self.broken = False
+        self.client_ended = False
         self.upstream_ended = False
         self.early: list[bytes] = []
         """What the client sent before it was connected (a TLS ClientHello, usually)."""
@@ -66,8 +67,13 @@ class Tunnel(Driver["Leg"]):
         self._transport.write(data)
 
     def body_end(self, trailers: Headers | None) -> None:
-        """The client half-closed."""
-        if self._transport is not None and not self._transport.is_closing():
+        """The client sends no more; the upstream may go on."""
+        self.client_ended = True
+        if self._transport is None or self.ended:
+            return
+        if self.upstream_ended:
+            self.close()
+        elif not self._transport.is_closing():
             self._transport.write_eof()
 
     def pause_response(self) -> None:
@@ -100,6 +106,8 @@ class Tunnel(Driver["Leg"]):
             if self.bytes_up > _HIGH_BYTES:
                 self.responder.resume_body()
             self.early.clear()
+        if self.client_ended:
+            transport.write_eof()
 
     def received(self, data: bytes) -> None:
         """Bytes from the upstream."""
@@ -113,6 +121,8 @@ class Tunnel(Driver["Leg"]):
         if not self.upstream_ended:
             self.upstream_ended = True
             self.responder.end()
+            if self.client_ended:
+                self.close()
 
     def lost(self, error: Exception | None) -> None:
         """The upstream connection is gone."""
@@ -120,7 +130,8 @@ class Tunnel(Driver["Leg"]):
             return
         if error is None:
             self.half_closed()
-            self.close()
+            if not self.ended:
+                self.close()
         else:
             self._break("connection_terminated", f"the tunnel's connection was lost: {error}")
 
