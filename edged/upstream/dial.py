@@ -1,0 +1,125 @@
+"""One dial of a pool: h3 and TCP raced as `edged.upstream.carriers` plans it.
+
+The first connection wins. When h3 wins, TCP is given up; when TCP wins, h3 may still come (then
+the pool has it as well) or fail (then it is held back on this line for a while).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from edged.upstream.carriers import Carriers, Plan
+from edged.upstream.connection import Connection, Connector, Owner
+from policies.model import Outcome, Path
+from probes.base import DialError
+
+
+class Dials(Owner, Protocol):
+    """What a pool offers to its dials."""
+
+    def connected(self, dial: Dial, connection: Connection) -> None:
+        """A connection is ready; a dial may bring two."""
+
+    def dial_failed(self, dial: Dial, error: DialError) -> None:
+        """It brought none; called once, after the last leg failed."""
+
+
+class Dial:
+    """A dial in progress."""
+
+    def __init__(
+        self,
+        pool: Dials,
+        path: Path,
+        *,
+        tcp: Connector,
+        h3: Connector | None,
+        carriers: Carriers,
+        timeout_s: float,
+        expected: int,
+        early_data: bool,
+        upgrade: bool,
+    ) -> None:
+        """``expected`` is the number of waiters that it was started for."""
+        self.expected = expected
+        self.upgrade = upgrade
+        self._pool = pool
+        self._path = path
+        self._tcp = tcp
+        self._h3 = h3
+        self._carriers = carriers
+        self._timeout_s = timeout_s
+        self._early_data = early_data
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._h3_over = asyncio.Event()
+        self._tcp_leg: asyncio.Task[None] | None = None
+        self._won = False
+        self._error: DialError | None = None
+
+    def start(self) -> None:
+        """Begin; nothing is called back before a later loop turn."""
+        plan = self._carriers.plan(self._path, self._loop.time(), upgrade=self.upgrade)
+        if plan.h3 and self._h3 is not None:
+            self._spawn(self._run_h3(self._h3))
+        if plan.tcp:
+            self._tcp_leg = self._spawn(self._run_tcp(plan))
+
+    def cancel(self) -> None:
+        """Stop; nothing is called back any more."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+    def _spawn(self, leg: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(leg)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run_h3(self, h3: Connector) -> None:
+        began_at = self._loop.time()
+        try:
+            connection = await h3.connect(
+                self._path, self._pool, timeout_s=self._timeout_s, early_data=self._early_data
+            )
+        except DialError as error:
+            self._h3_over.set()
+            if error.outcome is not Outcome.DNS:
+                self._carriers.h3_failed(self._path, self._loop.time())
+            self._failed(error, last=self._tcp_leg is None or self._tcp_leg.done())
+            return
+        rtt_s = None if connection.early else self._loop.time() - began_at
+        self._carriers.h3_worked(self._path, rtt_s)
+        if self._tcp_leg is not None and not self._won:
+            self._tcp_leg.cancel()
+        self._connected(connection)
+
+    async def _run_tcp(self, plan: Plan) -> None:
+        began_at = self._loop.time()
+        if plan.h3 and plan.head_start_s:
+            try:
+                async with asyncio.timeout(plan.head_start_s):
+                    await self._h3_over.wait()
+            except TimeoutError:
+                pass  # the head start is over
+        left_s = self._timeout_s - (self._loop.time() - began_at)
+        try:
+            connection = await self._tcp.connect(
+                self._path, self._pool, timeout_s=left_s, upgrade=self.upgrade
+            )
+        except DialError as error:
+            self._failed(error, last=not plan.h3 or self._h3_over.is_set())
+            return
+        self._connected(connection)
+
+    def _connected(self, connection: Connection) -> None:
+        self._won = True
+        self._pool.connected(self, connection)
+
+    def _failed(self, error: DialError, *, last: bool) -> None:
+        self._error = self._error or error
+        if last and not self._won:
+            self._pool.dial_failed(self, self._error)

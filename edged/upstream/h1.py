@@ -1,0 +1,356 @@
+"""One HTTP/1.1 connection to an upstream (RFC 9112): one exchange at a time, kept alive.
+
+A short body is never a clean end: a body that only the close delimits ends with an orderly close,
+over TLS only with close_notify (RFC 9112 section 9.8). A connection serves again only if both
+messages are complete, the peer keeps it alive and not one byte more than the response arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from edged.messages import Headers, RequestHead
+from edged.upstream.base import StreamEvents
+from edged.upstream.connection import Owner
+from edged.upstream.h1_reader import Progress, ResponseReader
+from edged.upstream.sockets import describe, outcome_of
+from policies.model import Carrier, Failure, Outcome, Path
+
+WRITE_HIGH_BYTES = 1 << 18
+_JOIN_BELOW_BYTES = 1 << 14
+_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+_SHUTDOWN = Failure(Outcome.LOCAL, "the connection was closed by this host")
+
+
+class H1Stream:
+    """One exchange on an `H1Connection`."""
+
+    __slots__ = ("_chunked", "_connection", "_left", "events", "request_done", "reused", "sent")
+    carrier = Carrier.H1
+
+    def __init__(self, connection: H1Connection, events: StreamEvents, *, reused: bool) -> None:
+        self._connection = connection
+        self.events = events
+        self.reused = reused
+        self.sent = False
+        """A byte of the request was given to the transport: no proof of being unprocessed."""
+        self.request_done = False
+        self._chunked = False
+        self._left: int | None = None
+
+    def send_head(self, head: RequestHead, *, end: bool) -> None:
+        """Write the request line and fields; framing follows ``body_length`` and ``end``."""
+        connection = self._connection
+        if connection.stream is not self:
+            return
+        method = head.method
+        lines = [method + b" " + head.path + b" HTTP/1.1\r\nhost: " + head.authority]
+        lines += [name + b": " + value for name, value in head.headers]
+        breaks = len(lines) + 1
+        length = 0 if end else head.body_length
+        if length is None:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n\r\n")
+        elif length or not end or method in _METHODS_WITH_BODY:
+            lines.append(b"content-length: %d\r\n\r\n" % length)
+        else:
+            lines.append(b"\r\n")
+        if head.upgrade is not None:
+            breaks += 2
+            lines.insert(1, b"connection: upgrade\r\nupgrade: " + head.upgrade)
+        block = b"\r\n".join(lines)
+        # A line break inside a value would be a second field or request; parsers refuse it on the
+        # way in, and this is the last place where it can be stopped.
+        if block.count(b"\n") != breaks + lines[-1].count(b"\n"):
+            connection.refuse(self, "the request head holds a line break")
+            return
+        self._left = length
+        self.sent = True
+        self.request_done = end
+        connection.reader.begin(
+            self.events, head_request=method == b"HEAD", upgrade=head.upgrade is not None
+        )
+        connection.transport.write(block)
+
+    def send_data(self, data: bytes) -> None:
+        """Write body bytes, or raw bytes after a switch of protocols."""
+        connection = self._connection
+        if connection.stream is not self or not data:
+            return
+        if connection.raw:
+            connection.transport.write(data)
+        elif self.request_done:
+            return
+        elif self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                connection.close(Failure(Outcome.LOCAL, "request body beyond its length"))
+                return
+            connection.transport.write(data)
+        elif len(data) < _JOIN_BELOW_BYTES:
+            connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            connection.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+
+    def send_end(self, trailers: Headers | None = None) -> None:
+        """End the request; a body shorter than declared breaks the connection instead."""
+        connection = self._connection
+        if connection.stream is not self:
+            return
+        if connection.raw:
+            connection.transport.close()  # neither TLS nor WebSocket knows a half-close
+            return
+        if self.request_done:
+            return
+        if self._chunked:
+            fields = b"".join(n + b": " + v + b"\r\n" for n, v in trailers) if trailers else b""
+            connection.transport.write(b"0\r\n" + fields + b"\r\n")
+        elif self._left:
+            connection.close(Failure(Outcome.LOCAL, "request body short of its length"))
+            return
+        self.request_done = True
+
+    def cancel(self) -> None:
+        """Give up. The connection is closed, or free again if nothing was sent."""
+        self._connection.cancelled(self)
+
+    def pause_reading(self) -> None:
+        """Stop reading the socket."""
+        self._connection.read(self, wanted=False)
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._connection.read(self, wanted=True)
+
+
+class H1Connection(asyncio.Protocol):
+    """One TCP or TLS connection speaking HTTP/1.1. See `edged.upstream.connection`."""
+
+    carrier = Carrier.H1
+    early = False
+
+    def __init__(
+        self,
+        path: Path,
+        owner: Owner,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        closed_cleanly: Callable[[], bool] | None = None,
+        settled: Callable[[], None] | None = None,
+    ) -> None:
+        """``closed_cleanly`` tells, over TLS, whether close_notify came before the end.
+
+        ``settled`` is called once, after the first complete response (session tickets are there).
+        """
+        self.path = path
+        self.capacity = 1
+        self.in_flight = 0
+        self.served = 0
+        self.heard_at = loop.time()
+        self.idle_since: float | None = self.heard_at
+        self.draining = False
+        self.transport: asyncio.Transport
+        self.stream: H1Stream | None = None
+        self.raw = False
+        """The protocol was switched: bytes go both ways as they are."""
+        self.reader = ResponseReader(lambda value: owner.alt_svc(self, value))
+        self._owner = owner
+        self._loop = loop
+        self._closed_cleanly = closed_cleanly
+        self._settled = settled
+        self._closed = False
+        self._reading = True
+
+    # What the pool calls
+
+    def open_stream(self, events: StreamEvents) -> H1Stream:
+        """The stream of the next exchange; only while ``capacity`` is 1."""
+        assert self.capacity == 1
+        self.capacity = 0
+        self.in_flight = 1
+        self.idle_since = None
+        self.stream = stream = H1Stream(self, events, reused=self.served > 0)
+        self.served += 1
+        return stream
+
+    def ping(self, done: Callable[[float | None], None], timeout_s: float) -> bool:
+        """HTTP/1.1 has none."""
+        return False
+
+    def drain(self) -> None:
+        """Close now if idle, else after the exchange."""
+        if self.draining or self._closed:
+            return
+        self.draining = True
+        self.capacity = 0
+        self._owner.draining(self)
+        if self.stream is None:
+            self._end(None, abort=False)
+
+    def close(self, failure: Failure | None = None) -> None:
+        """Close at once; a stream in flight fails with ``failure``."""
+        self._end(failure, abort=True)
+
+    def fileno(self) -> int | None:
+        """The socket's descriptor."""
+        if self._closed or (sock := self.transport.get_extra_info("socket")) is None:
+            return None
+        number: int = sock.fileno()
+        return number if number >= 0 else None
+
+    # What the stream calls
+
+    def cancelled(self, stream: H1Stream) -> None:
+        """Drop ``stream`` without a word to its events."""
+        if self.stream is not stream:
+            return
+        self.stream = None
+        self.reader.stop()
+        if stream.sent:
+            self._end(None, abort=True)
+        else:
+            self.served -= 1
+            self._free()
+
+    def refuse(self, stream: H1Stream, why: str) -> None:
+        """Fail ``stream`` before anything of it was sent; the connection stays good."""
+        self.stream = None
+        self.served -= 1
+        failure = Failure(Outcome.LOCAL, why, unprocessed=True)
+        self._loop.call_soon(stream.events.failed, failure)
+        self._loop.call_soon(self._free)
+
+    def read(self, stream: H1Stream, *, wanted: bool) -> None:
+        """Start or stop reading the socket for ``stream``."""
+        if self.stream is stream and wanted is not self._reading and not self._closed:
+            self._set_reading(wanted)
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected (and its TLS handshake is complete)."""
+        self.transport = transport  # type: ignore[assignment]  # uvloop's are no subclasses
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the response, in the turn in which they arrived."""
+        self.heard_at = self._loop.time()
+        stream = self.stream
+        if stream is None or not stream.sent:
+            # Unasked bytes (often 408 before a close) belong to no request, and must not be
+            # taken for the next one's response.
+            self._end(Failure(Outcome.RESET, "the server spoke unasked"), abort=True)
+        elif self.raw:
+            stream.events.data(data)
+        else:
+            try:
+                progress = self.reader.feed(data)
+            except BaseException:
+                self.close(Failure(Outcome.PROTOCOL, "internal error while reading the response"))
+                raise
+            if progress is not Progress.MORE and self.stream is stream:
+                self._advance(stream, progress)
+
+    def eof_received(self) -> bool:
+        """The peer ended its side; the transport closes after this."""
+        self._ended(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone."""
+        self._ended(exc)
+
+    def pause_writing(self) -> None:
+        """The write buffer is above its high watermark."""
+        if self.stream is not None:
+            self.stream.events.pause_body()
+
+    def resume_writing(self) -> None:
+        """It drained."""
+        if self.stream is not None:
+            self.stream.events.resume_body()
+
+    # Inside
+
+    def _advance(self, stream: H1Stream, progress: Progress) -> None:
+        if progress is Progress.COMPLETE:
+            self._finish(stream)
+        elif progress is Progress.SWITCHED:
+            self.raw = True
+            if self.reader.rest:
+                stream.events.data(self.reader.rest)
+        else:
+            self._end(Failure(Outcome.PROTOCOL, self.reader.fault), abort=True)
+
+    def _finish(self, stream: H1Stream) -> None:
+        """The response is complete: end it, then serve again or close."""
+        reader = self.reader
+        again = reader.keep_alive and stream.request_done and not reader.surplus
+        self.stream = None
+        stream.events.end(reader.trailers or None)
+        if self._settled is not None:
+            self._settled()
+            self._settled = None
+        if again:
+            self._free()
+        else:
+            self._end(None, abort=not stream.request_done)
+
+    def _free(self) -> None:
+        """Ready for the next exchange, or closed if it was draining."""
+        if self._closed:
+            return
+        self.in_flight = 0
+        self.idle_since = self._loop.time()
+        if self.draining:
+            self._end(None, abort=False)
+            return
+        if not self._reading:
+            self._set_reading(True)
+        self.capacity = 1
+        self._owner.capacity_changed(self)
+
+    def _set_reading(self, wanted: bool) -> None:
+        self._reading = wanted
+        if wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def _ended(self, exc: Exception | None) -> None:
+        """The peer's side or the whole transport ended."""
+        stream = self.stream
+        if self._closed:
+            return
+        if stream is None:
+            self._end(None, abort=False)
+        elif exc is None and (self.raw or (self.reader.until_close and self._orderly())):
+            self.stream = None
+            stream.events.end(None)
+            self._end(None, abort=False)
+        else:
+            when = "in the middle of the response" if self.reader.head_done else "before a response"
+            self._end(Failure(outcome_of(exc), f"{describe(exc)} {when}"), abort=True)
+
+    def _orderly(self) -> bool:
+        return self._closed_cleanly is None or self._closed_cleanly()
+
+    def _end(self, failure: Failure | None, *, abort: bool) -> None:
+        """The one way out: transport, stream, owner, in this order, once."""
+        if self._closed:
+            return
+        self._closed = True
+        self.draining = True
+        self.capacity = 0
+        self.in_flight = 0
+        self.reader.stop()
+        if abort:
+            self.transport.abort()
+        else:
+            self.transport.close()
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.events.failed(replace(failure or _SHUTDOWN, unprocessed=not stream.sent))
+        self._owner.closed(self, failure)

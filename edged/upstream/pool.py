@@ -1,0 +1,191 @@
+"""All pools: streams for attempts, and what happens to connections when a path changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from edged.upstream.base import StreamEvents
+from edged.upstream.carriers import Carriers
+from edged.upstream.connection import Connector, Report
+from edged.upstream.engines import h2_engine
+from edged.upstream.origin_pool import OriginPool
+from edged.upstream.pool_types import PoolLimits, PoolStats, PoolTools, Waiter
+from edged.upstream.tcp import TcpConnector
+from edged.upstream.tls import Tls
+from policies.model import Carrier, Change, Endpoint, Path, Verdict
+from probes.base import Dialer
+
+TICK_S = 1.0
+CONNECT_TIMEOUT_S = 5.0
+
+
+def _default_timeout(upstream: str) -> float:
+    return CONNECT_TIMEOUT_S
+
+
+def _tell_nobody(path: str, carrier: Carrier | None) -> None:
+    """No one wants to know what is warm."""
+
+
+class Pools:
+    """`edged.upstream.base.Upstreams`: one object a daemon, made inside the running loop."""
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        report: Report,
+        *,
+        tls: Tls | None = None,
+        h3: Connector | None = None,
+        connect_timeout: Callable[[str], float] = _default_timeout,
+        set_warm: Callable[[str, Carrier | None], None] = _tell_nobody,
+        limits: PoolLimits | None = None,
+        engine: str | None = None,
+    ) -> None:
+        """``report`` takes passive samples, ``set_warm`` is `PathTable.set_warm`.
+
+        ``connect_timeout`` gives the seconds for DNS, connect and TLS by upstream name. Without
+        ``h3`` no QUIC is tried. ``engine`` forces an HTTP/2 engine (`edged.upstream.engines`).
+        """
+        self.carriers = Carriers(h3_available=h3 is not None)
+        self._tools = PoolTools(
+            tcp=TcpConnector(dialer, report, tls or Tls(), engine=h2_engine(engine)),
+            h3=h3,
+            carriers=self.carriers,
+            limits=limits or PoolLimits(),
+            connect_timeout=connect_timeout,
+            set_warm=set_warm,
+            emptied=self._on_emptied,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._pools: dict[str, OriginPool] = {}
+        self._retired: set[OriginPool] = set()
+        """Of endpoints whose address changed: they finish what is in flight."""
+        self._verdicts: dict[str, Change] = {}
+        self._empty = asyncio.Event()
+        self._closed = False
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def __repr__(self) -> str:
+        return f"<pools {list(self._pools.values())!r}>"
+
+    def open(
+        self,
+        path: Path,
+        events: StreamEvents,
+        *,
+        early_data: bool,
+        upgrade: bool = False,
+    ) -> Waiter | None:
+        """See `Upstreams.open`."""
+        pool = self._pools.get(path.name)
+        if pool is None or pool.path is not path:
+            pool = self._pool(path)
+        return pool.open(events, early_data=early_data, upgrade=upgrade)
+
+    def path_changed(self, change: Change) -> None:
+        """A verdict changed (`PathTable.subscribe`): act on the path's pool in this loop turn."""
+        if change.new is Verdict.UP:
+            self._verdicts.pop(change.path, None)
+        else:
+            self._verdicts[change.path] = change
+        if (pool := self._pools.get(change.path)) is None:
+            return
+        if change.new is Verdict.DOWN:
+            pool.down(change.reason)
+        elif change.new is Verdict.SUSPECT:
+            pool.suspect(self._loop.time())
+        else:
+            pool.up()
+
+    def keep_warm(self, path: Path, *, wanted: bool = True) -> None:
+        """Keep one connection open on ``path``, or no longer. The path in use and the next best
+        should have one, so that failover needs no handshake."""
+        pool = self._pools.get(path.name)
+        if pool is None or pool.path is not path:
+            if not wanted:
+                return
+            pool = self._pool(path)
+        pool.keep_warm = wanted
+        if wanted:
+            pool.warm_up(self._loop.time())
+
+    def ping(self, path: str, timeout_s: float) -> bool:
+        """PING a warm h2 or h3 connection of the path; False if it has none.
+
+        The sample (`Kind.PING`, with a timeout too) goes to the report.
+        """
+        pool = self._pools.get(path)
+        return pool is not None and pool.ping(timeout_s)
+
+    def sockets(self) -> Iterator[tuple[str, int]]:
+        """Path name and descriptor of every live TCP socket, for the kernel prober."""
+        for pool in self._pools.values():
+            for number in pool.sockets():
+                yield pool.path.name, number
+
+    def stats(self) -> list[PoolStats]:
+        """One entry per pool, for admin."""
+        return [pool.stats() for pool in (*self._pools.values(), *self._retired)]
+
+    async def drain(self, grace_s: float) -> None:
+        """Finish what is in flight for at most ``grace_s``, then close everything."""
+        self._closed = True
+        for pool in self._pools.values():
+            pool.drain()
+        self._on_emptied()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._empty.wait()
+        except TimeoutError:
+            pass  # what is left is cut
+        self.close()
+
+    def close(self) -> None:
+        """Close everything at once."""
+        self._closed = True
+        self._timer.cancel()
+        for pool in (*self._pools.values(), *self._retired):
+            pool.close()
+
+    def _pool(self, path: Path) -> OriginPool:
+        """The pool of ``path``; a new one if the endpoint of that name is elsewhere now."""
+        pool = self._pools.get(path.name)
+        if pool is not None:
+            if _same_place(pool.path.endpoint, path.endpoint) and pool.path.line == path.line:
+                pool.path = path
+                return pool
+            pool.drain()
+            self._retired.add(pool)
+        pool = self._pools[path.name] = OriginPool(path, self._tools)
+        change = self._verdicts.get(path.name)
+        if change is not None and change.new is Verdict.SUSPECT:
+            pool.suspect(self._loop.time())
+        return pool
+
+    def _on_emptied(self) -> None:
+        if self._closed and not any(
+            pool.connections for pool in (*self._pools.values(), *self._retired)
+        ):
+            self._empty.set()
+
+    def _tick(self) -> None:
+        if self._closed:
+            return
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        now = self._loop.time()
+        for pool in self._pools.values():
+            pool.tick(now)
+        for pool in [pool for pool in self._retired if pool.unused]:
+            self._retired.discard(pool)
+
+
+def _same_place(one: Endpoint, other: Endpoint) -> bool:
+    return (
+        one.scheme == other.scheme
+        and one.host == other.host
+        and one.port == other.port
+        and one.address == other.address
+        and one.protocols == other.protocols
+    )

@@ -1,0 +1,87 @@
+"""What pools are set up with and what they tell: limits, shared tools, waiters, statistics."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from edged.upstream.base import StreamEvents
+from edged.upstream.carriers import Carriers
+from edged.upstream.connection import Connector
+from policies.model import Carrier
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Bounds of one pool."""
+
+    h1_connections: int = 4096
+    multiplexed_connections: int = 32
+    dials: int = 64
+    """At the same time."""
+    h1_idle_s: float = 60.0
+    multiplexed_idle_s: float = 300.0
+    trust_s: float = 10.0
+    """Silence after which an idle h2 or h3 connection is asked first."""
+    h1_trust_s: float = 30.0
+    """Idleness after which an h1 connection gets no request that must not be repeated."""
+    ping_timeout_s: float = 1.0
+    backup_dial_s: float = 0.25
+    """How late a PING may be answered before a dial starts beside it."""
+    wait_s: float = 10.0
+    """Longest wait for a stream while all connections are in use."""
+    warm_retry_s: float = 5.0
+
+
+class PoolStats(NamedTuple):
+    """A pool for admin and metrics; counts are of now, totals since start."""
+
+    path: str
+    origin: str
+    connections: dict[str, int]
+    in_flight: int
+    waiting: int
+    dialing: int
+    opened_total: int
+    dial_failures_total: int
+    streams_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTools:
+    """What all pools share."""
+
+    tcp: Connector
+    h3: Connector | None
+    carriers: Carriers
+    limits: PoolLimits
+    connect_timeout: Callable[[str], float]
+    """Seconds for DNS, connect and TLS, by upstream."""
+    set_warm: Callable[[str, Carrier | None], None]
+    emptied: Callable[[], None]
+    """A pool lost its last connection."""
+
+
+class Waiter:
+    """A request that waits for a stream (`edged.upstream.base.Pending`)."""
+
+    __slots__ = ("deadline", "early_data", "events", "queue")
+
+    def __init__(
+        self,
+        events: StreamEvents,
+        queue: OrderedDict[Waiter, None],
+        deadline: float,
+        *,
+        early_data: bool,
+    ) -> None:
+        self.events = events
+        self.queue = queue
+        self.deadline = deadline
+        self.early_data = early_data
+
+    def cancel(self) -> None:
+        """Stop waiting."""
+        self.queue.pop(self, None)
