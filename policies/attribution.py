@@ -171,8 +171,8 @@ def judge(
             path.gate.better(evidence)
             if evidence is not Verdict.DOWN:
                 path.alone = False
-        if path.gate.verdict is Verdict.DOWN and not path.alone:
-            path.alone = _others_heard(path)
+        if path.gate.verdict is Verdict.DOWN and not path.alone and _others_heard(path):
+            _leave_alone(path)
     _judge_line(line, peers, now, heard, layer)
     changes = [c for p in line.paths if (c := _show(p, peers, now)) is not None]
     changes.sort(key=lambda c: -c.new)
@@ -203,8 +203,20 @@ def _silence(channel: Channel, layer: int, now: float) -> str:
     )
 
 
+def _leave_alone(path: PathState) -> None:
+    path.alone = True
+    for channel in path.line.channels:
+        if channel.endpoints == {path.endpoint}:
+            channel.clear()
+
+
 def _others_heard(path: PathState) -> bool:
-    """Whether the line was heard from others after all that is held against the path."""
+    """Whether the line was heard from others after all that is held against the path.
+
+    Not while the line is DOWN: its first sign of life pardons, it accuses nobody.
+    """
+    if path.line.gate.verdict is Verdict.DOWN:
+        return False
     for own, pooled in zip(path.channels, path.line.channels, strict=True):
         if (
             own.verdict is Verdict.DOWN
@@ -265,7 +277,7 @@ def _single(line: LineState, layer: int, peers: Peers) -> tuple[Verdict, Blame, 
     silent = next((p for p in line.paths if p.endpoint == endpoint), None)
     others = any(
         p.endpoint != endpoint
-        and (sent := p.channels[layer].last_sent_at) is not None
+        and (sent := p.channels[0].last_sent_at) is not None
         and sent > asked_since
         and witness(p)
         for p in line.paths
@@ -304,12 +316,12 @@ def _refused_here_only(line: LineState, peers: Peers) -> set[str]:
 
 
 def _pardon(line: LineState, heard: PathState, layer: int, now: float) -> None:
-    """The line is back: what its other paths did not answer meanwhile is explained."""
+    """The line is back: what its paths did not answer meanwhile is explained."""
     accuser, line.accuser = line.accuser, None
     for path in line.paths:
-        if path is heard or path.alone:
+        if path.alone:
             continue
-        if path is accuser:
+        if path is accuser and path is not heard:
             # Its local error put the line DOWN, yet the line is heard from others.
             path.alone = True
             continue

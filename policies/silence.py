@@ -12,6 +12,7 @@ k at d = 50 ms for loss 0.1/1/5/15%: SUSPECT 2/2/3/4, DOWN 3/4/5/8.
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Final
 
 from policies.model import Verdict
@@ -31,7 +32,9 @@ _PRIOR_SLOTS: Final = 100.0
 """Loss starts as 1 of 100 slots."""
 _PRIOR_LOSSES: Final = 20.0
 """Burstiness starts as none, on the strength of 20 losses."""
-_MEMORY_SLOTS: Final = 1024.0
+_MEMORY_SLOTS: Final = 4096.0
+_CAUTION: Final = 1.645
+"""DOWN reckons with the one-sided 95% bound of p: to underestimate it convicts the innocent."""
 
 
 def slots_needed(
@@ -173,10 +176,12 @@ class Channel:
         d = self.pace_s
         if verdict is Verdict.SUSPECT:
             return slots_needed(self.loss, d, FALSE_SUSPECT_PER_S)
+        p = self.loss
+        bound = p + _CAUTION * sqrt(p * (1 - p) / (self._slots + _PRIOR_SLOTS))
         return max(
             2,
-            slots_needed(self.loss, d, FALSE_DOWN_PER_S),
-            slots_needed(self.loss, d, FALSE_DOWN_IN_BURSTS_PER_S, self.loss_after_loss),
+            slots_needed(bound, d, FALSE_DOWN_PER_S),
+            slots_needed(p, d, FALSE_DOWN_IN_BURSTS_PER_S, self.loss_after_loss),
         )
 
     @property

@@ -1,0 +1,628 @@
+"""Silence to verdict, in virtual time."""
+
+import heapq
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.detector import Detector
+from policies.model import Blame, Kind, Outcome, Sample, Verdict
+from policies.silence import Channel, Gate, slots_needed
+
+PER_MINUTE, PER_DAY = 1 / 60, 1 / 86400
+
+
+class World:
+    """Lines and endpoints that answer probes, or do not; the detector is told what it would see."""
+
+    def __init__(self, lines, endpoints, probes, *, loss=0.0, rtt_s=0.06, seed=1, fast=None):
+        """`probes`: (kind, period) for every path; `fast`: periods while the line is suspected."""
+        self.rng = random.Random(seed)
+        self.detector = Detector()
+        self.loss = loss
+        self.rtt_s = rtt_s
+        self.now = 1000.0
+        self.dead = {}
+        self.changes = []
+        self.fast = fast or {}
+        self.events = []
+        self.serial = itertools.count()
+        for line in lines:
+            for endpoint in endpoints:
+                self.detector.watch(self.name(line, endpoint), line, f"u/{endpoint}")
+                for kind, period in probes:
+                    at = self.now + self.rng.random() * period
+                    self.at(at, self.probe, line, endpoint, kind, period)
+
+    @staticmethod
+    def name(line, endpoint):
+        return f"{line}>u/{endpoint}"
+
+    def at(self, when, call, *arguments):
+        heapq.heappush(self.events, (when, next(self.serial), call, arguments))
+
+    def kill(self, line="*", endpoint="*", kinds=tuple(Kind)):
+        self.dead[line, endpoint] = kinds
+
+    def heal(self, line="*", endpoint="*"):
+        del self.dead[line, endpoint]
+
+    def answers(self, line, endpoint, kind):
+        keys = ((line, "*"), ("*", endpoint), (line, endpoint))
+        return not any(kind in self.dead.get(key, ()) for key in keys)
+
+    def probe(self, line, endpoint, kind, period):
+        name = self.name(line, endpoint)
+        self.detector.sent(name, kind, self.now, self.rtt_s, 0.03)
+        if self.rng.random() >= self.loss:
+            self.at(self.now + self.rtt_s, self.reply, line, endpoint, kind, self.now)
+        fast = self.fast.get(kind, period) if self.detector.suspected(line) else period
+        gap = min(period, fast) * self.rng.uniform(0.75, 1.25)
+        self.at(self.now + gap, self.probe, line, endpoint, kind, period)
+
+    def reply(self, line, endpoint, kind, sent_at):
+        if self.answers(line, endpoint, kind):
+            name = self.name(line, endpoint)
+            sample = Sample(name, kind, sent_at, self.now - sent_at)
+            self.changes += self.detector.observe(sample, self.now)
+
+    def run(self, seconds):
+        end = self.now + seconds
+        while True:
+            deadline = self.detector.next_deadline()
+            next_event = self.events[0][0] if self.events else float("inf")
+            when = min(next_event, float("inf") if deadline is None else deadline)
+            if when > end:
+                self.now = end
+                return self
+            self.now = max(self.now, when)
+            if next_event <= when:
+                _, _, call, arguments = heapq.heappop(self.events)
+                call(*arguments)
+            else:
+                self.changes += self.detector.tick(self.now)
+
+    def verdict(self, line, endpoint="x"):
+        return self.detector.finding(self.name(line, endpoint)).verdict
+
+    def blame(self, line, endpoint="x"):
+        return self.detector.finding(self.name(line, endpoint)).blame
+
+    def first(self, verdict, since=0.0):
+        return next((c.at for c in self.changes if c.new is verdict and c.at >= since), None)
+
+
+def shown(loss, spacing_s):
+    return slots_needed(loss, spacing_s, PER_MINUTE), slots_needed(loss, spacing_s, PER_DAY)
+
+
+@pytest.mark.parametrize(
+    ("loss", "suspect", "down"), [(0.001, 2, 3), (0.01, 2, 4), (0.05, 3, 5), (0.15, 4, 8)]
+)
+def test_slots_needed_at_50_ms_are_those_of_the_design(loss, suspect, down):
+    assert shown(loss, 0.05) == (suspect, down)
+
+
+@given(
+    loss=st.floats(0.001, 0.5),
+    spacing=st.floats(0.02, 60),
+    allowed=st.sampled_from([PER_MINUTE, PER_DAY]),
+)
+def test_slots_needed_is_the_smallest_that_keeps_the_promise(loss, spacing, allowed):
+    k = slots_needed(loss, spacing, allowed)
+    rate = lambda n: loss**n * (1 - loss) / spacing  # noqa: E731 - the formula as it is written
+    assert k == 20 or rate(k) <= allowed * (1 + 1e-9)
+    assert k == 1 or rate(k - 1) > allowed * (1 - 1e-9)
+
+
+def test_bursts_ask_for_more_slots_but_accept_a_false_down_an_hour():
+    independent = slots_needed(0.01, 0.05, 1 / 3600)
+    assert slots_needed(0.01, 0.05, 1 / 3600, 0.5) > independent + 3
+
+
+def test_channel_learns_loss_and_burstiness_from_runs_that_end():
+    channel = Channel()
+    at = 0.0
+    for i in range(2000):
+        at += 0.2
+        channel.sent(at)
+        if i % 50 in (0, 1):
+            channel.silent(at, at + 0.06, "e", icmp=False)
+        else:
+            channel.answered()
+            channel.heard(at + 0.06)
+    assert channel.loss == pytest.approx(0.04, rel=0.2)
+    assert channel.loss_after_loss > 0.3
+    assert channel.pace_s == pytest.approx(0.2)
+
+
+def test_gate_half_opens_and_needs_three_arrivals():
+    gate = Gate()
+    gate.worsen(Verdict.DOWN, 1.0)
+    seen = []
+    for _ in range(3):
+        gate.better(Verdict.UP)
+        seen.append(gate.verdict)
+    assert seen == [Verdict.SUSPECT, Verdict.SUSPECT, Verdict.UP]
+
+
+def test_gate_starts_again_after_a_stumble():
+    gate = Gate()
+    gate.worsen(Verdict.DOWN, 1.0)
+    gate.better(Verdict.UP)
+    gate.better(Verdict.UP)
+    gate.stumble()
+    gate.better(Verdict.UP)
+    assert gate.verdict is Verdict.SUSPECT
+
+
+# -- one path ------------------------------------------------------------------------------------
+
+
+def test_one_endpoint_on_one_line_with_pings_goes_down_within_k_slots_and_back():
+    world = World(["a"], ["x"], [(Kind.PING, 0.2)])
+    world.run(20)
+    assert world.changes == []
+    died = world.now
+    world.kill("a")
+    world.run(3)
+    assert world.first(Verdict.SUSPECT) - died < 0.65
+    assert world.first(Verdict.DOWN) - died < 0.9
+    assert world.blame("a") is Blame.UNKNOWN
+    healed = world.now
+    world.heal("a")
+    world.run(2)
+    assert world.verdict("a") is Verdict.UP
+    assert world.first(Verdict.SUSPECT, healed) - healed < 0.4
+    assert world.first(Verdict.UP, healed) - healed < 0.9
+
+
+def test_little_traffic_tcp_each_5_s_and_icmp_each_second():
+    probes = [(Kind.TCP, 5.0), (Kind.ICMP, 1.0)]
+    world = World(["a"], ["x"], probes, fast={Kind.ICMP: 0.2, Kind.TCP: 1.0})
+    world.run(60)
+    assert world.changes == []
+    died = world.now
+    world.kill("a")
+    world.run(20)
+    assert world.first(Verdict.SUSPECT) - died < 2.0
+    assert world.first(Verdict.DOWN) - died < 8.0
+
+
+def test_silence_of_icmp_alone_never_puts_the_only_endpoint_down():
+    world = World(["a"], ["x"], [(Kind.TCP, 5.0), (Kind.ICMP, 1.0)])
+    world.run(30)
+    world.kill("a", kinds=(Kind.ICMP,))
+    world.run(300)
+    assert world.first(Verdict.DOWN) is None
+
+
+def test_an_endpoint_that_never_answered_icmp_contributes_nothing():
+    world = World(["a"], ["x"], [(Kind.TCP, 5.0), (Kind.ICMP, 0.2)])
+    world.kill("a", kinds=(Kind.ICMP,))
+    world.run(300)
+    assert world.changes == []
+    assert not world.detector.suspected("a")
+
+
+@pytest.mark.parametrize("local", [(Kind.ICMP,), (Kind.ICMP, Kind.TCP)])
+def test_lower_layers_do_not_rescue_a_path_on_which_nothing_else_gets_through(local):
+    probes = [(Kind.ICMP, 1.0), (Kind.TCP, 1.0), (Kind.PING, 0.2)]
+    world = World(["a"], ["x"], probes)
+    world.run(20)
+    died = world.now
+    world.kill("a", kinds=tuple(k for k in Kind if k not in local))
+    world.run(3)
+    assert world.first(Verdict.DOWN) - died < 0.9
+    world.run(60)
+    assert world.verdict("a") is Verdict.DOWN
+    world.heal("a")
+    world.run(3)
+    assert world.verdict("a") is Verdict.UP
+
+
+def test_udp_blocked_after_it_worked_is_not_a_dead_path_while_tls_gets_through():
+    world = World(["a"], ["x"], [(Kind.QUIC, 5.0), (Kind.TLS, 1.0)])
+    world.run(30)
+    world.kill("a", kinds=(Kind.QUIC,))
+    world.run(120)
+    assert world.first(Verdict.DOWN) is None
+
+
+def test_quic_that_never_answered_contributes_nothing_where_tcp_answers():
+    world = World(["a"], ["x"], [(Kind.TCP, 5.0), (Kind.QUIC, 1.0)])
+    world.kill("a", kinds=(Kind.QUIC,))
+    world.run(20)
+    settled = world.now
+    world.run(120)
+    assert world.first(Verdict.SUSPECT, settled) is None
+    assert world.verdict("a") is Verdict.UP
+
+
+def test_receipts_of_data_are_signs_of_life():
+    world = World(["a"], ["x"], [(Kind.PING, 0.2)])
+    world.run(10)
+    world.kill("a", kinds=(Kind.PING,))
+    for _ in range(100):
+        world.run(0.1)
+        world.changes += world.detector.heard("a>u/x", Kind.TTFB, world.now)
+    assert world.first(Verdict.DOWN) is None
+
+
+def test_a_late_reply_counts_as_loss_and_rescues():
+    detector = Detector()
+    detector.watch("p", "a", "u/x")
+    detector.observe(Sample("p", Kind.TCP, 9.0, 0.06), 9.06)
+    detector.sent("p", Kind.TCP, 10.0, 0.06, 0.03)
+    (suspect,) = detector.tick(10.09)
+    assert suspect.new is Verdict.SUSPECT
+    (up,) = detector.observe(Sample("p", Kind.TCP, 10.0, 0.3), 10.3)
+    assert up.new is Verdict.UP
+    assert detector.next_deadline() is None
+
+
+def test_timeout_samples_alone_convict_when_no_slot_was_announced():
+    detector = Detector()
+    detector.watch("p", "a", "u/x")
+    detector.observe(Sample("p", Kind.TCP, 0.0, 0.06), 0.06)
+    verdicts = []
+    for at in (5.0, 10.0, 15.0, 20.0):
+        detector.observe(Sample("p", Kind.TCP, at, None, Outcome.TIMEOUT), at + 2)
+        verdicts.append(detector.finding("p").verdict)
+    assert verdicts[0] is Verdict.SUSPECT
+    assert verdicts[-1] is Verdict.DOWN
+
+
+def test_the_timeout_of_an_announced_slot_is_not_counted_twice():
+    detector = Detector()
+    detector.watch("p", "a", "u/x")
+    at = 0.0
+    for _ in range(50):
+        detector.sent("p", Kind.PING, at, 0.06, 0.03)
+        detector.observe(Sample("p", Kind.PING, at, 0.06), at + 0.06)
+        at += 0.2
+    detector.sent("p", Kind.PING, at, 0.06, 0.03)
+    detector.tick(at + 0.09)
+    for _ in range(5):
+        detector.observe(Sample("p", Kind.PING, at + 0.001, None, Outcome.TIMEOUT), at + 1)
+        at += 0.0
+    assert detector.finding("p").verdict is not Verdict.DOWN
+
+
+def test_thinking_is_not_silence():
+    detector = Detector()
+    detector.watch("p", "a", "u/x")
+    detector.sent("p", Kind.TTFB, 0.0, 0.06, 0.03)
+    assert detector.next_deadline() is None
+    assert not detector.observe(Sample("p", Kind.TTFB, 0.0, None, Outcome.TIMEOUT), 60.0)
+
+
+# -- attribution ---------------------------------------------------------------------------------
+
+THREE = ["x", "y", "z"]
+ACTIVE = [(Kind.PING, 0.2), (Kind.TCP, 5.0), (Kind.ICMP, 1.0)]
+
+
+def test_all_endpoints_of_a_line_silent_blame_the_line_at_once():
+    world = World(["a", "b"], THREE, [(Kind.TCP, 1.0)])
+    world.run(30)
+    died = world.now
+    world.kill("a")
+    world.run(5)
+    assert world.detector.line_verdict("a") is Verdict.DOWN
+    assert world.detector.line_verdict("b") is Verdict.UP
+    assert world.first(Verdict.DOWN) - died < 1.8  # pooled: a slot each 0.33 s
+    assert all(world.blame("a", e) is Blame.LINE for e in THREE)
+    assert all(world.verdict("b", e) is Verdict.UP for e in THREE)
+
+
+def test_one_endpoint_silent_among_three_is_the_endpoint():
+    world = World(["a", "b"], THREE, [(Kind.TCP, 1.0)])
+    world.run(30)
+    world.kill(endpoint="x")
+    world.run(20)
+    assert world.verdict("a") is world.verdict("b") is Verdict.DOWN
+    assert world.blame("a") is world.blame("b") is Blame.ENDPOINT
+    assert world.detector.line_verdict("a") is world.detector.line_verdict("b") is Verdict.UP
+    assert world.verdict("a", "y") is world.verdict("b", "z") is Verdict.UP
+    assert all(c.new is not Verdict.DOWN for c in world.changes if not c.path.endswith("x"))
+
+
+def test_the_busy_endpoint_dies_and_the_quiet_ones_keep_the_line():
+    world = World(["a"], ["y", "z"], [(Kind.TCP, 5.0)], fast={Kind.TCP: 0.5})
+    world.detector.watch("a>u/x", "a", "u/x")
+    world.at(world.now, world.probe, "a", "x", Kind.PING, 0.2)
+    world.run(30)
+    world.kill(endpoint="x")
+    world.run(30)
+    assert world.verdict("a", "x") is Verdict.DOWN
+    assert world.blame("a", "x") is Blame.ENDPOINT
+    assert not any(c.new is Verdict.DOWN and c.path != "a>u/x" for c in world.changes)
+    assert world.verdict("a", "y") is Verdict.UP
+
+
+def test_the_only_endpoint_silent_on_one_line_of_two_is_the_line():
+    world = World(["a", "b"], ["x"], [(Kind.PING, 0.2)])
+    world.run(30)
+    world.kill("a")
+    world.run(5)
+    assert world.verdict("a") is Verdict.DOWN
+    assert world.blame("a") is Blame.LINE
+    assert world.verdict("b") is Verdict.UP
+
+
+def test_the_only_endpoint_silent_on_both_lines_is_the_endpoint():
+    world = World(["a", "b"], ["x"], [(Kind.PING, 0.2)])
+    world.run(30)
+    world.kill(endpoint="x")
+    world.run(5)
+    assert world.verdict("a") is world.verdict("b") is Verdict.DOWN
+    assert world.blame("a") is world.blame("b") is Blame.ENDPOINT
+    assert world.detector.line_verdict("a") is not Verdict.DOWN
+    assert world.detector.line_verdict("b") is not Verdict.DOWN
+
+
+def test_a_line_that_comes_back_pardons_the_paths_that_fell_silent_with_it():
+    world = World(["a"], THREE, [(Kind.TCP, 2.0)])
+    world.run(30)
+    world.kill("a")
+    world.run(10)
+    assert all(world.verdict("a", e) is Verdict.DOWN for e in THREE)
+    world.heal("a")
+    world.run(4)
+    assert all(world.verdict("a", e) is Verdict.UP for e in THREE)
+
+
+def test_an_endpoint_that_stays_dead_is_convicted_again_after_the_pardon():
+    world = World(["a"], THREE, [(Kind.TCP, 1.0)])
+    world.run(30)
+    world.kill("a")
+    world.kill(endpoint="x")
+    world.run(10)
+    world.heal("a")
+    world.run(20)
+    assert world.verdict("a", "x") is Verdict.DOWN
+    assert world.blame("a", "x") is Blame.ENDPOINT
+    assert world.verdict("a", "y") is Verdict.UP
+
+
+def test_attribution_of_forty_random_cases():
+    right = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        world = World(["a", "b"], THREE, ACTIVE, loss=0.01, seed=seed, rtt_s=rng.uniform(0.02, 0.3))
+        world.run(rng.uniform(20, 40))
+        line_dies = rng.random() < 0.5
+        endpoint = rng.choice(THREE)
+        world.kill(**({"line": "a"} if line_dies else {"endpoint": endpoint}))
+        world.run(6)
+        a_down = [world.verdict("a", e) is Verdict.DOWN for e in THREE]
+        if line_dies:
+            right += all(a_down) and world.blame("a", endpoint) is Blame.LINE
+        else:
+            others = [e for e in THREE if e != endpoint]
+            right += (
+                world.verdict("a", endpoint) is world.verdict("b", endpoint) is Verdict.DOWN
+                and world.blame("a", endpoint) is Blame.ENDPOINT
+                and all(world.verdict(n, e) is not Verdict.DOWN for n in "ab" for e in others)
+            )
+        assert world.detector.line_verdict("b") is not Verdict.DOWN
+    assert right >= 39
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+def settled(lines=("a", "b"), endpoints=("x", "y")):
+    detector = Detector()
+    for line in lines:
+        for endpoint in endpoints:
+            detector.watch(f"{line}>{endpoint}", line, endpoint)
+            detector.observe(Sample(f"{line}>{endpoint}", Kind.TCP, 0.9, 0.06), 0.96)
+    return detector
+
+
+def fail(detector, path, outcome, *times, kind=Kind.TTFB):
+    changes = []
+    for at in times:
+        changes += detector.observe(Sample(path, kind, at, None, outcome), at + 0.05)
+    return changes
+
+
+def test_a_local_error_blames_the_line_at_once():
+    detector = settled()
+    changes = fail(detector, "a>x", Outcome.UNREACHABLE, 2.0)
+    assert {c.path for c in changes if c.new is Verdict.DOWN} == {"a>x", "a>y"}
+    assert all(c.blame is Blame.LINE for c in changes)
+    assert detector.line_verdict("a") is Verdict.DOWN
+    assert detector.finding("b>x").verdict is Verdict.UP
+
+
+def test_a_path_that_cries_wolf_is_no_witness_the_second_time():
+    detector = settled()
+    fail(detector, "a>x", Outcome.UNREACHABLE, 2.0)
+    for at in (3.0, 3.1, 3.2):
+        detector.heard("a>y", Kind.TLS, at)
+    assert detector.finding("a>y").verdict is Verdict.UP
+    assert detector.finding("a>x").verdict is Verdict.DOWN
+    fail(detector, "a>x", Outcome.UNREACHABLE, 4.0)
+    assert detector.finding("a>y").verdict is Verdict.UP
+    detector.heard("a>x", Kind.TLS, 5.0)
+    fail(detector, "a>x", Outcome.UNREACHABLE, 6.0)
+    assert detector.finding("a>y").verdict is Verdict.DOWN
+
+
+def test_a_name_that_does_not_resolve_makes_the_line_suspect_and_only_the_path_down():
+    detector = settled()
+    fail(detector, "a>x", Outcome.DNS, 2.0)
+    assert detector.finding("a>y").verdict is Verdict.SUSPECT
+    detector.heard("a>y", Kind.TLS, 2.5)
+    assert detector.finding("a>y").verdict is Verdict.UP
+    fail(detector, "a>x", Outcome.DNS, 3.0, 4.0, 5.0, 6.0)
+    detector.heard("a>y", Kind.TLS, 6.5)
+    assert detector.finding("a>x").verdict is Verdict.DOWN
+    assert detector.finding("a>y").verdict is Verdict.UP
+
+
+def test_refusals_speak_against_the_endpoint_and_show_the_line_alive():
+    detector = settled()
+    verdicts = []
+    for at in (2.0, 3.0, 4.0):
+        fail(detector, "a>x", Outcome.REFUSED, at, kind=Kind.TCP)
+        verdicts.append(detector.finding("a>x").verdict)
+    assert verdicts == [Verdict.UP, Verdict.SUSPECT, Verdict.DOWN]
+    assert detector.finding("a>x").blame is Blame.ENDPOINT
+    assert detector.line_verdict("a") is Verdict.UP
+
+
+def test_a_refusal_ends_the_silence_of_the_line():
+    detector = settled(lines=("a",))
+    fail(detector, "a>y", Outcome.TIMEOUT, 2.0, 3.0, 4.0, 5.0, kind=Kind.TCP)
+    fail(detector, "a>x", Outcome.TIMEOUT, 2.2, 3.2, 4.2, kind=Kind.TCP)
+    assert detector.line_verdict("a") is Verdict.DOWN
+    fail(detector, "a>x", Outcome.REFUSED, 6.0, kind=Kind.TCP)
+    assert detector.line_verdict("a") is Verdict.SUSPECT
+
+
+def test_exchanges_that_fail_together_fail_once():
+    detector = settled()
+    for _ in range(20):
+        detector.observe(Sample("a>x", Kind.TTFB, 2.0, None, Outcome.RESET), 2.5)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+def test_an_answer_between_errors_starts_the_count_again():
+    detector = settled()
+    fail(detector, "a>x", Outcome.RESET, 2.0, 3.0)
+    assert detector.finding("a>x").verdict is Verdict.SUSPECT
+    detector.heard("a>x", Kind.TTFB, 3.5)
+    fail(detector, "a>x", Outcome.RESET, 4.0)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+def test_two_endpoints_reset_on_one_line_only_blame_the_line():
+    detector = settled(endpoints=("x", "y", "z"))
+    fail(detector, "a>x", Outcome.RESET, 2.0, 3.0, 4.0)
+    fail(detector, "a>y", Outcome.RESET, 2.5, 3.5, 4.5)
+    for endpoint in "xyz":
+        detector.heard(f"b>{endpoint}", Kind.TTFB, 5.0)
+    fail(detector, "a>x", Outcome.RESET, 6.0)
+    assert detector.line_verdict("a") is Verdict.DOWN
+    assert detector.finding("a>z").blame is Blame.LINE
+    detector.heard("a>z", Kind.TTFB, 7.0)
+    assert detector.line_verdict("a") is Verdict.SUSPECT
+
+
+@pytest.mark.parametrize("outcome", [Outcome.HTTP_ERROR, Outcome.BUSY])
+def test_an_http_answer_of_any_status_is_a_sign_of_life(outcome):
+    detector = settled()
+    fail(detector, "a>x", outcome, 2.0, 3.0, 4.0, 5.0)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+# -- this host -----------------------------------------------------------------------------------
+
+
+def test_a_busy_loop_does_not_convict_the_network():
+    detector = settled(lines=("a",), endpoints=("x",))
+    at = 1.0
+    for _ in range(20):
+        at += 0.2
+        detector.sent("a>x", Kind.PING, at, 0.06, 0.03)
+        detector.observe(Sample("a>x", Kind.PING, at, 0.06), at + 0.06)
+    for i in range(1, 6):
+        detector.sent("a>x", Kind.PING, at + 0.2 * i, 0.06, 0.03)
+    late = at + 1.3
+    assert not detector.tick(late, lag_s=1.2)
+    for i in range(1, 6):  # the replies had waited in the socket's buffer
+        detector.observe(Sample("a>x", Kind.PING, at + 0.2 * i, late - at), late)
+    assert not detector.tick(late + 2)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+def test_without_the_lag_the_same_silence_convicts():
+    detector = settled(lines=("a",), endpoints=("x",))
+    for i in range(5):
+        detector.sent("a>x", Kind.PING, 1.2 + 0.2 * i, 0.06, 0.03)
+    assert detector.tick(2.3, lag_s=0.01)
+    assert detector.finding("a>x").verdict is Verdict.DOWN
+
+
+# -- life cycle and promises ---------------------------------------------------------------------
+
+
+def test_forget_voids_slots_and_lines():
+    detector = settled(lines=("a",), endpoints=("x",))
+    detector.sent("a>x", Kind.PING, 2.0, 0.06, 0.03)
+    detector.forget("a>x")
+    assert detector.next_deadline() is None
+    assert not detector.tick(10.0)
+    assert not detector.heard("a>x", Kind.PING, 11.0)
+    assert detector.line_verdict("a") is Verdict.UP
+    detector.watch("a>x", "a", "x")
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+@pytest.mark.parametrize("loss", [0.001, 0.01, 0.05])
+def test_no_false_down_in_two_hours_at_the_stated_loss(loss):
+    world = World(["a"], ["x"], [(Kind.PING, 0.2)], loss=loss, seed=7)
+    world.run(7200)
+    assert world.first(Verdict.DOWN) is None
+    suspects = sum(c.new is Verdict.SUSPECT for c in world.changes)
+    assert suspects <= 2 * 120
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    period=st.floats(0.05, 5.0),
+    endpoints=st.integers(1, 3),
+    loss=st.sampled_from([0.0, 0.01, 0.05]),
+)
+def test_a_dead_line_is_down_within_its_slots_and_back_after_it_heals(
+    seed, period, endpoints, loss
+):
+    names = THREE[:endpoints]
+    world = World(["a"], names, [(Kind.TCP, period)], loss=loss, seed=seed)
+    world.run(30 * period)
+    world.kill("a")
+    world.run(8 * 1.25 * period + 0.2)
+    assert all(world.verdict("a", e) is Verdict.DOWN for e in names)
+    world.heal("a")
+    world.run(12 * 1.25 * period + 0.2)
+    assert all(world.verdict("a", e) is not Verdict.DOWN for e in names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_order_of_events_keeps_the_invariants(data):
+    detector = settled()
+    paths = ["a>x", "a>y", "b>x", "b>y"]
+    shown = dict.fromkeys(paths, Verdict.UP)
+    now = 2.0
+    for _ in range(data.draw(st.integers(1, 60))):
+        now += data.draw(st.floats(0, 2))
+        path = data.draw(st.sampled_from(paths))
+        kind = data.draw(st.sampled_from(list(Kind)))
+        what = data.draw(st.sampled_from(["sent", "tick", *Outcome]))
+        if what == "sent":
+            detector.sent(path, kind, now, 0.1, 0.05)
+            changes = ()
+        elif what == "tick":
+            changes = detector.tick(now, data.draw(st.sampled_from([0.0, 0.5])))
+        else:
+            back = data.draw(st.floats(0, 1))
+            changes = detector.observe(Sample(path, kind, now - back, None, Outcome(what)), now)
+        for change in changes:
+            assert shown[change.path] is change.old
+            assert change.old is not change.new
+            assert change.reason
+            shown[change.path] = change.new
+        for name in paths:
+            finding = detector.finding(name)
+            assert finding.verdict is shown[name]
+            assert (finding.verdict is Verdict.UP) == (finding.blame is Blame.NOBODY)
+            assert finding.verdict >= detector.line_verdict(name[0])
