@@ -33,7 +33,10 @@ class H3Server:
         configuration_module = importlib.import_module(f"{self._engine}.quic.configuration")
         server_module = importlib.import_module(f"{self._engine}.asyncio.server")
         configuration = configuration_module.QuicConfiguration(
-            is_client=False, alpn_protocols=["h3"], idle_timeout=120.0
+            is_client=False,
+            alpn_protocols=["h3"],
+            idle_timeout=120.0,
+            max_datagram_frame_size=65536,  # qh3 offers H3_DATAGRAM always, which demands it
         )
         configuration.load_cert_chain(self._certificate, self._key)
         protocol = _protocol_class(self._engine)
@@ -79,6 +82,13 @@ def _protocol_class(engine: str) -> Any:
         def datagram_received(self, data: bytes, addr: Any) -> None:
             self._client = addr[0]
             super().datagram_received(data, addr)
+
+        def datagrams_received(self, data: list[bytes], addr: Any) -> None:
+            self._client = addr[0]  # qh3 hands datagrams over in batches
+            super().datagrams_received(data, addr)
+
+        def transmit(self) -> None:
+            super().transmit()  # runs after every receipt, hence after acknowledgements
             for reply in list(self._replies.values()):
                 reply.breathe()
 
