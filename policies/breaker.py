@@ -45,7 +45,7 @@ FLAP_REUSE = 750.0
 FLAP_HALF_LIFE_S = 30.0
 FLAP_MAX = 12_000.0
 """Bounds suppression to four half-lives after the last flap."""
-HOLD_S = 5.0
+HOLD_S = 3.0
 """How long a path that was DOWN must have stayed UP per 1000 of penalty before it is preferred."""
 
 _OTHERS = frozenset({Outcome.OK, Outcome.HTTP_ERROR, Outcome.BUSY, Outcome.LOCAL})
@@ -189,11 +189,17 @@ class Damping:
         """The path is no longer DOWN."""
         self._up_since = now
 
+    @property
+    def fallen(self) -> bool:
+        """Whether it was ever DOWN and has not come up since."""
+        return self._penalty > 0 and self._up_since is None
+
     def held_until(self, now: float) -> float | None:
         """Until when the path must not be preferred; `None`: it may be, or it is DOWN anyway."""
         if self._suppressed:
-            if self.penalty(now) > FLAP_REUSE:
-                return self._at + FLAP_HALF_LIFE_S * math.log2(self._penalty / FLAP_REUSE)
+            until = self._at + FLAP_HALF_LIFE_S * math.log2(self._penalty / FLAP_REUSE)
+            if now < until:
+                return until
             self._suppressed = False
         if self._up_since is None:
             return None

@@ -43,12 +43,12 @@ class SuccessRate:
         self._bad = 0.0
         self._at = 0.0
 
-    def add(self, good: bool, now: float) -> None:
-        """Count one attempt."""
+    def add(self, good: bool, now: float, count: int = 1) -> None:
+        """Count ``count`` attempts."""
         decay = self._decay(now)
-        self._good = self._good * decay + good
-        self._bad = self._bad * decay + (not good)
-        self._at = now
+        self._good = self._good * decay + (count if good else 0)
+        self._bad = self._bad * decay + (0 if good else count)
+        self._at = max(self._at, now)
 
     def samples(self, now: float) -> float:
         """How many samples it stands on."""
@@ -111,12 +111,12 @@ class Cohort:
         """Take a new configuration; known endpoints keep their state."""
         self._members = {e: self._members.get(e) or _Member() for e in endpoints}
 
-    def good(self, endpoint: str, now: float) -> None:
-        """It answered, over any line."""
+    def good(self, endpoint: str, now: float, count: int = 1) -> None:
+        """It answered ``count`` times, over any line."""
         member = self._members[endpoint]
-        member.rate.add(True, now)
+        member.rate.add(True, now, count)
         member.bad = 0
-        member.good += 1
+        member.good += count
         if member.good >= GOOD_TO_CLEAR:
             member.probation = False
 

@@ -169,10 +169,11 @@ class Chooser:
         requests: int,
         now: float,
     ) -> Ranking:
-        """The order of ``paths`` now. Raises ValueError when there is none."""
-        if not paths:
-            raise ValueError(f"upstream {upstream} has no path")
+        """The order of ``paths`` now; empty when there is none."""
         self._settle(requests, now)
+        if not paths:
+            self.incumbent = None
+            return Ranking(upstream, request_class, (), f"{upstream} has no path")
         entries = _entries(paths, request_class.up_bytes, cold=self._rate < QUIET_REQUESTS)
         kept = self._kept(entries)
         if kept is None or entries[0].row >= _EJECTED:

@@ -140,14 +140,14 @@ def test_a_gate_always_finds_its_way_back(events):
     assert gate.state is Breaker.CLOSED
 
 
-def test_a_single_outage_holds_the_return_for_five_seconds():
+def test_a_single_outage_holds_the_return_for_three_seconds():
     damping = Damping()
     assert damping.held_until(0.0) is None
     damping.went_down(0.0)
     assert damping.held_until(0.5) is None
     damping.came_up(1.0)
     until = damping.held_until(1.0)
-    assert until == pytest.approx(1.0 + 5.0, abs=0.2)
+    assert until == pytest.approx(1.0 + 3.0, abs=0.2)
     assert damping.held_until(until - 0.01) == until
     assert damping.held_until(until) is None
 

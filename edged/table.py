@@ -1,0 +1,484 @@
+"""PathTable: the only mutable path state. Samples in; snapshots, rankings and changes out.
+
+Synchronous, without I/O and without a clock. What changes a verdict, a breaker or an ejection
+publishes a new `Snapshot` before the call returns, and then tells the subscribers; estimates are
+republished at most every 100 ms, by whatever call comes next. State is keyed by path name and
+survives a reload.
+
+Evidence of one sample:
+
+==============================  =======================  ==================  =====================
+outcome                         verdict (`detector`)     breaker of path     cohort of endpoints
+==============================  =======================  ==================  =====================
+OK of TLS, HTTP, QUIC, TTFB     heard                    good                good
+OK of TCP, PING, PULSE          heard                    good                --
+OK of ICMP, KERNEL              heard                    --                  --
+HTTP_ERROR                      heard                    good                bad
+BUSY                            heard                    good                rests
+REFUSED, TLS, PROTOCOL          its rules                bad                 bad
+TIMEOUT, UNREACHABLE, DNS,      its rules                bad, unless DOWN    --
+RESET
+LOCAL                           --                       --                  --
+==============================  =======================  ==================  =====================
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from edged.records import Choice, Entry, LineRecord, PathRecord, UpstreamRecord
+from policies.breaker import is_evidence, local_failure
+from policies.costing import cost
+from policies.detector import Detector
+from policies.ejection import clearly_worse
+from policies.model import (
+    Blame,
+    Breaker,
+    Carrier,
+    Change,
+    Endpoint,
+    Kind,
+    Outcome,
+    Path,
+    PathState,
+    Ranking,
+    RequestClass,
+    Sample,
+    Snapshot,
+    Topology,
+    Verdict,
+)
+from policies.schema import Policy
+from policies.window import is_exchange
+
+REPUBLISH_S = 0.1
+"""Pure changes of estimates are published at most this often."""
+REFRESH_S = 2.0
+"""Estimates decay without samples, too: no state in a snapshot is older than this, given ticks."""
+SAME_SIGN_S = 0.005
+"""Exchanges that succeed within this span are one sign of life, so that thousands a second cost
+little; their times to first byte are all counted."""
+MOST_UNLISTED = 1024
+
+_ANSWERED = frozenset({Kind.TLS, Kind.HTTP, Kind.QUIC, Kind.TTFB})
+
+
+class PathTable:
+    """See the module. ``policies``: by upstream name; ``default_policy`` for unlisted hosts.
+
+    ``rng`` jitters pauses. ``on_choice`` is told when the first path of a ranking changes.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        policies: Mapping[str, Policy],
+        now: float,
+        *,
+        rng: random.Random,
+        default_policy: Policy | None = None,
+        on_choice: Callable[[Choice], None] | None = None,
+    ) -> None:
+        self._rng = rng
+        self._on_choice = on_choice
+        self._default_policy = default_policy or Policy()
+        self._detector = Detector()
+        self._lines: dict[str, LineRecord] = {}
+        self._upstreams: dict[str, UpstreamRecord] = {}
+        self._records: dict[str, PathRecord] = {}
+        self._states: dict[str, PathState] = {}
+        self._index: dict[str, tuple[str, ...]] = {}
+        self._unlisted: OrderedDict[str, None] = OrderedDict()
+        self._entries: dict[tuple[str, RequestClass], Entry] = {}
+        self._dirty: set[PathRecord] = set()
+        self._troubled: set[PathRecord] = set()
+        """Records whose gate, ejection or hold will change by itself."""
+        self._subscribers: list[Callable[[Change], None]] = []
+        self._untold: deque[Change] = deque()
+        self._telling = False
+        self._now = now
+        self._republish_at = now
+        self._refresh_at = now
+        self._serial = 0
+        self.snapshot = Snapshot(now, 0, {}, {})
+        self.reload(topology, now, policies)
+
+    # -- samples and time --------------------------------------------------------------------
+
+    def observe(self, sample: Sample, now: float) -> None:
+        """Take one sample; samples of unknown paths are dropped."""
+        record = self._records.get(sample.path)
+        if record is None or sample.outcome is Outcome.LOCAL:
+            return
+        if now > self._now:
+            self._now = now
+        self._dirty.add(record)
+        changes: Sequence[Change] = ()
+        if sample.kind is Kind.TTFB and is_exchange(sample) and sample.rtt_s is not None:
+            record.latency.observe(sample.rtt_s, now)
+        if sample.kind is not Kind.TTFB or not sample.outcome.ok or now >= record.heard_until:
+            record.heard_until = now + SAME_SIGN_S
+            record.window.observe(sample, now)
+            changes = self._detector.observe(sample, now)
+        moved = self._judge(record, sample, now)
+        if changes or moved or now >= self._republish_at:
+            self._publish(now, changes)
+
+    def sent(self, path: str, kind: Kind, now: float) -> None:
+        """A probe or PING was sent on ``path``: from now on its silence counts."""
+        record = self._records.get(path)
+        if record is not None:
+            rtt_s, slack_s = record.window.reply_times(kind, now)
+            self._detector.sent(path, kind, now, rtt_s, slack_s)
+
+    def tick(self, now: float, lag_s: float = 0.0) -> None:
+        """Deadlines, decay, ejection ends, regret. ``lag_s``: how late the loop runs this turn."""
+        self._now = max(self._now, now)
+        changes = self._detector.tick(now, lag_s)
+        due = [r for r in self._troubled if r.due is not None and r.due <= now]
+        for record in due:
+            record.gate.tick(now)
+        if changes or due or (now >= self._republish_at and self._stale(now)):
+            self._dirty.update(due)
+            self._publish(now, changes)
+
+    def lagged(self, lag_s: float) -> None:
+        """The event loop stood still for ``lag_s``: silence meanwhile convicts nobody."""
+        self._detector.lagged(lag_s)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` must run at the latest; `None`: nothing is pending."""
+        times = [self._detector.next_deadline()]
+        if self._dirty:
+            times.append(self._republish_at)
+        times += [record.due for record in self._troubled]
+        return min((t for t in times if t is not None), default=None)
+
+    # -- choices -----------------------------------------------------------------------------
+
+    def ranking(self, upstream: str, cls: RequestClass) -> Ranking:
+        """The order for a request that comes now, which is counted. Memoised per snapshot.
+
+        Raises KeyError for an upstream that does not exist.
+        """
+        entry = self._entries.get((upstream, cls))
+        if entry is None:
+            entry = self._entry(upstream, cls)
+        entry.requests += 1
+        ranking = entry.ranking
+        if ranking is None or entry.serial != self._serial:
+            ranking = self._rank(entry)
+        return ranking
+
+    def peek(self, upstream: str, cls: RequestClass) -> Ranking:
+        """The same for people and standby connections: nothing is counted."""
+        entry = self._entries.get((upstream, cls)) or self._entry(upstream, cls)
+        if entry.ranking is None or entry.serial != self._serial:
+            return self._rank(entry)
+        return entry.ranking
+
+    def policy(self, upstream: str) -> Policy:
+        """The policy an upstream is decided by. Raises KeyError."""
+        return self._upstreams[upstream].policy
+
+    def line_verdict(self, line: str) -> Verdict:
+        """What is known of a line as a whole."""
+        return self._detector.line_verdict(line)
+
+    # -- live gauges -------------------------------------------------------------------------
+
+    def started(self, path: str) -> None:
+        """An attempt began on ``path``. Unknown paths are ignored (they went with a reload)."""
+        record = self._records.get(path)
+        if record is not None:
+            record.in_flight += 1
+            record.line.in_flight += 1
+            self._dirty.add(record)
+
+    def finished(self, path: str) -> None:
+        """It ended."""
+        record = self._records.get(path)
+        if record is not None and record.in_flight > 0:
+            record.in_flight -= 1
+            record.line.in_flight -= 1
+            self._dirty.add(record)
+
+    def set_warm(self, path: str, carrier: Carrier | None) -> None:
+        """A usable connection of ``carrier`` is open on ``path``, or none is."""
+        record = self._records.get(path)
+        if record is not None and record.warm is not carrier:
+            record.warm = carrier
+            self._dirty.add(record)
+
+    def set_line_usage(self, line: str, used_bps: float | None) -> None:
+        """Bits per second that cross ``line`` now; needed for its spare bandwidth."""
+        record = self._lines.get(line)
+        if record is not None:
+            record.used_bps = used_bps
+
+    def waiting(self, line: str) -> bool:
+        """Whether an exchange is in flight on ``line``: probes speed up."""
+        record = self._lines.get(line)
+        return record is not None and record.in_flight > 0
+
+    def suspected(self, line: str) -> bool:
+        """Whether there is doubt about ``line`` or a path on it."""
+        if self._detector.suspected(line):
+            return True
+        return any(
+            r.gate.state is not Breaker.CLOSED and r.line.line.name == line for r in self._troubled
+        )
+
+    def subscribe(self, callback: Callable[[Change], None]) -> None:
+        """Call ``callback`` with each change of a verdict, the new snapshot being in place."""
+        self._subscribers.append(callback)
+
+    # -- what exists -------------------------------------------------------------------------
+
+    def reload(
+        self, topology: Topology, now: float, policies: Mapping[str, Policy] | None = None
+    ) -> None:
+        """Take a new topology (and policies); what keeps its name keeps its state.
+
+        Unlisted hosts stay, over the lines that exist now.
+        """
+        self._topology = topology
+        for line in topology.lines:
+            self._lines.setdefault(line.name, LineRecord(line, now)).line = line
+        listed = {endpoint.upstream for endpoint in topology.endpoints}
+        for name in listed:
+            self._list(name, policies)
+        paths = list(topology.paths())
+        unlisted = (r.path.endpoint for r in self._records.values() if not r.upstream.listed)
+        for endpoint in dict.fromkeys(unlisted):
+            paths += self._paths_of(endpoint)
+        for name in self._records.keys() - {path.name for path in paths}:
+            self._forget(name)
+        for name in [n for n, u in self._upstreams.items() if u.listed and n not in listed]:
+            self._drop(name)
+        for name in self._lines.keys() - {line.name for line in topology.lines}:
+            del self._lines[name]
+        self._place(paths)
+        self._dirty.update(self._records.values())
+        self._publish(now, ())
+
+    def ensure(self, endpoint: Endpoint, now: float) -> str:
+        """Paths over every line for a host that is in no upstream; gives its upstream's name.
+
+        ``host:port`` is that name, whatever ``endpoint`` says. The 1024 hosts used last are kept;
+        one with exchanges in flight is never dropped.
+        """
+        name = f"{endpoint.host}:{endpoint.port}"
+        if name in self._unlisted:
+            self._unlisted.move_to_end(name)
+            return name
+        if name in self._upstreams:
+            return name
+        if len(self._unlisted) >= MOST_UNLISTED:
+            self._drop_unlisted()
+        self._unlisted[name] = None
+        self._upstreams[name] = UpstreamRecord(name, self._default_policy, listed=False)
+        self._place(self._paths_of(replace(endpoint, upstream=name)))
+        self._publish(now, ())
+        return name
+
+    # -- parts -------------------------------------------------------------------------------
+
+    def _judge(self, record: PathRecord, sample: Sample, now: float) -> bool:
+        """Breaker and cohort; says whether a gate or an exclusion changed."""
+        outcome, kind = sample.outcome, sample.kind
+        if outcome is Outcome.OK and kind is Kind.TTFB:
+            record.goods += 1
+            return record.gate.good(now)
+        if not is_evidence(kind):
+            return False
+        record.settle(now)
+        cohort, endpoint = record.upstream.cohort, record.endpoint
+        moved = False
+        if not local_failure(outcome):
+            record.rate.add(True, now)
+            moved = record.gate.good(now)
+        elif self._detector.finding(record.path.name).verdict is not Verdict.DOWN:
+            record.rate.add(False, now)
+            moved = record.gate.bad(outcome, now, self._rng) or self._outlier(record, now)
+        if outcome is Outcome.OK and kind in _ANSWERED:
+            cohort.good(endpoint, now)
+        elif outcome is Outcome.BUSY:
+            moved = cohort.busy(endpoint, sample.retry_after_s, now) or moved
+        elif outcome.blame is Blame.ENDPOINT:
+            moved = cohort.bad(endpoint, outcome.value, now, self._rng) or moved
+        if moved:
+            # An exclusion concerns all paths of the endpoint.
+            same = [r for r in record.upstream.paths if r.endpoint == endpoint]
+            self._dirty.update(same)
+            self._troubled.update(same)
+        return moved
+
+    def _outlier(self, record: PathRecord, now: float) -> bool:
+        """The cohort rule among the paths of an upstream."""
+        others = [r for r in record.upstream.paths if r is not record]
+        if not others:
+            return False
+        for other in others:
+            other.settle(now)
+        best = max(others, key=lambda r: r.rate.mean)
+        if not clearly_worse(record.rate, best.rate, now):
+            return False
+        share = f"{record.rate.mean:.0%} against {best.rate.mean:.0%} of {best.path.name}"
+        return record.gate.outlier(f"succeeds far less often: {share}", now, self._rng)
+
+    def _apply(self, change: Change) -> None:
+        """What a verdict means for damping and hazard."""
+        record = self._records.get(change.path)
+        if record is None:
+            return
+        self._dirty.add(record)
+        self._troubled.add(record)
+        if change.new is Verdict.DOWN:
+            record.damping.went_down(change.at)
+        elif change.new is Verdict.UP and record.damping.fallen:
+            record.damping.came_up(change.at)
+        line = record.line
+        down = self._detector.line_verdict(line.line.name) is Verdict.DOWN
+        if down and not line.was_down:
+            line.hazard.outage(change.at)
+        line.was_down = down
+
+    def _stale(self, now: float) -> bool:
+        """Whether there is anything to publish; lets all estimates decay now and then."""
+        if now >= self._refresh_at:
+            self._refresh_at = now + REFRESH_S
+            listed = (r for r in self._records.values() if r.upstream.listed)
+            self._dirty.update(r for r in listed if now - r.refreshed_at >= REFRESH_S)
+        return bool(self._dirty)
+
+    def _publish(self, now: float, changes: Sequence[Change]) -> None:
+        """One new snapshot with all that changed, then the subscribers."""
+        for change in changes:
+            self._apply(change)
+        for record in self._dirty:
+            name = record.path.name
+            record.settle(now)
+            record.finding = self._detector.finding(name)
+            self._states[name] = record.state(now)
+        self._dirty.clear()
+        if self._troubled:
+            self._troubled = {r for r in self._troubled if r.restless(now)}
+        self._serial += 1
+        self._republish_at = now + REPUBLISH_S
+        self.snapshot = Snapshot(now, self._serial, dict(self._states), self._index)
+        self._untold.extend(changes)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Deliver changes in order, also those that a subscriber causes."""
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._untold:
+                change = self._untold.popleft()
+                for callback in tuple(self._subscribers):
+                    callback(change)
+        finally:
+            self._telling = False
+
+    def _entry(self, upstream: str, cls: RequestClass) -> Entry:
+        entry = self._entries[(upstream, cls)] = Entry(self._upstreams[upstream], cls)
+        return entry
+
+    def _rank(self, entry: Entry) -> Ranking:
+        upstream, now = entry.upstream, self._now
+        facts = [r.facts(self._states[r.path.name], now) for r in upstream.paths]
+        scored = cost(facts, entry.request_class, upstream.policy)
+        ranking = entry.chooser.rank(
+            upstream.name,
+            entry.request_class,
+            scored,
+            upstream.policy.failover,
+            requests=entry.requests,
+            now=now,
+        )
+        entry.requests = 0
+        entry.serial = self._serial
+        choice = entry.changed(ranking, now)
+        if choice is not None and self._on_choice is not None:
+            self._on_choice(choice)
+        return ranking
+
+    def _paths_of(self, endpoint: Endpoint) -> list[Path]:
+        allowed = endpoint.lines
+        return [
+            Path(line, endpoint)
+            for line in self._topology.lines
+            if allowed is None or line.name in allowed
+        ]
+
+    def _place(self, paths: list[Path]) -> None:
+        """Make or move the records of ``paths``, in this order."""
+        touched = {path.endpoint.upstream for path in paths}
+        for name in touched:
+            self._upstreams[name].paths = []
+        for path in paths:
+            line, upstream = self._lines[path.line.name], self._upstreams[path.endpoint.upstream]
+            record = self._records.get(path.name)
+            if record is None:
+                record = self._records[path.name] = PathRecord(path, line, upstream)
+                self._detector.watch(path.name, path.line.name, path.endpoint.key)
+            else:
+                record.place(path, line, upstream)
+            record.locate(self._topology.node_location)
+            upstream.paths.append(record)
+            self._dirty.add(record)
+        for name in touched:
+            upstream = self._upstreams[name]
+            upstream.cohort.set_members(list(dict.fromkeys(r.endpoint for r in upstream.paths)))
+        self._reindex()
+
+    def _reindex(self) -> None:
+        """After a change of what exists. The old index stays with the snapshots that hold it."""
+        self._index = {
+            name: tuple(r.path.name for r in upstream.paths)
+            for name, upstream in self._upstreams.items()
+        }
+
+    def _list(self, name: str, policies: Mapping[str, Policy] | None) -> None:
+        """Make or update a listed upstream. Without ``policies`` it keeps its own."""
+        upstream = self._upstreams.get(name)
+        if upstream is not None and not upstream.listed:
+            self._drop(name)
+            upstream = None
+        if upstream is None:
+            policy = (policies or {}).get(name, self._default_policy)
+            self._upstreams[name] = UpstreamRecord(name, policy, listed=True)
+        elif policies is not None:
+            upstream.policy = policies.get(name, self._default_policy)
+
+    def _drop(self, name: str) -> None:
+        """Forget an upstream, its paths and its rankings."""
+        upstream = self._upstreams.pop(name)
+        self._unlisted.pop(name, None)
+        for record in upstream.paths:
+            self._forget(record.path.name)
+        for key in [k for k in self._entries if k[0] == name]:
+            del self._entries[key]
+        self._reindex()
+
+    def _forget(self, name: str) -> None:
+        record = self._records.pop(name)
+        record.line.in_flight -= record.in_flight
+        record.upstream.paths = [r for r in record.upstream.paths if r is not record]
+        self._states.pop(name, None)
+        self._dirty.discard(record)
+        self._troubled.discard(record)
+        self._detector.forget(name)
+
+    def _drop_unlisted(self) -> None:
+        """Forget the unlisted host that was used longest ago and has nothing in flight."""
+        for name in self._unlisted:
+            if not any(record.in_flight for record in self._upstreams[name].paths):
+                self._drop(name)
+                return
