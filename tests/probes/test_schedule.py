@@ -1,0 +1,350 @@
+"""The cadence in virtual time, and the driver against counting probes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import defaultdict
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.model import Carrier, Endpoint, Estimate, Kind, Line, Outcome, Path, Sample
+from policies.schema import Cadence
+from probes.cadence import HEADROOM, Pace, Planner, cap_bytes_s, period_s, spread
+from probes.schedule import Scheduler, timeout_s
+
+COSTS = {Kind.ICMP: 112, Kind.TCP: 420, Kind.QUIC: 5000, Kind.HTTP: 8192}
+SMALL = {Kind.ICMP: 112}
+
+
+def paths_of(count, *, line=None, start=0, protocols=(Carrier.H3, Carrier.H2)):
+    line = line or Line("cn2")
+    return [
+        Path(line, Endpoint("u", f"e{i}", "https", f"e{i}.test", 443, protocols=protocols))
+        for i in range(start, start + count)
+    ]
+
+
+def planner_of(paths, cadence=None, costs=COSTS, seed=1, now=1000.0):
+    cadence = cadence or Cadence()
+    planner = Planner(costs, Random(seed))
+    planner.reload(paths, lambda _: cadence, now)
+    return planner
+
+
+def simulate(planner, start, seconds, on_step=None):
+    """[(time, job)] of everything that fires, asked exactly when the planner wants to be."""
+    fired = []
+    now = start
+    while True:
+        deadline = planner.next_deadline()
+        if deadline is None or deadline > start + seconds:
+            return fired
+        now = max(now, deadline)
+        if on_step:
+            on_step(now)
+        fired += [(now, job) for job in planner.due(now)]
+
+
+def times(fired, kind, path=None):
+    return [t for t, job in fired if job.kind is kind and path in (None, job.path.name)]
+
+
+def test_fires_on_a_fixed_grid_with_a_quarter_of_jitter():
+    (path,) = paths_of(1)
+    fired = times(simulate(planner_of([path], costs=SMALL), 1000.0, 600), Kind.ICMP)
+    gaps = [b - a for a, b in itertools.pairwise(fired[1:])]
+    assert all(0.75 <= gap <= 1.25 for gap in gaps)
+    assert max(gaps) > 1.1
+    assert min(gaps) < 0.9
+    assert abs(len(fired) - 600) <= 2  # jitter never adds up to drift
+
+
+def test_asks_again_whether_or_not_anyone_answered_and_skips_what_was_missed():
+    planner = planner_of(paths_of(1), costs=SMALL)
+    simulate(planner, 1000.0, 5)
+    late = planner.due(1060.0)  # a minute of blockage is one probe, not sixty
+    assert len(late) == 1
+    assert planner.next_deadline() > 1060.0
+
+
+def test_paths_of_a_line_look_at_it_in_turn_without_a_gap():
+    planner = planner_of(paths_of(5), costs=SMALL)
+    fired = [t for t in times(simulate(planner, 1000.0, 120), Kind.ICMP) if t > 1002]
+    gaps = [b - a for a, b in itertools.pairwise(fired)]
+    assert max(gaps) <= 0.2 + 0.25 + 1e-9  # a slot and twice the jitter
+    assert sum(gaps) / len(gaps) == pytest.approx(0.2, rel=0.03)
+
+
+def test_every_path_is_measured_in_the_first_second():
+    fired = simulate(planner_of(paths_of(12), costs=SMALL), 1000.0, 1.0)
+    assert {job.path.name for _, job in fired} == {p.name for p in paths_of(12)}
+
+
+def test_reload_keeps_the_phase_and_the_deadline_of_what_stays():
+    planner = planner_of(paths_of(3), costs=SMALL)
+    fired = simulate(planner, 1000.0, 10)
+    last = {p.name: times(fired, Kind.ICMP, p.name)[-1] for p in paths_of(3)}
+    planner.reload([*paths_of(2), *paths_of(2, start=7)], lambda _: Cadence(), 1010.0)
+    after = simulate(planner, 1010.0, 2)
+    for path in paths_of(2):
+        first = times(after, Kind.ICMP, path.name)[0]
+        assert 0.75 <= first - last[path.name] <= 1.25
+    assert not times(after, Kind.ICMP, paths_of(3)[2].name)
+    assert times(after, Kind.ICMP, paths_of(1, start=7)[0].name)
+
+
+@given(kept=st.sets(st.integers(0, 20), max_size=8), fresh=st.sets(st.integers(21, 40), max_size=8))
+def test_phases_stay_and_new_ones_take_the_widest_gap(kept, fresh):
+    old = spread({}, [str(i) for i in sorted(kept)])
+    new = spread(old, [str(i) for i in sorted(kept | fresh)])
+    assert all(new[name] == phase for name, phase in old.items())
+    assert all(0 <= phase < 1 for phase in new.values())
+    assert len(set(new.values())) == len(new)
+    if new:
+        ring = sorted(new.values())
+        widest = max(b - a for a, b in itertools.pairwise([*ring, ring[0] + 1]))
+        assert widest <= 2 / len(new) + 1e-9
+
+
+def test_a_waiting_exchange_speeds_its_line_up_at_once_and_only_that_line():
+    cn2, bgp = paths_of(1), paths_of(1, line=Line("bgp"))
+    planner = planner_of(cn2 + bgp, costs=SMALL)
+    simulate(planner, 1000.0, 10.0)
+    planner.set_activity("cn2", True, 1010.0)
+    assert planner.next_deadline() <= 1010.0 + 0.3
+
+    def keep_busy(now):
+        planner.set_activity("cn2", True, now)
+        planner.set_activity("bgp", False, now)
+
+    fired = simulate(planner, 1010.0, 10, keep_busy)
+    assert len(times(fired, Kind.ICMP, cn2[0].name)) == pytest.approx(50, abs=3)
+    assert len(times(fired, Kind.ICMP, bgp[0].name)) == pytest.approx(10, abs=2)
+
+
+def test_pace_falls_back_after_a_hold_so_that_short_requests_do_not_flap():
+    planner = planner_of(paths_of(1), costs=SMALL)
+    planner.set_activity("cn2", True, 1000.0)
+    planner.set_activity("cn2", False, 1001.9)
+    assert planner.interval_s("cn2>u/e0", Kind.ICMP) == 0.2
+    planner.set_activity("cn2", False, 1002.1)
+    assert planner.interval_s("cn2>u/e0", Kind.ICMP) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "idle", "recent", "active"),
+    [
+        (Kind.ICMP, 1.0, 1.0, 0.2),
+        (Kind.PING, 15.0, 1.0, 0.2),
+        (Kind.TCP, 5.0, 5.0, 1.0),
+        (Kind.QUIC, 30.0, 30.0, 30.0),
+        (Kind.HTTP, 30.0, 30.0, 30.0),
+    ],
+)
+def test_the_default_periods(kind, idle, recent, active):
+    cadence = Cadence()
+    assert period_s(kind, cadence, Pace.IDLE) == idle
+    assert period_s(kind, cadence, Pace.RECENT) == recent
+    assert period_s(kind, cadence, Pace.ACTIVE) == active
+
+
+def test_null_periods_and_missing_protocols_mean_no_probe():
+    cadence = Cadence(icmp_s=None, http_s=None)
+    (path,) = paths_of(1, protocols=(Carrier.H2,))
+    fired = simulate(planner_of([path], cadence), 1000.0, 60)
+    assert {job.kind for _, job in fired} == {Kind.TCP}
+
+
+def test_the_cap_is_the_smaller_of_rate_and_share_and_the_strictest_policy():
+    slow = Line("4g", capacity_bps=1e6)
+    assert cap_bytes_s(slow, [Cadence()]) == 1250
+    assert cap_bytes_s(Line("x"), [Cadence(), Cadence(cap_kbit_s=8)]) == 1000
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    kbit_s=st.sampled_from([4.0, 16.0, 64.0]),
+    busy=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_no_window_ever_sees_more_bytes_than_the_cap_allows(count, kbit_s, busy, seed):
+    cadence = Cadence(cap_kbit_s=kbit_s)
+    planner = planner_of(paths_of(count), cadence, seed=seed)
+    fired = simulate(
+        planner, 1000.0, 120, lambda now: planner.set_activity("cn2", busy, now) if busy else None
+    )
+    rate = HEADROOM * kbit_s * 125
+    depth = max(2 * rate, 8192 + 0.5 * rate)
+    sent = [(t, COSTS[job.kind]) for t, job in fired]
+    # The worst window that ends at each probe, in one pass.
+    level, before = 0.0, 1000.0
+    for t, cost in sent:
+        level = max(0.0, level - (t - before) * rate) + cost
+        before = t
+        assert level <= depth + 1e-6
+    long_run = sum(cost for t, cost in sent if t > 1030) / 90
+    assert long_run <= kbit_s * 125 * 1.05
+
+
+def test_under_the_cap_every_kind_still_gets_its_turn():
+    planner = planner_of(paths_of(10), Cadence(cap_kbit_s=16))
+    fired = simulate(planner, 1000.0, 600)
+    count = defaultdict(int)
+    for _, job in fired:
+        count[job.kind] += 1
+    assert set(count) == set(COSTS)
+    stretch = planner.interval_s("cn2>u/e0", Kind.ICMP) / 1.0
+    assert stretch > 1
+    assert count[Kind.HTTP] == pytest.approx(600 / 30 / stretch * 10, rel=0.35)
+
+
+def test_an_expensive_probe_does_not_hold_up_a_cheap_one():
+    planner = planner_of(paths_of(3), Cadence())
+    fired = [t for t in times(simulate(planner, 1000.0, 300), Kind.ICMP) if t > 1005]
+    assert max(b - a for a, b in itertools.pairwise(fired)) < 0.75
+
+
+def test_timeouts_follow_what_the_path_needs_within_bounds():
+    assert timeout_s(Kind.ICMP, None) == 1.0
+    assert timeout_s(Kind.ICMP, Estimate(rtt_s=0.01, rttvar_s=0.001)) == 0.25
+    assert timeout_s(Kind.ICMP, Estimate(rtt_s=0.3, rttvar_s=0.05)) == pytest.approx(0.6)
+    assert timeout_s(Kind.ICMP, Estimate(rtt_s=3.0)) == 1.0
+
+
+# --- the driver -------------------------------------------------------------------------------
+
+
+class Quiet:
+    busy = False
+
+    def waiting(self, line):
+        return self.busy
+
+    def suspected(self, line):
+        return False
+
+
+class Awaited:
+    kind = Kind.TCP
+    cost_bytes = 100
+
+    def __init__(self, answer=None, hang=False):
+        self.answer, self.hang, self.runs, self.ended = answer, hang, 0, 0
+
+    async def run(self, path, *, timeout_s):
+        self.runs += 1
+        try:
+            if self.hang:
+                await asyncio.Event().wait()
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return [Sample(path.name, Kind.TCP, 0.0, 0.01)]
+        finally:
+            self.ended += 1
+
+
+class Plain:
+    kind = Kind.ICMP
+    cost_bytes = 100
+
+    def __init__(self):
+        self.begun = 0
+
+    def start(self, path, *, timeout_s, report):
+        self.begun += 1
+        report(Sample(path.name, Kind.ICMP, 0.0, None, Outcome.TIMEOUT))
+
+    async def run(self, path, *, timeout_s):
+        raise AssertionError("a startable probe needs no task")
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def fast(**more):
+    return Cadence(icmp_s=0.02, icmp_active_s=0.02, tcp_s=0.02, cap_kbit_s=1e6, **more)
+
+
+def test_the_driver_starts_what_is_due_reports_and_leaves_nothing_behind():
+    async def main():
+        got = []
+        hanging, plain = Awaited(hang=True), Plain()
+        scheduler = Scheduler({Kind.TCP: hanging, Kind.ICMP: plain}, Quiet(), got.append)
+        scheduler.reload(paths_of(2), lambda _: fast())
+        task = asyncio.create_task(scheduler.run())
+        await until(lambda: hanging.runs > 5 and plain.begun > 5)
+        assert {s.kind for s in got} == {Kind.ICMP}
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert hanging.ended == hanging.runs
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_a_broken_probe_is_told_of_and_the_others_carry_on(caplog):
+    async def main():
+        plain = Plain()
+        broken = Awaited(answer=ValueError("bug"))
+        scheduler = Scheduler({Kind.TCP: broken, Kind.ICMP: plain}, Quiet(), lambda _: None)
+        scheduler.reload(paths_of(1), lambda _: fast())
+        task = asyncio.create_task(scheduler.run())
+        await until(lambda: broken.runs > 3 and plain.begun > 3)
+        task.cancel()
+
+    asyncio.run(main())
+    assert "probe tcp of cn2>u/e0 broke: ValueError('bug')" in caplog.text
+
+
+def test_a_bug_in_the_receiver_ends_run_with_that_error():
+    async def main():
+        def report(_):
+            raise KeyError("table")
+
+        scheduler = Scheduler({Kind.ICMP: Plain()}, Quiet(), report)
+        scheduler.reload(paths_of(1), lambda _: fast())
+        with pytest.raises(KeyError):
+            await asyncio.wait_for(scheduler.run(), 5)
+
+    asyncio.run(main())
+
+
+def test_a_nudge_is_seen_in_the_next_turn():
+    async def main():
+        activity, plain = Quiet(), Plain()
+        scheduler = Scheduler({Kind.ICMP: plain}, activity, lambda _: None)
+        scheduler.reload(
+            paths_of(1), lambda _: Cadence(icmp_s=1000, icmp_active_s=0.01, cap_kbit_s=1e6)
+        )
+        task = asyncio.create_task(scheduler.run())
+        await until(lambda: plain.begun == 1)
+        activity.busy = True
+        scheduler.nudge()
+        scheduler.nudge()
+        await until(lambda: plain.begun > 3)
+        assert scheduler.interval_s("cn2>u/e0", Kind.ICMP) == 0.01
+        task.cancel()
+
+    asyncio.run(main())
+
+
+def test_fifty_busy_paths_cost_little_cpu():
+    planner = planner_of(paths_of(50), Cadence(cap_kbit_s=10000))
+    steps = 0
+
+    def on_step(now):
+        nonlocal steps
+        steps += 1
+        planner.set_activity("cn2", True, now)
+
+    fired = simulate(planner, 1000.0, 20, on_step)
+    assert len(fired) > 5000  # 250 echoes a second and the rest
+    assert steps <= len(fired) + 100  # never asked in vain
