@@ -55,7 +55,7 @@ def _run(a: argparse.Namespace) -> int:
     """Import only what the command needs: most of them must start quickly."""
     command: str = a.command
     if command == "run":
-        from edged.daemon import run
+        from edged.process import run
 
         return run(a.config)
     if command in ("check", "schema", "version"):

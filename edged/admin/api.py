@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,7 +28,7 @@ from edged.messages import Headers, RequestHead, ResponseHead, header
 from policies.model import RequestClass
 
 Reload = Callable[[], Awaitable[ReloadNote]]
-Spawn = Callable[[Awaitable[None]], object]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 PAGES = ("/status", "/why/<request-id>", "/why?url=", "/healthz", "/readyz", "/metrics", "/reload")
 

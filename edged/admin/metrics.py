@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from time import monotonic
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -103,7 +104,7 @@ class LiveCollector(Collector):
         candidates = [
             candidate
             for upstream in self._live.config.upstreams
-            for candidate in table.ranking(upstream, SHOWN_CLASS).order
+            for candidate in table.peek(upstream, SHOWN_CLASS).order
         ]
         yield from _estimates(candidates)
         yield from _gates(candidates, monotonic())
@@ -111,7 +112,7 @@ class LiveCollector(Collector):
         parts = _path_gauge("score_part_ms", "The parts of it.", "part")
         chosen = _path_gauge("chosen", "1 if a request without body takes this path now.")
         for upstream in self._live.config.upstreams:
-            for place, candidate in enumerate(table.ranking(upstream, SHOWN_CLASS).order):
+            for place, candidate in enumerate(table.peek(upstream, SHOWN_CLASS).order):
                 labels = _labels(candidate)
                 chosen.add_metric(labels, place == 0)
                 cost.add_metric(labels, candidate.cost_ms)
@@ -155,22 +156,34 @@ class LiveCollector(Collector):
         yield from (in_flight, statuses, errors, ttfb, total)
 
     def _pools(self) -> Iterator[Metric]:
-        fields = {
-            "connections": "Open upstream connections.",
-            "idle": "Of these, without a stream.",
-            "streams": "Streams in use.",
-            "waiting": "Exchanges that wait for a stream.",
-        }
-        families = {
-            name: GaugeMetricFamily(f"edged_pool_{name}", text, labels=("path", "carrier"))
-            for name, text in fields.items()
-        }
-        for gauge in self._live.pools():
-            for name, family in families.items():
-                family.add_metric((gauge.path, gauge.carrier), getattr(gauge, name))
-        yield from families.values()
+        connections = GaugeMetricFamily(
+            "edged_pool_connections",
+            "Open upstream connections.",
+            labels=("path", "origin", "carrier"),
+        )
+        gauges = [_pool(GaugeMetricFamily, *item) for item in _POOL_GAUGES]
+        counters = [_pool(CounterMetricFamily, *item) for item in _POOL_COUNTERS]
+        for stats in self._live.pools():
+            labels = (stats.path, stats.origin)
+            for carrier, count in stats.connections.items():
+                connections.add_metric((*labels, carrier), count)
+            for gauge, (name, _) in zip(gauges, _POOL_GAUGES, strict=True):
+                gauge.add_metric(labels, getattr(stats, name))
+            for counter, (name, _) in zip(counters, _POOL_COUNTERS, strict=True):
+                counter.add_metric(labels, getattr(stats, f"{name}_total"))
+        yield from (connections, *gauges, *counters)
 
 
+_POOL_GAUGES = (
+    ("in_flight", "Streams in use."),
+    ("waiting", "Exchanges that wait for a stream."),
+    ("dialing", "Connections being made."),
+)
+_POOL_COUNTERS = (
+    ("opened", "Upstream connections made."),
+    ("dial_failures", "Dials that brought no connection."),
+    ("streams", "Streams opened."),
+)
 _COUNTERS = (
     ("requests", "Exchanges begun."),
     ("aborted", "Responses broken after they had begun."),
@@ -229,6 +242,13 @@ def _labels(candidate: Candidate) -> tuple[str, str, str, str]:
 
 def _path_gauge(name: str, text: str, *more: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"edged_path_{name}", text, labels=(*_PATH_LABELS, *more))
+
+
+F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
+
+
+def _pool(family: type[F], name: str, text: str) -> F:
+    return family(f"edged_pool_{name}", text, labels=("path", "origin"))
 
 
 def _gauge(name: str, text: str, value: float | None, *labels: str) -> GaugeMetricFamily:

@@ -6,13 +6,14 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from edged.accesslog import AccessLog, ExchangeRecord, attempt_json
 from edged.config import Config
 from edged.counters import UpstreamCounters
 from edged.looplag import LoopLag
 from edged.recent import Recent
+from edged.upstream.pool_types import PoolStats
 from edged.version import VERSION
 from policies.model import (
     Candidate,
@@ -34,7 +35,7 @@ class Table(Protocol):
 
     @property
     def snapshot(self) -> Snapshot: ...
-    def ranking(self, upstream: str, cls: RequestClass) -> Ranking: ...
+    def peek(self, upstream: str, cls: RequestClass) -> Ranking: ...
 
 
 class Clients(Protocol):
@@ -61,17 +62,6 @@ class Counted(Protocol):
     def counters(self) -> UpstreamCounters: ...
 
 
-class PoolGauge(NamedTuple):
-    """One pool at the moment of asking."""
-
-    path: str
-    carrier: str
-    connections: int
-    idle: int
-    streams: int
-    waiting: int
-
-
 @dataclass(slots=True)
 class ReloadNote:
     """How the last (re)load went. Wall time."""
@@ -95,7 +85,7 @@ class Live:
     table: Table
     services: Mapping[str, Counted]
     clients: Clients
-    pools: Callable[[], Iterable[PoolGauge]]
+    pools: Callable[[], Iterable[PoolStats]]
     route: Callable[[str, str], str | None]
     """The name of the upstream that serves (host, path), or ``None`` for an unlisted host."""
     recent: Recent
@@ -147,7 +137,7 @@ def status(live: Live, now: float) -> Data:
         "lines": [_line(line, live) for line in config.topology.lines],
         "upstreams": [_upstream(live, name, now) for name in config.upstreams],
         "unlisted": _counters(live, "*"),
-        "pools": [gauge._asdict() for gauge in live.pools()],
+        "pools": [pool._asdict() for pool in live.pools()],
     }
 
 
@@ -185,7 +175,7 @@ def bind_text(line: Line) -> str:
 
 def _upstream(live: Live, name: str, now: float) -> Data:
     upstream = live.config.upstreams[name]
-    ranking = live.table.ranking(name, SHOWN_CLASS)
+    ranking = live.table.peek(name, SHOWN_CLASS)
     return {
         "name": name,
         "hosts": list(upstream.hosts),
@@ -305,7 +295,7 @@ def why_url(live: Live, host: str, path: str, cls: RequestClass, now: float) -> 
     upstream = live.route(host, path)
     if upstream is None:
         return None
-    ranking = live.table.ranking(upstream, cls)
+    ranking = live.table.peek(upstream, cls)
     return {"request": None, "attempts": [], "ranking": ranking_data(ranking, now)}
 
 

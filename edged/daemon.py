@@ -1,0 +1,378 @@
+"""One daemon: everything wired together, started, reloaded, drained and stopped.
+
+It knows nothing of signals, systemd or the command line (`edged.process` does), so that the demo
+and tests run it in their own loop:
+
+    async with Daemon(load(file)) as daemon:
+        daemon.proxy_addresses ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Coroutine
+from random import Random
+from time import monotonic
+from typing import Any
+
+from edged.accesslog import AccessLog, ExchangeRecord
+from edged.admin.api import Admin
+from edged.admin.views import SHOWN_CLASS, Live, ReloadNote
+from edged.config import Config, ConfigError, load
+from edged.dialer import LineDialer
+from edged.downstream.limits import Limits
+from edged.downstream.listener import Listener
+from edged.exchanges import Exchanges
+from edged.guard import forbidden
+from edged.looplag import LoopLag
+from edged.probing import Probing
+from edged.recent import Recent
+from edged.routes import RouteEntry, RouteTable
+from edged.stages import Access, AccessRules, Route
+from edged.table import PathTable
+from edged.upstream.h3 import H3Connector
+from edged.upstream.pool import Pools
+from edged.upstream.tls import Tls
+from policies.model import Change, Line, Sample, Verdict
+from policies.schema import Policy
+
+_log = logging.getLogger("edged")
+
+TICK_S = 0.05
+"""The table is ticked at least this often; its own deadlines come on top."""
+HOUSEKEEPING_S = 1.0
+WARM_S = 600.0
+"""An upstream without requests for so long is no longer kept warm."""
+_ADMIN_LIMITS = Limits(connections=256, idle_s=60.0, body_stall_s=15.0)
+
+RESTART_ONLY = (
+    ("listen_proxy", "listen.proxy"),
+    ("listen_admin", "listen.admin"),
+    ("node_name", "node.name"),
+    ("ca_file", "tls.ca_file"),
+    ("access_log", "log.access"),
+)
+"""What a reload cannot change: attribute of `Config` and its name for people."""
+
+
+class Daemon:
+    """See the module. Make it in a running loop; ``rng`` only jitters."""
+
+    def __init__(self, config: Config, *, rng: Random | None = None) -> None:
+        """Raises OSError or `edged.upstream.tls.TlsConfigError` for what the disk refuses."""
+        self._loop = asyncio.get_running_loop()
+        self._rng = rng or Random()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._keep_timer: asyncio.TimerHandle | None = None
+        self._probe_task: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+        self._used_at: dict[str, tuple[int, float]] = {}
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        """Gets an exception when a part that must run for ever ended."""
+        self.config = config
+        self.recent = Recent()
+        self.table = PathTable(
+            config.topology,
+            _policies(config),
+            monotonic(),
+            rng=self._rng,
+            default_policy=config.unlisted_policy,
+            on_choice=lambda choice: _log.info("%s", choice),
+        )
+        self.dialer = LineDialer(guard=self._guard, rtt_s=self._rtt_s)
+        ca_file = str(config.ca_file) if config.ca_file else None
+        self.pools = Pools(
+            self.dialer,
+            self.observe,
+            tls=Tls(ca_file),
+            h3=H3Connector(self.dialer, self.observe, ca_file=ca_file),
+            connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
+            set_warm=self.table.set_warm,
+        )
+        self.exchanges = Exchanges(
+            self.table,
+            self.pools,
+            self.dialer,
+            node=config.node_name,
+            record=self._record,
+            spool_dir=str(config.limits.spool_dir) if config.limits.spool_dir else None,
+        )
+        self.probing = Probing(
+            self.dialer,
+            self.pools,
+            self.table,
+            self.observe,
+            ca_file=ca_file,
+            rng=self._rng,
+        )
+        self.lag = LoopLag(callback=self.table.lagged)
+        self.route = Route(
+            _routes(config), self.exchanges, unlisted_allowed=config.unlisted_allowed
+        )
+        self.access = Access(_rules(config), self.route)
+        self.proxy = Listener(self.access, _limits(config))
+        self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
+        self.live: Live | None = None
+        self._admin: Listener | None = None
+        # Exchanges first: they must know the new order before the pools fail their streams.
+        self.table.subscribe(self.exchanges.path_changed)
+        self.table.subscribe(self.pools.path_changed)
+        self.table.subscribe(self._path_changed)
+
+    # -- start and stop ---------------------------------------------------------------------------
+
+    @property
+    def proxy_addresses(self) -> list[tuple[str, int]]:
+        """Where clients connect, with the ports that port 0 became."""
+        return self.proxy.addresses
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Where the admin pages are."""
+        return self._admin.addresses[0] if self._admin else None
+
+    async def start(self) -> None:
+        """Listen, probe, serve. Raises OSError with a text for people; then nothing runs."""
+        try:
+            for host, port in self.config.listen_proxy:
+                await self.proxy.start(host, port)
+            self.exchanges.configure(_policies(self.config), self.config.unlisted_policy)
+            await self._probe(self.config)
+            live = self.live = self._make_live()
+            if self.config.listen_admin is not None:
+                admin = Admin(live, reload=lambda: self.reload("admin"), spawn=self._spawn)
+                self._admin = Listener(admin, _ADMIN_LIMITS)
+                await self._admin.start(*self.config.listen_admin)
+        except OSError:
+            await self.close()
+            raise
+        self._probe_task = self._loop.create_task(self.probing.run())
+        self._probe_task.add_done_callback(self._part_ended)
+        self.lag.start()
+        self._tick()
+        self._keep_house()
+        live.listening = tuple(_text(*address) for address in self.proxy.addresses)
+        live.state = "ready"
+
+    async def drain(self, grace_s: float) -> int:
+        """Take nothing new, finish what is in flight; returns how many clients were cut off."""
+        if self.live is not None:
+            self.live.state = "draining"
+        started = monotonic()
+        cut = await self.proxy.drain(grace_s)
+        await self.pools.drain(min(1.0, max(0.0, grace_s - (monotonic() - started))))
+        await self.close()
+        return cut
+
+    async def close(self) -> None:
+        """Close everything at once."""
+        for timer in (self._tick_timer, self._keep_timer):
+            if timer is not None:
+                timer.cancel()
+        self.lag.stop()
+        tasks = [*self._tasks, *([self._probe_task] if self._probe_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.proxy.close()
+        if self._admin is not None:
+            await self._admin.close()
+        self.pools.close()
+        await self.dialer.close()
+        if self.access_log is not None:
+            self.access_log.close()
+
+    async def __aenter__(self) -> Daemon:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- reload -----------------------------------------------------------------------------------
+
+    async def reload(self, by: str) -> ReloadNote:
+        """Read the configuration again and take all of it, or nothing.
+
+        Paths, windows, breakers, connections and what is in flight stay, by name.
+        """
+        async with self._reloading:
+            try:
+                # Reading and checking takes some ms: not in the loop.
+                config = await asyncio.to_thread(load, self.config.file)
+                mistakes = _needs_restart(self.config, config)
+            except ConfigError as error:
+                mistakes = tuple(str(mistake) for mistake in error.mistakes)
+            note = ReloadNote(time.time(), not mistakes, by, mistakes)
+            if mistakes:
+                _log.error("reload by %s refused, nothing changed: %s", by, "; ".join(mistakes))
+            else:
+                self._apply(config)
+                await self._probe(config)
+                _log.info("configuration reloaded by %s", by)
+            if self.live is not None:
+                self.live.reload = note
+            return note
+
+    def _apply(self, config: Config) -> None:
+        policies = _policies(config)
+        self.config = config
+        if self.live is not None:
+            self.live.config = config
+        self.table.reload(config.topology, monotonic(), policies)
+        self.exchanges.configure(policies, config.unlisted_policy)
+        self.route.table = _routes(config)
+        self.route.unlisted_allowed = config.unlisted_allowed
+        self.access.rules = _rules(config)
+        self.proxy.reconfigure(_limits(config))
+        logging.getLogger("edged").setLevel(config.log_level.upper())
+        if self.access_log is not None:
+            self.access_log.reopen()
+
+    async def _probe(self, config: Config) -> None:
+        await self.probing.reload(config.topology.paths(), _policies(config))
+
+    # -- what happens meanwhile -------------------------------------------------------------------
+
+    def observe(self, sample: Sample) -> None:
+        """A sample of a probe, a connection or an exchange."""
+        self.table.observe(sample, monotonic())
+
+    def _record(self, record: ExchangeRecord) -> None:
+        self.recent.add(record)
+        if self.access_log is not None:
+            self.access_log.write(record)
+
+    def _path_changed(self, change: Change) -> None:
+        self.probing.scheduler.nudge()
+        level = logging.INFO if change.new is Verdict.UP else logging.WARNING
+        _log.log(
+            level, "%s: %s -> %s: %s", change.path, change.old.name, change.new.name, change.reason
+        )
+
+    def _tick(self) -> None:
+        now = monotonic()
+        self.table.tick(now, self.lag.current_s())
+        due = self.table.next_deadline()
+        wait_s = TICK_S if due is None else min(TICK_S, max(0.001, due - now))
+        self._tick_timer = self._loop.call_later(wait_s, self._tick)
+
+    def _keep_house(self) -> None:
+        self._keep_timer = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
+        now = monotonic()
+        self.exchanges.tick(now)
+        for upstream in self.config.upstreams:
+            self._keep_warm(upstream, now)
+
+    def _keep_warm(self, upstream: str, now: float) -> None:
+        """A connection on the path in use, and one on the best path over another line."""
+        requests = self.exchanges.services[upstream].counters.requests
+        known, used_at = self._used_at.get(upstream, (-1, now))
+        if requests != known:
+            used_at = now
+            self._used_at[upstream] = (requests, now)
+        paths = self.table.peek(upstream, SHOWN_CLASS).paths
+        standby = next((p for p in paths[1:] if p.line != paths[0].line), *paths[1:2] or [None])
+        wanted = (paths[0], standby) if now - used_at < WARM_S else ()
+        for path in paths:
+            self.pools.keep_warm(path, wanted=path in wanted)
+
+    def _spawn(self, awaitable: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(awaitable)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) and not self.failed.done():
+            self.failed.set_exception(error)
+
+    # -- for the parts ----------------------------------------------------------------------------
+
+    def _policy(self, upstream: str) -> Policy:
+        known = self.config.upstreams.get(upstream)
+        return self.config.unlisted_policy if known is None else known.policy
+
+    def _guard(self, host: str, address: str) -> str | None:
+        """No client may reach metadata services; what the operator listed may be anywhere."""
+        if any(endpoint.host == host for endpoint in self.config.topology.endpoints):
+            return None
+        return forbidden(address)
+
+    def _rtt_s(self, line: Line, host: str) -> float | None:
+        states = self.table.snapshot.paths.values()
+        return next(
+            (
+                state.estimate.rtt_s
+                for state in states
+                if state.path.line.name == line.name and state.path.endpoint.host == host
+            ),
+            None,
+        )
+
+    def _make_live(self) -> Live:
+        return Live(
+            config=self.config,
+            table=self.table,
+            services=self.exchanges.services,
+            clients=self.proxy.hub,
+            pools=self.pools.stats,
+            route=self._upstream_of,
+            recent=self.recent,
+            lag=self.lag,
+            started_at=monotonic(),
+            reload=ReloadNote(time.time(), True, "start"),
+            access_log=self.access_log,
+            probe_bytes=self.probing.bytes,
+        )
+
+    def _upstream_of(self, host: str, path: str) -> str | None:
+        routes = self.route.table
+        routed = (
+            routes.by_host(host) if host else routes.by_prefix(path.encode("latin-1", "replace"))
+        )
+        return None if routed is None else routed.upstream
+
+
+def _policies(config: Config) -> dict[str, Policy]:
+    return {name: upstream.policy for name, upstream in config.upstreams.items()}
+
+
+def _rules(config: Config) -> AccessRules:
+    access = config.access
+    return AccessRules(config.node_name.encode(), access.allow, access.credentials)
+
+
+def _routes(config: Config) -> RouteTable:
+    ports: defaultdict[str, set[int]] = defaultdict(set)
+    for endpoint in config.topology.endpoints:
+        ports[endpoint.upstream].add(endpoint.port)
+    return RouteTable(
+        RouteEntry(u.name, u.hosts, u.prefix, frozenset(ports[u.name]))
+        for u in config.upstreams.values()
+    )
+
+
+def _limits(config: Config) -> Limits:
+    limits = config.limits
+    return Limits(
+        header_bytes=limits.header_bytes,
+        connections=limits.connections,
+        idle_s=limits.idle_s,
+        header_time_s=limits.header_s,
+    )
+
+
+def _needs_restart(old: Config, new: Config) -> tuple[str, ...]:
+    return tuple(
+        f"{new.file}: {name} cannot change while edged runs; restart it to use the new value"
+        for attribute, name in RESTART_ONLY
+        if getattr(old, attribute) != getattr(new, attribute)
+    )
+
+
+def _text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,109 @@
+"""The probes of a daemon: which there are, and their wiring to pools and table."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from random import Random
+
+from edged.table import PathTable
+from edged.upstream.pool import Pools
+from policies.model import Kind, Path, Sample
+from policies.schema import Policy
+from probes.base import Dialer, Probe
+from probes.http import HttpProbe
+from probes.icmp import IcmpProbe
+from probes.schedule import Report, Scheduler
+from probes.tcp import TcpProbe
+
+
+class PingProbe:
+    """PING on a warm h2 or h3 connection; where there is none, nothing is sent or reported."""
+
+    kind = Kind.PING
+    cost_bytes = 2 * (17 + 22 + 52)
+    """A PING frame (RFC 9113, 6.7) in a TLS record, TCP and IP, both ways."""
+
+    def __init__(self, pools: Pools, table: PathTable, clock: Callable[[], float]) -> None:
+        self._pools = pools
+        self._table = table
+        self._clock = clock
+
+    def start(self, path: Path, *, timeout_s: float, report: Report) -> None:
+        """Ask now; the connection itself reports the sample."""
+        if self._pools.ping(path.name, timeout_s):
+            self._table.sent(path.name, Kind.PING, self._clock())
+
+    async def run(self, path: Path, *, timeout_s: float) -> Sequence[Sample]:
+        """As `start`: there is nothing to wait for."""
+        self._pools.ping(path.name, timeout_s)
+        return ()
+
+
+class Probing:
+    """All probes and their clockwork. `run` it as one task; `close` it afterwards."""
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        pools: Pools,
+        table: PathTable,
+        report: Report,
+        *,
+        ca_file: str | None,
+        rng: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises OSError when ``ca_file`` is unreadable."""
+        self._icmp = IcmpProbe(dialer)
+        self._http = HttpProbe(
+            dialer,
+            ca_file=ca_file,
+            target=lambda path: table.policy(path.endpoint.upstream).cadence.http_path,
+        )
+        self.bytes: defaultdict[str, int] = defaultdict(int)
+        """Line name to what its probes have cost so far, by the probes' own estimate."""
+        probes: Mapping[Kind, Probe] = {
+            Kind.ICMP: self._icmp,
+            Kind.TCP: TcpProbe(dialer),
+            Kind.HTTP: self._http,
+            Kind.PING: PingProbe(pools, table, clock),
+        }
+        self._costs = {kind: probe.cost_bytes for kind, probe in probes.items()}
+        self._lines: dict[str, str] = {}
+        self._report = report
+        self.scheduler = Scheduler(
+            probes,
+            table,
+            self._take,
+            estimate=lambda name: (
+                state.estimate if (state := table.snapshot.paths.get(name)) else None
+            ),
+            sockets=pools.sockets,
+            clock=clock,
+            rng=rng,
+        )
+
+    async def reload(self, paths: Sequence[Path], policies: Mapping[str, Policy]) -> None:
+        """Probe these paths from now on."""
+        self._lines = {path.name: path.line.name for path in paths}
+        self.scheduler.reload(paths, lambda upstream: policies[upstream].cadence)
+        self._icmp.retain(paths)
+        await self._http.retain(paths)
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        try:
+            await self.scheduler.run()
+        finally:
+            with suppress(OSError):
+                await self._icmp.close()
+            await self._http.close()
+
+    def _take(self, sample: Sample) -> None:
+        line = self._lines.get(sample.path)
+        if line is not None:
+            self.bytes[line] += self._costs.get(sample.kind, 0)
+        self._report(sample)
