@@ -140,7 +140,10 @@ class Pipe:
 class Leg(asyncio.Protocol):
     """One socket of a forwarded connection."""
 
-    def __init__(self, outgoing: Pipe, incoming: Pipe, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, outgoing: Pipe, incoming: Pipe, lost: Callable[[], None]
+    ) -> None:
+        self._sock = sock
         self._outgoing = outgoing  # what this socket's peer sends
         self._incoming = incoming
         self._lost = lost
@@ -188,8 +191,7 @@ class Leg(asyncio.Protocol):
         if self._outgoing.finished and (self._ended or not abort):
             transport.close()
         elif abort:
-            sock = transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            _reset_on_close(self._sock)
             transport.abort()
         else:
             self._ended = True
@@ -242,12 +244,12 @@ class Link:
             await loop.sock_connect(out, self._front.origin)
         except OSError:
             out.close()
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            _reset_on_close(self._sock)
             self._sock.close()
             self._front.forget(self)
             return
-        near = Leg(self._up, self._down, self._leg_lost)
-        far = Leg(self._down, self._up, self._leg_lost)
+        near = Leg(self._sock, self._up, self._down, self._leg_lost)
+        far = Leg(out, self._down, self._up, self._leg_lost)
         self._legs = [near, far]
         self._alive = 2
         await loop.connect_accepted_socket(lambda: near, self._sock)
@@ -377,3 +379,8 @@ class TcpFront:
         for link in list(self._links):
             link.abort()
         await asyncio.sleep(0)
+
+
+def _reset_on_close(sock: socket.socket) -> None:
+    if sock.fileno() >= 0:  # its transport may be closing already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -13,7 +13,7 @@ from typing import Any
 import certifi
 
 from edged.upstream.connection import Owner, Report
-from edged.upstream.h3_connection import H3Connection, HandshakeFailed
+from edged.upstream.h3_connection import H3Connection
 from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import ClientSettings, make_engine
 from policies.model import Kind, Path, Sample
@@ -135,18 +135,17 @@ class H3Connector:
             raise
         left_s = max(timeout_s - (loop.time() - started_at), 0.0)
         early = early_data and ticket is not None and bool(ticket.max_early_data_size)
-        ready = connection.ready
         connection.start(driver, dialed.peer, early=early, timeout_s=left_s)
-        if early or ready is None:
-            return connection
-        try:
-            await ready
-        except HandshakeFailed as failed:
+        if not early:
+            try:
+                await connection.ready
+            except asyncio.CancelledError:
+                connection.close()
+                raise
+        if connection.end is not None:
             self.tickets.forget(path)
-            raise DialError(failed.failure.outcome, failed.failure.detail) from None
-        except asyncio.CancelledError:
-            connection.close()
-            raise
+            raise DialError(connection.end.outcome, connection.end.detail)
+        connection.owned = True
         return connection
 
 

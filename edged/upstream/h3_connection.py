@@ -58,8 +58,12 @@ class H3Connection:
         self.early = False
         self.paused: set[H3Stream] = set()
         """Streams whose request body is paused."""
-        self.ready: asyncio.Future[None] | None = loop.create_future()
-        """Done when the handshake is; an exception is a `Failure` wrapped in `HandshakeFailed`."""
+        self.ready: asyncio.Future[None] = loop.create_future()
+        """Done when the handshake is, or the connection at its end."""
+        self.owned = False
+        """Handed over: from now on the owner hears of it."""
+        self.end: Failure | None = None
+        """Why it is closed."""
         self._owner = owner
         self._report = report
         self._started_at = loop.time()
@@ -89,7 +93,6 @@ class H3Connection:
         driver.start(peer)
         if early and not self._closed:
             self.early = True
-            self.ready = None
             self._open_session()
             self._set_capacity()
 
@@ -121,7 +124,7 @@ class H3Connection:
         if not was_early:
             self._open_session()
         self._set_capacity()
-        if self.ready is not None and not self.ready.done():
+        if not self.ready.done():
             self.ready.set_result(None)
         if was_early:
             self._send_late()
@@ -391,6 +394,7 @@ class H3Connection:
         if code is not None:
             self.engine.close(code)
         self._closed = True
+        self.end = failure
         self.capacity = self.in_flight = 0
         self.draining = True
         if self._deadline is not None:
@@ -407,19 +411,10 @@ class H3Connection:
         for _, done, timer in pings.values():
             timer.cancel()
             done(None)
-        ready, self.ready = self.ready, None
-        if ready is not None and not ready.done():
-            ready.set_exception(HandshakeFailed(failure))
-        else:
+        if not self.ready.done():
+            self.ready.set_result(None)
+        if self.owned:
             self._owner.closed(self, None if orderly else failure)
-
-
-class HandshakeFailed(Exception):
-    """The connection ended before its handshake did."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.detail)
-        self.failure = failure
 
 
 def _alert(number: int) -> str:
@@ -434,8 +429,8 @@ def end_of(code: int, frame_type: int | None, reason: str, host: str) -> Failure
     """What a connection's end means (RFC 9000 section 20, RFC 9114 section 8.1)."""
     if reason.lower() == "idle timeout":
         return Failure(Outcome.TIMEOUT, "the connection timed out: nothing came from the server")
-    if frame_type is None and code in h3.ERROR_NAMES:
-        name = h3.ERROR_NAMES[code]
+    if frame_type is None:
+        name = h3.ERROR_NAMES.get(code, f"code {code:#x}")
         outcome = Outcome.RESET if code in (h3.NO_ERROR, h3.REQUEST_CANCELLED) else Outcome.PROTOCOL
         return Failure(
             outcome, f"the connection ended: {name}" + (f" ({reason})" if reason else "")

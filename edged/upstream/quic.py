@@ -26,6 +26,8 @@ SOCKET_BUFFER_BYTES = 4 << 20
 """Asked for both ways; the kernel gives what net.core.rmem_max and wmem_max allow."""
 READS_PER_WAKE = 16
 TIMER_SLACK_S = 0.001
+_PING_OF_OURS = 0
+"""The uid of a PING whose acknowledgement nobody waits for; owners begin at 1."""
 
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
@@ -81,8 +83,10 @@ class Driver:
     def use(self, sock: socket.socket) -> None:
         """Read from and write to this connected, non-blocking UDP socket from now on.
 
-        The one used before is closed. The datagrams that it did not take are lost, as on a wire.
+        The one used before is closed; the datagrams that it did not take are lost, as on a wire.
+        A PING goes out at once, because the peer learns the new address from what it receives.
         """
+        replaced = self._sock is not None
         self._drop_socket()
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -95,6 +99,9 @@ class Driver:
             self._gro = False
         self._sock = sock
         self._loop.add_reader(sock.fileno(), self._readable)
+        if replaced:
+            self._engine.ping(_PING_OF_OURS)
+            self.touch()
 
     def start(self, peer: Address) -> None:
         """Start the handshake."""
