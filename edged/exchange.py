@@ -29,7 +29,7 @@ from policies.model import Failure, Outcome
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
-    from edged.stages import Routed
+    from edged.routes import Routed
 
 HOLD_BYTES = 64 << 10
 """A request whose body is announced to be at most this long goes out once all of it is here."""

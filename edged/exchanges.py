@@ -31,7 +31,7 @@ from policies.schema import Policy
 from probes.base import Dialer
 
 if TYPE_CHECKING:
-    from edged.stages import Routed
+    from edged.routes import Routed
     from edged.table import PathTable
 
 _log = logging.getLogger("edged.exchange")
@@ -193,7 +193,6 @@ class Exchanges:
         if head.method == b"CONNECT":
             exchange = Tunnel(self, plan, head, responder, request_id)
         else:
-            head.path = routed.path
             exchange = Exchange(self, routed, plan, head, responder, request_id)
         self.live[exchange] = None
         self.deadlines.add(exchange)

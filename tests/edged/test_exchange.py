@@ -10,7 +10,7 @@ import pytest
 from edged.messages import ResponseHead
 from policies.model import Blame, Change, Outcome, Verdict
 from policies.schema import Compression, Failover, Hedge, Limits, Policy
-from tests.harness.scripted import Routed, Stage, make_path, staged
+from tests.harness.scripted import Stage, make_path, staged
 
 
 def down(stage, path):
@@ -140,7 +140,7 @@ def test_a_post_on_a_line_that_dies_is_repeated_for_gateway_requests(gateway, re
     @staged
     async def play():
         stage = Stage()
-        client = stage.request(b"POST", length=5, routed=Routed(gateway=gateway))
+        client = stage.request(b"POST", length=5, gateway=gateway)
         client.sink.body(b"hello")
         client.sink.body_end(None)
         down(stage, "cn2>up/e1")
@@ -518,7 +518,7 @@ def test_redirects_to_the_endpoint_come_back_through_the_prefix(location, expect
 @staged
 async def test_records_hold_no_query_and_no_secret():
     stage = Stage()
-    stage.request(routed=Routed(path=b"/v1/x?key=sk-123"), headers=[(b"authorization", b"B x")])
+    stage.request(path=b"/v1/x?key=sk-123", headers=[(b"authorization", b"B x")])
     stage.streams[0].answer(200, (), 0, b"")
     record = stage.records[0]
     assert record.path_without_query == "/v1/x"

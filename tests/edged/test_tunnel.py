@@ -6,8 +6,9 @@ import socket
 
 from edged.dialer import LineDialer
 from edged.messages import RequestHead
+from edged.routes import Routed
 from policies.model import Blame, Change, Kind, Outcome, Verdict
-from tests.harness.scripted import Client, Routed, Stage, make_path, staged
+from tests.harness.scripted import Client, Stage, make_path, staged
 
 
 class Server:
@@ -41,7 +42,7 @@ class Server:
 def connect(stage, port):
     head = RequestHead(b"CONNECT", b"", b"e1.example:%d" % port, b"", [], None)
     client = Client()
-    client.sink = stage.exchanges(Routed(path=b""), head, client)
+    client.sink = stage.exchanges(Routed("up", None, False, b""), head, client)
     return client
 
 

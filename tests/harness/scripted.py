@@ -1,10 +1,9 @@
 """A scripted upstream side and a recording client, for playbooks of one exchange."""
 
 import asyncio
-from typing import NamedTuple
-
 from edged.exchanges import Exchanges
 from edged.messages import RequestHead, ResponseHead
+from edged.routes import Routed
 from policies.model import (
     Breaker,
     Candidate,
@@ -188,14 +187,6 @@ class Client:
         self.log.append("resume")
 
 
-class Routed(NamedTuple):
-    upstream: str = "up"
-    path: bytes = b"/v1/x"
-    prefix: bytes = b"/api"
-    gateway: bool = True
-    endpoint: object = None
-
-
 class Stage:
     """An `Exchanges` over scripted parts."""
 
@@ -217,11 +208,10 @@ class Stage:
     def streams(self):
         return self.upstreams.streams
 
-    def request(self, method=b"GET", headers=(), length=0, routed=None, **kw):
-        routed = routed or Routed()
-        head = RequestHead(method, b"http", b"h", routed.path, list(headers), length, **kw)
+    def request(self, method=b"GET", headers=(), length=0, path=b"/v1/x", gateway=True, **kw):
+        head = RequestHead(method, b"http", b"h", path, list(headers), length, **kw)
         client = Client()
-        client.sink = self.exchanges(routed, head, client)
+        client.sink = self.exchanges(Routed("up", None, gateway, b"/api"), head, client)
         return client
 
     def idle(self):

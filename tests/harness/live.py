@@ -1,0 +1,119 @@
+"""A real ``edged run`` process for live tests: started with a config, stopped by pid."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port(host="127.0.0.1"):
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        return sock.getsockname()[1]
+
+
+def wait_for(condition, what, limit_s=20.0, step_s=0.02):
+    """Poll ``condition`` until it is true; its last value is returned."""
+    end = time.monotonic() + limit_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"timed out waiting for {what}")
+        time.sleep(step_s)
+
+
+class Edged:
+    """``with Edged(config, tmp_path) as edged: ... edged.url``"""
+
+    def __init__(self, config, directory, *, env=None, executable=(sys.executable, "-m", "edged")):
+        self.directory = Path(directory)
+        self.port, self.admin_port = free_port(), free_port()
+        self.config = {
+            "node": {"name": "t1"},
+            "listen": {
+                "proxy": f"127.0.0.1:{self.port}",
+                "admin": f"127.0.0.1:{self.admin_port}",
+            },
+            **config,
+        }
+        self.file = self.directory / "edged.yaml"
+        self.log_file = self.directory / "edged.log"
+        self.env = {**os.environ, **(env or {})}
+        self.command = list(executable)
+        self.write()
+
+    def write(self):
+        """Put the config on disk (for a reload: change ``config`` first)."""
+        self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin(self):
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    @property
+    def log(self):
+        return self.log_file.read_text(errors="replace")
+
+    def start(self):
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, "run", "-c", str(self.file)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self.env,
+                cwd=ROOT,
+            )
+        wait_for(self.ready, "edged to be ready")
+        return self
+
+    def ready(self):
+        assert self.process.poll() is None, f"edged ended:\n{self.log}"
+        try:
+            return self.get("/readyz").status == 200
+        except OSError:
+            return False
+
+    def get(self, path):
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            self.admin + path, timeout=5
+        )
+
+    def status(self):
+        return json.load(self.get("/status"))
+
+    def metrics(self):
+        return self.get("/metrics").read().decode()
+
+    def stop(self):
+        """Ask it to stop; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        return self.process.returncode
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *exc):
+        self.stop()
+        assert "Traceback" not in self.log, self.log
