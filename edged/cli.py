@@ -77,9 +77,9 @@ def _run(a: argparse.Namespace) -> int:
         from edged.commands.probe import probe
 
         return probe(a.url, a.line, a.config, timeout_s=a.timeout, as_json=a.json)
-    from edged.commands.demo import demo
+    from edged.lab.demo import run_demo
 
-    return demo(seconds=a.seconds, as_json=a.json)
+    return run_demo(seconds=a.seconds, as_json=a.json)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

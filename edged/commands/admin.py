@@ -17,9 +17,13 @@ TIMEOUT_S = 10.0
 
 
 class Client:
-    """Talks to one admin listener. Every failure is a `Failed` with a hint."""
+    """Talks to one admin listener, given as address:port or as its URL.
+
+    Every failure is a `Failed` with a hint.
+    """
 
     def __init__(self, address: str) -> None:
+        address = address.removeprefix("http://").rstrip("/")
         try:
             host, port = split_address(address)
         except ValueError as error:
