@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 from policies.model import Blame, Change, Kind, Outcome, Verdict
@@ -62,7 +63,17 @@ class Slot:
 class LineState:
     """A line: the pooled channels of its paths, one per layer."""
 
-    __slots__ = ("accuser", "blame", "channels", "gate", "name", "paths", "reason", "silent_at")
+    __slots__ = (
+        "accuser",
+        "blame",
+        "calm",
+        "channels",
+        "gate",
+        "name",
+        "paths",
+        "reason",
+        "silent_at",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -75,12 +86,12 @@ class LineState:
         """When the silence began that it was convicted for."""
         self.accuser: PathState | None = None
         """Whose local error put it DOWN."""
+        self.calm = True
+        """Nothing is silent and nothing is held against it, as of the last `judge`."""
 
-    @property
-    def calm(self) -> bool:
-        """Nothing is silent and nothing is held against it."""
-        a, b, c = self.channels
-        return not (a.run or b.run or c.run) and self.gate.verdict is Verdict.UP
+    def is_calm(self) -> bool:
+        """What ``calm`` is set to."""
+        return not any(c.run for c in self.channels) and self.gate.verdict is Verdict.UP
 
 
 class PathState:
@@ -90,6 +101,7 @@ class PathState:
         "alone",
         "answered",
         "attempt_after",
+        "calm",
         "channels",
         "endpoint",
         "error",
@@ -98,6 +110,7 @@ class PathState:
         "errors",
         "finding",
         "gate",
+        "hears",
         "line",
         "name",
         "reason",
@@ -121,13 +134,16 @@ class PathState:
         self.error_since = 0.0
         self.attempt_after = float("-inf")
         self.finding = Finding(Verdict.UP, Blame.NOBODY, "")
+        self.calm = True
+        """Nothing is silent, held against it or shown of it, as of the last `judge`."""
+        both = tuple(zip(self.channels, line.channels, strict=True))
+        self.hears = tuple(tuple(chain(*both[: layer + 1])) for layer in range(3))
+        """By layer: its channels and its line's on which such an arrival ends the run."""
 
-    @property
-    def calm(self) -> bool:
-        """Nothing is silent and nothing is held against it or shown of it."""
-        a, b, c = self.channels
+    def is_calm(self) -> bool:
+        """What ``calm`` is set to."""
         return (
-            not (a.run or b.run or c.run or self.errors)
+            not (self.errors or any(c.run for c in self.channels))
             and self.gate.verdict is Verdict.UP
             and self.finding.verdict is Verdict.UP
         )
@@ -176,6 +192,9 @@ def judge(
     _judge_line(line, peers, now, heard, layer)
     changes = [c for p in line.paths if (c := _show(p, peers, now)) is not None]
     changes.sort(key=lambda c: -c.new)
+    line.calm = line.is_calm()
+    for path in line.paths:
+        path.calm = path.is_calm()
     return changes
 
 

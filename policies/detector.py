@@ -44,6 +44,7 @@ from policies.model import Change, Kind, Outcome, Sample, Verdict
 SAME_RUN_S: Final = 10.0
 """A timeout reported so long after an announced slot is a slot of its own."""
 _OUTSTANDING: Final = 32
+_ANSWERS: Final = frozenset((Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR))
 _CLOCK_S: Final = 0.05
 """Slots are announced, samples timed, by different readings of the clock."""
 _UNCHANGED: Final[Sequence[Change]] = ()
@@ -140,7 +141,7 @@ class Detector:
         if state is None:
             return _UNCHANGED
         outcome = sample.outcome
-        if outcome.ok or outcome is Outcome.HTTP_ERROR:
+        if outcome in _ANSWERS:
             return self._heard(state, sample.kind, now, sample.sent_at)
         if outcome is Outcome.TIMEOUT:
             return self._timed_out(state, sample.kind, sample.sent_at, now)
@@ -196,12 +197,12 @@ class Detector:
         if slots and sent_at is not None:
             self._answer(path, slots, sent_at)
         line = path.line
-        calm = path.calm and line.calm
-        for number in range(layer + 1):
-            path.channels[number].heard(at)
-            line.channels[number].heard(at)
-        if calm:
+        if path.calm and line.calm:
+            for channel in path.hears[layer]:
+                channel.heard_at = at
             return _UNCHANGED
+        for channel in path.hears[layer]:
+            channel.heard(at)
         if layer >= path.error_layer:
             path.errors = 0
         return judge(line, self._endpoints, at, path, layer)
@@ -263,9 +264,8 @@ class Detector:
         line = path.line
         reset = sample.outcome is Outcome.RESET
         if not reset:
-            for number in (0, 1):
-                path.channels[number].heard(now)
-                line.channels[number].heard(now)
+            for channel in path.hears[1]:
+                channel.heard(now)
             slots = path.slots.get(sample.kind)
             if slots:
                 self._answer(path, slots, sample.sent_at)

@@ -1,7 +1,7 @@
 """The recent samples of a path and the estimates made from them.
 
-`Window.observe` only counts (a few microseconds; real traffic calls it thousands of times a
-second); every derived number is computed when `Window.estimate` is asked, and kept for a while.
+`Window.observe` only counts (real traffic calls it thousands of times a second); every derived
+number is computed when `Window.estimate` is asked, and kept for a while.
 
 | number | from |
 | --- | --- |
@@ -34,7 +34,7 @@ HEDGE_MIN_SAMPLES: Final = 20
 """Fewer exchanges than this say nothing about a 95th percentile."""
 
 _THINKING: Final = frozenset((Kind.HTTP, Kind.TTFB))
-_NO_PACKETS: Final = frozenset((Kind.TLS, Kind.HTTP, Kind.TTFB))
+_EXPIRED: Final = float("-inf")
 _REPLY_ROUND_TRIPS: Final = {Kind.TLS: 3.0, Kind.QUIC: 2.0, Kind.HTTP: 2.0}
 _FIRST_REPLY_S: Final = 1.0
 _LEAST_SLACK_S: Final = 0.025
@@ -44,7 +44,15 @@ _EMPTY: Final = Estimate()
 class Window:
     """Everything measured of one path, as far as it still counts."""
 
-    __slots__ = ("_estimate", "_expires_at", "_goodput", "_loss", "_rtt", "_sketches")
+    __slots__ = (
+        "_estimate",
+        "_expires_at",
+        "_goodput",
+        "_loss",
+        "_measured",
+        "_rtt",
+        "_sketches",
+    )
 
     def __init__(self) -> None:
         self._rtt = PathRtt()
@@ -52,21 +60,33 @@ class Window:
         self._goodput = MaxFilter()
         self._sketches: dict[Kind, SlidingSketch] = {}
         self._estimate = _EMPTY
-        self._expires_at = float("-inf")
+        self._expires_at = _EXPIRED
+        self._measured = False
+        """Whether any kind without thinking gave a round trip: then exchanges give none."""
 
     def observe(self, sample: Sample, now: float) -> None:
         """Take one sample of this path, arrived at ``now``."""
         kind = sample.kind
         rtt_s = sample.rtt_s
-        self._expires_at = now
         if sample.goodput_bps is not None:
             self._goodput.observe(sample.goodput_bps, now)
-        if kind in _NO_PACKETS:
-            if rtt_s is not None and (kind is Kind.TTFB or sample.outcome.ok):
+            self._expires_at = _EXPIRED
+        if kind in _THINKING:
+            if rtt_s is not None and not self._measured:
                 self._rtt.observe(kind, rtt_s, now)
-                if kind is Kind.TLS:
-                    self._sketch(kind).observe(rtt_s, now)
+                self._expires_at = _EXPIRED
             return
+        self._expires_at = _EXPIRED
+        if kind is not Kind.TLS:
+            rtt_s = self._count_packets(sample, now)
+        if rtt_s is not None:
+            self._measured = True
+            self._rtt.observe(kind, rtt_s, now)
+            self._sketch(kind).observe(rtt_s, now)
+
+    def _count_packets(self, sample: Sample, now: float) -> float | None:
+        """Count the sample's packets; returns the round trip it measured, if it did."""
+        kind, rtt_s = sample.kind, sample.rtt_s
         sent, lost = sample.packets_sent, sample.packets_lost
         if sent == 1 and not lost and not sample.outcome.ok:
             lost = 1
@@ -74,9 +94,7 @@ class Window:
             sent, lost, rtt_s = 2, 1, None
         if sent > 0:
             self._loss.add(min(lost, sent), sent, now, icmp=kind is Kind.ICMP)
-        if rtt_s is not None:
-            self._rtt.observe(kind, rtt_s, now)
-            self._sketch(kind).observe(rtt_s, now)
+        return rtt_s
 
     def _retransmitted(self, rtt_s: float) -> bool:
         """Whether a connect that took this long needed a second SYN: Karn's rule, no RTT sample."""
