@@ -159,6 +159,7 @@ class Lab:
         preset: str = "balanced",
         protocols: Sequence[str] | None = None,
         policy: dict[str, Any] | None = None,
+        access_log: str | None = "access.log",
     ) -> Path:
         """Write ``edged.yaml`` and its policy beside the keys; returns the file.
 
@@ -192,6 +193,7 @@ class Lab:
             "lines": lines,
             "upstreams": [upstream],
             "tls": {"ca_file": str(self.ca_file)},
+            "log": {"access": access_log},
             "policies_dir": "policies.d",
         }
         rules: dict[str, Any] = {"extends": preset, **(policy or {})}

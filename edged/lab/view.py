@@ -1,0 +1,133 @@
+"""What the demo shows: a live table of the paths on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from edged.lab.lab import Lab
+from edged.lab.traffic import Tally
+from edged.table import PathTable
+from policies.model import PathState, RequestClass, Verdict
+
+_COLOURS = {Verdict.UP: "green", Verdict.SUSPECT: "yellow", Verdict.DOWN: "red"}
+_EVENTS = 8
+SHOWN = RequestClass.of(1000)
+"""The class of the demo's small requests."""
+UPSTREAM = "llm"
+
+
+class View:
+    """Shows paths, events and hints; ``live`` redraws, else events are printed as they come."""
+
+    def __init__(self, lab: Lab, table: PathTable, tally: Tally, hints: list[str], *, live: bool):
+        self._lab = lab
+        self._table = table
+        self._tally = tally
+        self._hints = hints
+        self._events: deque[str] = deque(maxlen=_EVENTS)
+        self._console = Console(highlight=False, soft_wrap=not live)
+        self._live: Live | None = None
+        if live:
+            self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._live.start()
+        else:
+            for hint in self._hints:
+                self._console.print(hint, markup=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.update(self._render(), refresh=True)
+            self._live.stop()
+
+    def event(self, at_s: float, text: str) -> None:
+        """Something happened ``at_s`` after the start."""
+        line = f"{at_s:6.2f} s  {text}"
+        self._events.append(line)
+        if not self._live:
+            self._console.print(line, markup=False)
+
+    def refresh(self) -> None:
+        """Redraw."""
+        if self._live:
+            self._live.update(self._render())
+
+    def status_line(self) -> str:
+        """The choice and the counts, as one line."""
+        ranking = self._table.peek(UPSTREAM, SHOWN)
+        chosen = ranking.order[0].state.path.name if ranking.order else "none"
+        verdicts = ", ".join(
+            f"{state.path.line.name} {state.verdict.name}" for state in self._best_by_line()
+        )
+        t = self._tally
+        return (
+            f"choice {chosen}; {verdicts}; {t.requests} requests, {t.failed} failed, "
+            f"longest {t.longest_s:.2f} s; {t.streams} streams, {t.streams_broken} broken"
+        )
+
+    def _best_by_line(self) -> list[PathState]:
+        best: dict[str, PathState] = {}
+        for state in self._table.snapshot.paths.values():
+            name = state.path.line.name
+            if name not in best or state.verdict < best[name].verdict:
+                best[name] = state
+        return list(best.values())
+
+    def _render(self) -> RenderableType:
+        t = self._tally
+        counts = Text.assemble(
+            f"{t.requests} requests, ",
+            (f"{t.failed} failed", "bold red" if t.failed else "bold green"),
+            f", longest {t.longest_s:.2f} s; {t.streams} streams, {t.streams_broken} broken, "
+            f"{t.tokens} tokens, {t.tokens_lost} lost",
+        )
+        events = Text("\n".join(self._events) or "warming up")
+        hints = Text("\n".join(self._hints), style="dim")
+        return Group(
+            self._paths(), Panel(Group(counts, events), title="traffic"), Panel(hints, title="try")
+        )
+
+    def _paths(self) -> Table:
+        table = Table(expand=True)
+        for heading in ("", "path", "line is set to"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("verdict")
+        for heading in ("RTT", "loss at most", "cost", "carrier", "in flight"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        ranking = self._table.peek(UPSTREAM, SHOWN)
+        for place, candidate in enumerate(ranking.order):
+            state = candidate.state
+            estimate = state.estimate
+            colour = _COLOURS[state.verdict]
+            table.add_row(
+                Text("▶" if place == 0 else "", style="bold green"),
+                state.path.name,
+                self._truth(state.path.line.name),
+                Text(state.verdict.name, style=f"bold {colour}"),
+                _ms(estimate.rtt_s),
+                "" if estimate.loss is None else f"{estimate.loss:.1%}",
+                f"{candidate.cost_ms:.0f} ms",
+                state.warm.value if state.warm else "",
+                str(state.in_flight),
+            )
+        return table
+
+    def _truth(self, line_name: str) -> Text:
+        line = self._lab.lines[line_name]
+        up, down = line.up.impairment, line.down.impairment
+        if up.blackhole and down.blackhole:
+            return Text("BLACKHOLE", style="bold red")
+        return Text(f"{line.rtt_s * 1e3:.0f} ms, {up.loss:.1%} loss")
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.0f} ms"
