@@ -18,7 +18,7 @@ from edged.downstream.base import Responder
 from edged.messages import RequestHead
 from edged.outcome import error_type
 from policies import attempts
-from policies.model import Carrier, Failure
+from policies.model import Carrier, Failure, Ranking
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
@@ -120,6 +120,10 @@ class Driver(ABC, Generic[TryT]):
     @abstractmethod
     def make_attempt(self, number: int, target: Target, why: str) -> TryT:
         """An attempt on ``target``, not started yet."""
+
+    def candidates(self, ranking: Ranking) -> Sequence[str]:
+        """The names of the paths that will do, best first."""
+        return [candidate.state.path.name for candidate in ranking.order]
 
     @abstractmethod
     def deadline_passed(self, now: float) -> None:

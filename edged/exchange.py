@@ -71,7 +71,8 @@ class Exchange(Driver[Attempt]):
     ) -> None:
         self.safe_method = request.method in SAFE_METHODS
         repeatable = self.safe_method or header(request.headers, b"idempotency-key") is not None
-        super().__init__(house, plan, plan.machine(repeatable), request, responder, request_id)
+        machine = plan.machine(repeatable, plan.names)
+        super().__init__(house, plan, machine, request, responder, request_id)
         self.routed = routed
         self.request_trailers: Headers | None = None
         self.spool = _NO_BODY

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,6 @@ _HINTS = {
     504: "raise first_byte_timeout_s in the upstream's policy if the service may take this long",
     413: "raise limits.body_bytes in the upstream's policy",
 }
-
-
-def names_of(ranking: Ranking) -> tuple[str, ...]:
-    """The path names of a ranking, best first."""
-    return tuple(candidate.state.path.name for candidate in ranking.order)
 
 
 class Service:
@@ -100,7 +95,7 @@ class Plan:
         policy = service.policy
         self.service = service
         self.ranking = ranking
-        self.names = names_of(ranking)
+        self.names = tuple(candidate.state.path.name for candidate in ranking.order)
         self.first_byte_timeout_s = policy.failover.first_byte_timeout_s
         self.idle_timeout_s = policy.failover.idle_timeout_s
         self.connect_timeout_s = policy.failover.connect_timeout_s
@@ -120,10 +115,10 @@ class Plan:
                 _DEFAULT_RACE_S if rtt_s is None else max(_RACE_FLOOR_S, _COLD_ROUND_TRIPS * rtt_s)
             )
 
-    def machine(self, safe: bool) -> attempts.Exchange:
-        """The decider of one exchange."""
+    def machine(self, safe: bool, names: Sequence[str]) -> attempts.Exchange:
+        """The decider of one exchange, over the paths ``names``."""
         return attempts.Exchange(
-            self.names,
+            names,
             self._safe if safe else self._other,
             self.service.retries,
             self.service.hedges,
@@ -210,7 +205,7 @@ class Exchanges:
             if change.new is Verdict.DOWN:
                 old = exchange.plan.ranking
                 ranking = self.table.ranking(old.upstream, old.request_class)
-                exchange.path_down(change.path, names_of(ranking))
+                exchange.path_down(change.path, exchange.candidates(ranking))
             elif change.new is Verdict.SUSPECT:
                 exchange.path_suspect(change.path)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from edged.driver import UPGRADED_IDLE_S, Driver
 from edged.messages import Headers, RequestHead, ResponseHead
-from policies.model import Carrier, Failure, Kind, Outcome, Sample
+from edged.routes import split_authority
+from policies.model import Carrier, Failure, Kind, Outcome, Ranking, Sample
 from probes.base import DialError
 
 if TYPE_CHECKING:
@@ -28,7 +29,15 @@ _LOW_BYTES = 64 << 10
 class Tunnel(Driver["Leg"]):
     """One CONNECT request. The `RequestSink` of its client connection."""
 
-    __slots__ = ("_transport", "_winner", "broken", "client_ended", "early", "upstream_ended")
+    __slots__ = (
+        "_transport",
+        "_winner",
+        "broken",
+        "client_ended",
+        "early",
+        "host",
+        "upstream_ended",
+    )
 
     def __init__(
         self,
@@ -38,7 +47,9 @@ class Tunnel(Driver["Leg"]):
         responder: Responder,
         request_id: str,
     ) -> None:
-        super().__init__(house, plan, plan.machine(True), request, responder, request_id)
+        self.host = split_authority(request.authority, 443)[0]
+        machine = plan.machine(True, self.candidates(plan.ranking))
+        super().__init__(house, plan, machine, request, responder, request_id)
         self._winner: Leg | None = None
         self._transport: asyncio.Transport | None = None
         self.broken = False
@@ -50,6 +61,15 @@ class Tunnel(Driver["Leg"]):
     def make_attempt(self, number: int, target: Target, why: str) -> Leg:
         """A TCP connection over the target's line."""
         return Leg(self, number, target, why)
+
+    def candidates(self, ranking: Ranking) -> Sequence[str]:
+        """Paths to endpoints of the very host the client named, if there are any; else all.
+
+        The client's own TLS runs inside: another host's certificate would not satisfy it.
+        """
+        paths = [candidate.state.path for candidate in ranking.order]
+        same = [path.name for path in paths if path.endpoint.host == self.host]
+        return same or [path.name for path in paths]
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 

@@ -169,3 +169,15 @@ async def test_a_slow_client_pauses_the_upstream():
         client.sink.resume_response()
         await until(lambda: len(client.body) == 32 << 20)
         client.sink.gone()
+
+
+@staged
+async def test_only_endpoints_of_the_named_host_will_do_if_there_are_any():
+    async with Server() as server:
+        other = make_path("cn2", "e2", port=closed_port(), address="127.0.0.1")
+        named = make_path("bgp", "e1", port=server.port, address="127.0.0.1")
+        stage = Stage([other, named], dialer=LineDialer())
+        client = connect(stage, server.port)
+        await until(lambda: client.status == 200)
+        client.sink.gone()
+        assert [a.path for a in stage.records[0].attempts] == ["bgp>up/e1"]
