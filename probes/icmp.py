@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 ADDRESS_S = 30.0
 """How long an endpoint's address is used before the dialer is asked again (it caches by TTL)."""
 _BATCH = 64
+_RECEIVE_BUFFER_BYTES = 1 << 20  # answers that arrive while the loop is busy must not be "lost"
+_SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
 _SCM_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("@ll")
@@ -338,6 +340,9 @@ class IcmpProbe:
 
 def _prefer_answers(sock: socket.socket, *, raw: bool) -> None:
     """Ask for receive times and errors; keep the host's other ICMP traffic off a raw socket."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+    with contextlib.suppress(OSError):  # beyond net.core.rmem_max, with CAP_NET_ADMIN
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     if sock.family == socket.AF_INET:
