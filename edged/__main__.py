@@ -1,4 +1,4 @@
-"""``python -m edged`` is ``edged``."""
+"""``python -m edged``."""
 
 import sys
 

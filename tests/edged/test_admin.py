@@ -1,0 +1,300 @@
+"""The admin pages of a real daemon, asked over its admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import time
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from edged.admin import text
+from edged.config import load
+from edged.daemon import Daemon
+from policies.model import Kind, Sample
+
+CONFIG = """
+node: {{name: t1}}
+listen: {{proxy: "127.0.0.1:0", admin: "127.0.0.1:0"}}
+lines:
+  - {{name: a, bind: {{source: 127.0.4.1}}}}
+  - {{name: b, bind: {{source: 127.0.4.2}}}}
+upstreams:
+  - name: api
+    prefix: /api
+    hosts: [api.test]
+    endpoints: [{{name: one, url: "http://127.0.0.1:{port}/base"}}]
+relays: [{{name: hk, url: "https://hk.example"}}]
+log: {{access: null}}
+{more}
+"""
+
+
+async def origin(reader, writer):
+    """Answers each request with its request line."""
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            line = head.split(b"\r\n")[0]
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(line), line))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+
+class Running:
+    """A daemon, its origin, and a client for both its ports."""
+
+    def __init__(self, daemon, client):
+        self.daemon = daemon
+        self.client = client
+        host, port = daemon.proxy_addresses[0]
+        self.proxy = f"http://{host}:{port}"
+        host, port = daemon.admin_address
+        self.admin = f"http://{host}:{port}"
+
+    async def get(self, path, **options):
+        return await self.client.get(self.admin + path, **options)
+
+
+@asynccontextmanager
+async def running(tmp_path, more=""):
+    server = await asyncio.start_server(origin, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    file = tmp_path / "edged.yaml"
+    file.write_text(CONFIG.format(port=port, more=more))
+    async with Daemon(load(file)) as daemon, httpx.AsyncClient(trust_env=False) as client:
+        yield Running(daemon, client)
+    server.close()
+
+
+def play(tmp_path, scenario, more=""):
+    async def body():
+        async with running(tmp_path, more) as r:
+            return await scenario(r)
+
+    return uvloop.run(asyncio.wait_for(body(), 30))
+
+
+def test_status(tmp_path):
+    async def scenario(r):
+        for _ in range(3):
+            answer = await r.client.get(r.proxy + "/api/x?key=secret")
+            assert answer.text == "GET /base/x?key=secret HTTP/1.1"
+        return (await r.get("/status")).json()
+
+    data = play(tmp_path, scenario)
+    assert data["ready"] is True
+    assert data["state"] == "ready"
+    assert data["node"] == "t1"
+    assert [line["name"] for line in data["lines"]] == ["a", "b"]
+    assert data["lines"][0]["bind"] == "127.0.4.1"
+    (upstream,) = data["upstreams"]
+    assert (upstream["name"], upstream["prefix"], upstream["policy"]) == (
+        ("api", "/api", "balanced")
+    )
+    assert upstream["requests"] == 3
+    assert upstream["statuses"] == {"200": 3}
+    assert {path["path"] for path in upstream["paths"]} == {"a>api/one", "b>api/one"}
+    assert all(set(path["parts"]) >= {"rtt", "loss", "load"} for path in upstream["paths"])
+    assert data["clients"]["requests_total"] == 3
+    assert any("relays are not used" in note for note in data["notes"])
+    assert data["reload"]["ok"] is True
+    assert data["reload"]["by"] == "start"
+
+
+def test_why_of_a_request_and_of_a_url(tmp_path):
+    async def scenario(r):
+        answer = await r.client.get(r.proxy + "/api/x?key=secret")
+        request_id = answer.headers["edged-request-id"]
+        record = (await r.get(f"/why/{request_id}")).json()
+        now = (await r.get("/why", params={"url": "http://api.test/x", "bytes": "5000"})).json()
+        gateway = (await r.get("/why", params={"url": "/api/y", "stream": "1"})).json()
+        return request_id, record, now, gateway
+
+    request_id, record, now, gateway = play(tmp_path, scenario)
+    assert record["request"]["id"] == request_id
+    assert record["request"]["target"] == "/x"
+    assert "secret" not in json.dumps(record)
+    assert record["request"]["status"] == 200
+    assert [a["outcome"] for a in record["attempts"]] == ["ok"]
+    assert record["attempts"][0]["path"] == record["request"]["path"]
+    for data in (record, now, gateway):
+        ranking = data["ranking"]
+        assert len(ranking["candidates"]) == 2
+        assert ranking["decided_by"]
+        for candidate in ranking["candidates"]:
+            assert candidate["verdict"] == "UP"
+            total = sum(v for v in candidate["parts"].values())
+            assert candidate["cost_ms"] == pytest.approx(total, abs=0.05)
+    assert now["ranking"]["class"]["up_bytes"] == 16384
+    assert gateway["ranking"]["class"]["streaming"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/", 404, "no such page; there are /status"),
+        ("/why/nothing-1", 404, "no exchange 'nothing-1'"),
+        ("/why", 400, "give url=URL"),
+        ("/why?url=http://other.test/", 404, "other.test is in no upstream"),
+        ("/why?url=/nowhere", 404, "/nowhere is in no upstream"),
+        ("/why?url=http://[::1/", 400, "url is a URL"),
+        ("/why?url=/api&bytes=many", 400, "bytes is a number"),
+        ("/reload", 405, "only POST"),
+    ],
+)
+def test_what_cannot_be_answered_is_explained(tmp_path, path, status, words):
+    async def scenario(r):
+        return await r.get(path)
+
+    answer = play(tmp_path, scenario)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+
+
+def test_health_and_readiness(tmp_path):
+    async def scenario(r):
+        assert (await r.get("/healthz")).status_code == 200
+        assert (await r.get("/readyz")).json() == {"ready": True, "reason": None}
+        r.daemon.live.state = "draining"
+        answer = await r.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["reason"] == "draining"
+        assert (await r.get("/healthz")).status_code == 200
+        head = await r.client.head(r.admin + "/readyz")
+        assert (head.status_code, head.content) == (503, b"")
+
+    play(tmp_path, scenario)
+
+
+def metrics_of(exposition):
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(exposition)
+        for sample in family.samples
+    }
+
+
+def test_metrics(tmp_path):
+    async def scenario(r):
+        for _ in range(5):
+            await r.client.post(r.proxy + "/api/x", content=b"12345")
+        await r.client.get(r.proxy + "/nowhere")
+        now = time.monotonic()
+        for n in range(20):
+            sample = Sample("a>api/one", Kind.TCP, now + n / 10, 0.05 + n / 1000)
+            r.daemon.table.observe(sample, now + n / 10 + 0.1)
+        plain = await r.get("/metrics")
+        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+        assert (await r.get("/metrics", headers=accept)).text.endswith("# EOF\n")
+        return plain.text
+
+    found = metrics_of(play(tmp_path, scenario))
+    api = ("upstream", "api")
+    assert found["edged_requests_total", api] == 5
+    assert found["edged_responses_total", ("status", "200"), api] == 5
+    assert found["edged_bytes_up_total", api] == 25
+    assert found["edged_ttfb_seconds_count", api] == 5
+    assert found["edged_exchange_seconds_bucket", ("le", "+Inf"), api] == 5
+    assert found["edged_client_requests_total",] == 6
+    assert found["edged_ready",] == 1
+    verdicts = [key for key in found if key[0] == "edged_path_verdict"]
+    path_a = next(key[1:] for key in verdicts if ("line", "a") in key)
+    assert 0.05 <= found["edged_path_rtt_seconds", *path_a] <= 0.07
+    assert 0 < found["edged_path_jitter_seconds", *path_a] < 0.02
+    assert 0 < found["edged_path_loss_ratio", *path_a] < 0.2
+    names = {key[0] for key in found}
+    assert names >= {
+        *("edged_path_score_ms", "edged_path_score_part_ms", "edged_path_verdict"),
+        *("edged_retries_total", "edged_hedges_total", "edged_failovers_total"),
+        *("edged_pool_connections", "edged_pool_in_flight", "edged_bytes_down_wire_total"),
+        *("edged_loop_lag_seconds", "process_resident_memory_bytes", "edged_probe_bytes_total"),
+    }
+    chosen = [v for key, v in found.items() if key[0] == "edged_path_chosen"]
+    assert sorted(chosen) == [0, 1]
+    buckets = [
+        (float(dict(key[1:])["le"]), value)
+        for key, value in found.items()
+        if key[0] == "edged_ttfb_seconds_bucket"
+    ]
+    assert [v for _, v in sorted(buckets)] == sorted(v for _, v in buckets), "cumulative"
+
+
+def test_a_scrape_does_not_count_as_requests(tmp_path):
+    async def scenario(r):
+        before = r.daemon.table.snapshot.serial, len(r.daemon.exchanges.live)
+        for _ in range(20):
+            await r.get("/metrics")
+        entry = r.daemon.table._entries
+        assert all(e.requests == 0 for e in entry.values())
+        assert before[1] == len(r.daemon.exchanges.live)
+
+    play(tmp_path, scenario)
+
+
+def test_reload_over_http(tmp_path):
+    async def scenario(r):
+        answer = await r.client.post(r.admin + "/reload")
+        assert (answer.status_code, answer.json()["by"]) == (200, "admin")
+        good = r.daemon.config.file.read_text()
+        r.daemon.config.file.write_text(good + "\nnonsense: 1\n")
+        answer = await r.client.post(r.admin + "/reload", content=b"ignored")
+        assert answer.status_code == 422
+        (mistake,) = answer.json()["mistakes"]
+        assert re.search(r"edged\.yaml:\d+:1: nonsense: unknown key", mistake)
+        assert (await r.get("/status")).json()["reload"]["ok"] is False
+        assert (await r.client.get(r.proxy + "/api/x")).status_code == 200
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "https://evil.example"}, 403),
+        ({"host": "evil.example"}, 421),
+        ({"host": "localhost:7071"}, 200),
+        ({"host": "[::1]:7071"}, 200),
+    ],
+)
+def test_web_pages_cannot_ask_in_their_readers_name(tmp_path, headers, status):
+    async def scenario(r):
+        return (await r.get("/status", headers=headers)).status_code
+
+    assert play(tmp_path, scenario) == status
+
+
+def test_the_text_views_show_what_the_json_says(tmp_path):
+    async def scenario(r):
+        answer = await r.client.get(r.proxy + "/api/[bold]x")
+        record = (await r.get(f"/why/{answer.headers['edged-request-id']}")).json()
+        return (await r.get("/status")).json(), record
+
+    status, record = play(tmp_path, scenario)
+    status["reload"] = {"ok": False, "by": "SIGHUP", "mistakes": ["edged.yaml:1:1: wrong"], "at": 0}
+    console = Console(markup=False, record=True, width=250, file=io.StringIO())
+    text.print_status(console, status)
+    text.print_why(console, record)
+    said = console.export_text()
+    for words in (
+        *("edged.yaml:1:1: wrong", "a>api/one", "b>api/one", "127.0.4.1", "policy balanced"),
+        *("/[bold]x", "GET", "first", "rtt", "hazard", record["ranking"]["decided_by"]),
+        "note: relays are not used",
+    ):
+        assert words in said, said
+
+
+def test_numbers_for_people():
+    assert text.ms(None) == "-"
+    assert (text.ms(1.234), text.ms(12.34), text.ms(123.4)) == ("1.23 ms", "12.3 ms", "123 ms")
+    assert (text.size(100), text.size(2048), text.size(3 << 30)) == ("100 B", "2.0 KiB", "3.0 GiB")
+    assert (text.duration(5), text.duration(3725), text.duration(90000)) == (
+        ("5 s", "1 h 2 min", "1 d 1 h")
+    )
+    assert text.percent(0.0375) == "3.8%"
