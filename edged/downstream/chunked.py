@@ -27,7 +27,16 @@ class ChunkedDecoder:
     64 KiB at most (a one-byte chunk with a long extension is an attack, CVE-2023-39326).
     """
 
-    __slots__ = ("_left", "_limits", "_line", "_overhead", "_state", "failed", "trailers")
+    __slots__ = (
+        "_left",
+        "_limits",
+        "_line",
+        "_overhead",
+        "_state",
+        "_trailer_lines",
+        "failed",
+        "trailers",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -35,6 +44,7 @@ class ChunkedDecoder:
         self._left = 0
         self._line = b""
         self._overhead = 0
+        self._trailer_lines: list[bytes] = []
         self.failed: BadMessage | None = None
         self.trailers: Headers | None = None
 
@@ -106,23 +116,20 @@ class ChunkedDecoder:
 
     def _take_trailers(self, data: bytes, pos: int) -> int:
         limit = self._limits.header_bytes
-        if data.startswith(b"\r\n", pos):
-            self._state = _DONE
-            return pos + 2
-        end = data.find(b"\r\n\r\n", pos, pos + limit)
+        end = data.find(b"\n", pos)
+        size = self._left + (len(data) if end < 0 else end) - pos
+        if size >= limit:
+            raise BadMessage(431, "headers_too_large", "The trailer section is too large.")
         if end < 0:
-            if _bare_lf(data, pos, pos + limit):
-                raise BadMessage(400, "bad_control", "A trailer has a bare LF.")
-            if len(data) - pos >= limit:
-                raise BadMessage(431, "headers_too_large", "The trailer section is too large.")
             return -1
-        self.trailers = parse_trailers(data[pos:end], self._limits) or None
-        self._state = _DONE
-        return end + 4
-
-
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-
-
-def _bare_lf(data: bytes, start: int, end: int) -> bool:
-    return _BARE_LF.search(data, start, end) is not None
+        if end == pos or data[end - 1] != 13:
+            raise BadMessage(400, "bad_control", "A trailer has a bare LF.")
+        self._left = size + 1
+        if end - pos > 1:
+            self._trailer_lines.append(data[pos : end - 1])
+        else:
+            if self._trailer_lines:
+                block = b"\r\n".join(self._trailer_lines)
+                self.trailers = parse_trailers(block, self._limits) or None
+            self._state = _DONE
+        return end + 1
