@@ -1,7 +1,8 @@
 """Silence to verdict: is a path dead, and is it the line, the endpoint or this host?
 
-Deadlines are per slot (something sent that ought to be answered); runs of silent slots are judged
-by `policies.silence`. Time is an argument; `Detector.next_deadline` says when to call `tick`.
+Runs of silent slots are judged by `policies.silence`. A slot is something sent that ought to be
+answered: announced with `Detector.sent`, or known by its sample only. Time is an argument;
+`Detector.next_deadline` says when to call `tick`.
 
 Layers: 0 ICMP, 1 TCP and KERNEL, 2 everything that goes end to end. A layer's channel counts the
 silent slots of its own and higher layers, and only an arrival of its own or a higher layer ends a
@@ -24,6 +25,7 @@ through. TTFB is never a slot (a model may think), only a sign of life.
 | RESET: the same | SUSPECT, DOWN | none |
 | ... by two endpoints that do not fail elsewhere | the line's | DOWN |
 | HTTP_ERROR, BUSY, OK | heard | heard |
+| LOCAL (this process ran out of something) | none | none |
 | loop lag above d/2 | all deadlines move by the lag | |
 
 A path shows the worse of its own and its line's verdict. A witness is a path that was heard on the
@@ -44,6 +46,7 @@ from policies.model import Change, Kind, Outcome, Sample, Verdict
 SAME_RUN_S: Final = 10.0
 """A timeout reported so long after an announced slot is a slot of its own."""
 _OUTSTANDING: Final = 32
+_NO_SLOTS: Final = frozenset((Kind.TTFB, Kind.KERNEL))
 _ANSWERS: Final = frozenset((Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR))
 _CLOCK_S: Final = 0.05
 """Slots are announced, samples timed, by different readings of the clock."""
@@ -116,10 +119,11 @@ class Detector:
     def sent(self, path: str, kind: Kind, at: float, rtt_s: float, slack_s: float) -> None:
         """A slot was sent; its reply is expected ``rtt_s`` later, overdue ``slack_s`` after that.
 
-        `Window.reply_times` gives both. Kinds that may wait for thinking (TTFB) are ignored.
+        `Window.reply_times` gives both. Kinds that wait for thinking or are reported only when
+        something came of them (TTFB, KERNEL) are ignored.
         """
         state = self._paths.get(path)
-        if state is None or kind is Kind.TTFB:
+        if state is None or kind in _NO_SLOTS:
             return
         slot = Slot(state, kind, at, at + rtt_s, at + rtt_s + slack_s - self._shift_s)
         slots = state.slots.get(kind)
@@ -130,9 +134,7 @@ class Detector:
         slots.append(slot)
         heapq.heappush(self._due, slot)
         if self._counts(state, kind):
-            for channel in state.channels[: slot.layer + 1]:
-                channel.sent(at)
-            for channel in state.line.channels[: slot.layer + 1]:
+            for channel in state.hears[slot.layer]:
                 channel.sent(at)
 
     def observe(self, sample: Sample, now: float) -> Sequence[Change]:
@@ -143,6 +145,8 @@ class Detector:
         outcome = sample.outcome
         if outcome in _ANSWERS:
             return self._heard(state, sample.kind, now, sample.sent_at)
+        if outcome is Outcome.LOCAL:
+            return _UNCHANGED
         if outcome is Outcome.TIMEOUT:
             return self._timed_out(state, sample.kind, sample.sent_at, now)
         if outcome is Outcome.UNREACHABLE or outcome is Outcome.DNS:
@@ -193,10 +197,15 @@ class Detector:
     ) -> Sequence[Change]:
         layer = LAYER[kind]
         path.answered.add(kind)
-        slots = path.slots.get(kind)
-        if slots and sent_at is not None:
-            self._answer(path, slots, sent_at)
         line = path.line
+        if sent_at is not None and kind not in _NO_SLOTS:
+            slots = path.slots.get(kind)
+            if slots is not None:
+                self._answer(path, slots, sent_at)
+            else:
+                for channel in path.hears[layer]:
+                    channel.sent(sent_at)
+                    channel.answered()
         if path.calm and line.calm:
             for channel in path.hears[layer]:
                 channel.heard_at = at
@@ -213,9 +222,8 @@ class Detector:
         for slot in reversed(slots):
             if slot.sent_at <= sent_at + _CLOCK_S:
                 slot.open = False
-                for number in range(slot.layer + 1):
-                    path.channels[number].answered()
-                    path.line.channels[number].answered()
+                for channel in path.hears[slot.layer]:
+                    channel.answered()
                 slots.remove(slot)
                 return
 
@@ -242,9 +250,10 @@ class Detector:
 
     def _unannounced(self, path: PathState, kind: Kind, sent_at: float, now: float) -> None:
         if self._counts(path, kind):
-            for channel in path.channels[: LAYER[kind] + 1]:
+            for channel in path.hears[LAYER[kind]]:
                 channel.sent(sent_at)
-        self._silent(Slot(path, kind, sent_at, now, now))
+        # A timeout is about twice what a reply takes.
+        self._silent(Slot(path, kind, sent_at, (sent_at + now) / 2, now))
 
     def _local_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
         line = path.line
