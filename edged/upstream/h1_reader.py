@@ -52,6 +52,7 @@ class ResponseReader:
         "_head_bytes",
         "_head_request",
         "_headers",
+        "_interim",
         "_on_alt_svc",
         "_parser",
         "_reason",
@@ -82,6 +83,7 @@ class ResponseReader:
         self._special: Headers = []
         self._reason = b""
         self._head_bytes = 0
+        self._interim = False
         self._complete = False
         self.fault = ""
         self.trailers: Headers = []
@@ -130,7 +132,8 @@ class ResponseReader:
         """A head begins: after an interim response, or, as surplus, after the complete one."""
         if self._complete:
             self.surplus = True
-        elif self._headers or self._special:
+        elif self._interim:
+            self._interim = False
             self._headers = []
             self._special = []
 
@@ -141,6 +144,7 @@ class ResponseReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field line of the head or of the trailers."""
         name = name.lower()
+        value = value.rstrip()
         if self.head_done:
             if name not in _SPECIAL:
                 self.trailers.append((name, value))
@@ -160,6 +164,7 @@ class ResponseReader:
         version = self._parser.get_http_version().encode()
         coding, declared, switched = self._read_special(version)
         if 100 <= status < 200 and status != 101:
+            self._interim = True
             events.informational(status, self._headers)
             return
         self.head_done = True

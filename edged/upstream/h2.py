@@ -33,7 +33,7 @@ HELD_MAX_BYTES = 32 << 20
 FRAME_BYTES = 1 << 16
 HEADER_BYTES_MAX = 1 << 16
 STREAMS_ASSUMED = 100
-"""Until the peer's SETTINGS say otherwise (RFC 9113 section 6.5.2 recommends no smaller)."""
+"""Before a server's SETTINGS were ever seen (RFC 9113 section 6.5.2: no smaller)."""
 STREAMS_MAX = 1000
 WRITE_HIGH_BYTES = 1 << 18
 FLUSH_BYTES = 1 << 16
@@ -56,10 +56,15 @@ class H2Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         report: Report,
         settled: Callable[[], None] | None = None,
+        limit: int = STREAMS_ASSUMED,
+        on_limit: Callable[[int], None] | None = None,
     ) -> None:
-        """``settled`` is called once, after the first response head (session tickets are there)."""
+        """``settled`` is called once, after the first response head (session tickets are there).
+
+        ``limit`` is how many streams the peer takes until its SETTINGS say it (``on_limit``).
+        """
         self.path = path
-        self.capacity = STREAMS_ASSUMED
+        self.capacity = limit
         self.in_flight = 0
         self.served = 0
         self.heard_at = loop.time()
@@ -80,7 +85,8 @@ class H2Connection(asyncio.Protocol):
         self._report = report
         self._settled = settled
         self._unopened: dict[int, H2Stream] = {}
-        self._limit = STREAMS_ASSUMED
+        self._limit = limit
+        self._on_limit = on_limit
         self._last_id = _LAST_STREAM_ID
         self._goaway: Failure | None = None
         self._closed = False
@@ -311,6 +317,8 @@ class H2Connection(asyncio.Protocol):
     def _on_settings(self, event: Any) -> None:
         limit = self.h2.remote_settings.max_concurrent_streams
         self._limit = min(limit, STREAMS_MAX)
+        if self._on_limit is not None:
+            self._on_limit(self._limit)
         self._update_capacity()
         self._pump()
 

@@ -21,7 +21,7 @@ from edged.upstream.carriers import PREFERENCE
 from edged.upstream.connection import Connection
 from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolStats, PoolTools, Waiter
-from policies.model import Carrier, Failure, Outcome, Path
+from policies.model import Carrier, Endpoint, Failure, Outcome, Path
 from probes.base import DialError
 
 MULTIPLEXED = 100
@@ -50,7 +50,7 @@ class OriginPool:
         self._dials: OrderedDict[Dial, None] = OrderedDict()
         self._promised = 0
         """Sum of ``expected`` over the dials that are not for upgrades."""
-        self._room = MULTIPLEXED
+        self._room = MULTIPLEXED if _may_multiplex(path.endpoint) else 1
         """Streams that a new connection is expected to carry."""
         self._backup: asyncio.TimerHandle | None = None
         self._warm: Carrier | None = None
@@ -193,6 +193,9 @@ class OriginPool:
 
     def _start_dial(self, *, early_data: bool, upgrade: bool) -> int:
         tools = self._tools
+        if self.connections:
+            newest = next(reversed(self.connections))
+            self._room = max(newest.capacity + newest.in_flight, 1)
         dial = Dial(
             self,
             self.path,
@@ -224,7 +227,8 @@ class OriginPool:
             return
         self._opened_total += 1
         self.connections[connection] = None
-        self._room = max(connection.capacity, 1) if not dial.upgrade else self._room
+        if not dial.upgrade:
+            self._room = max(connection.capacity, 1)
         self._update_warm()
         self.capacity_changed(connection)
         self._dial_for_waiters()
@@ -433,6 +437,13 @@ class OriginPool:
         if warm is not self._warm:
             self._warm = warm
             self._tools.set_warm(self.path.name, warm)
+
+
+def _may_multiplex(endpoint: Endpoint) -> bool:
+    """Whether a connection not made yet may turn out to carry several streams."""
+    if endpoint.scheme == "https":
+        return endpoint.protocols != (Carrier.H1,)
+    return Carrier.H1 not in endpoint.protocols
 
 
 def _ignore(rtt_s: float | None) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from edged.upstream.connection import Owner, Report
 from edged.upstream.engines import H2Engine, h2_engine
 from edged.upstream.h1 import H1Connection
-from edged.upstream.h2 import H2Connection
+from edged.upstream.h2 import STREAMS_ASSUMED, H2Connection
 from edged.upstream.sockets import describe, outcome_of
 from edged.upstream.tls import Handshake, Tls
 from policies.model import Carrier, Kind, Outcome, Path, Sample
@@ -36,6 +37,8 @@ class TcpConnector:
         self._report = report
         self._tls = tls
         self._engine = engine or h2_engine()
+        self._stream_limits: dict[tuple[str, int], int] = {}
+        """By host and port, as their SETTINGS last said."""
 
     async def connect(
         self,
@@ -127,8 +130,16 @@ class TcpConnector:
             if not use_h2 and not upgrade and protocols == (Carrier.H2,):
                 return None
         if use_h2:
+            origin = (path.endpoint.host, path.endpoint.port)
             return H2Connection(
-                path, owner, self._engine, loop=loop, report=self._report, settled=settled
+                path,
+                owner,
+                self._engine,
+                loop=loop,
+                report=self._report,
+                settled=settled,
+                limit=self._stream_limits.get(origin, STREAMS_ASSUMED),
+                on_limit=partial(self._stream_limits.__setitem__, origin),
             )
         return H1Connection(path, owner, loop=loop, closed_cleanly=cleanly, settled=settled)
 
