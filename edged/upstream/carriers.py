@@ -89,7 +89,8 @@ class Carriers:
         endpoint = path.endpoint
         if Carrier.H3 in endpoint.protocols:
             return True
-        return self._advertised.get((endpoint.host, endpoint.port), 0.0) > now
+        until = self._advertised.get((endpoint.host, endpoint.port))
+        return until is not None and until > now
 
     def blocked_until(self, path: Path) -> float:
         """When h3 is tried again on ``path``'s line to its origin; 0 if it is not held back."""
