@@ -58,12 +58,12 @@ def _run(a: argparse.Namespace) -> int:
         from edged.process import run
 
         return run(a.config)
-    if command in ("check", "schema", "version"):
+    if command == "version":
+        return _version()
+    if command in ("check", "schema"):
         from edged.commands import config
 
-        if command == "check":
-            return config.check(a.config)
-        return config.schema(a.of) if command == "schema" else config.version()
+        return config.check(a.config) if command == "check" else config.schema(a.of)
     if command in ("status", "why", "reload"):
         from edged.commands import admin
 
@@ -80,6 +80,15 @@ def _run(a: argparse.Namespace) -> int:
     from edged.lab.demo import run_demo
 
     return run_demo(seconds=a.seconds, as_json=a.json)
+
+
+def _version() -> int:
+    import platform
+
+    from edged.version import VERSION
+
+    print(f"edged {VERSION} ({platform.python_implementation()} {platform.python_version()})")
+    return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

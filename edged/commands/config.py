@@ -1,16 +1,14 @@
-"""``edged check``, ``edged schema``, ``edged version``."""
+"""``edged check`` and ``edged schema``."""
 
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from typing import Any
 
 from edged.config import ConfigError, load
 from edged.config_file import ConfigFile
 from edged.config_policies import PolicyFile
-from edged.version import VERSION
 
 
 def check(file: str) -> int:
@@ -43,10 +41,4 @@ def schema(of: str) -> int:
     data: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     data |= model.model_json_schema()
     print(json.dumps(data, indent=2, ensure_ascii=False))
-    return 0
-
-
-def version() -> int:
-    """Print the version and what it runs on."""
-    print(f"edged {VERSION} ({platform.python_implementation()} {platform.python_version()})")
     return 0

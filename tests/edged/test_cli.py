@@ -1,0 +1,260 @@
+"""The command line as a user meets it; in a process of its own where that matters."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from edged.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def edged(capsys, monkeypatch):
+    """Run a command in this process."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("EDGED_ADMIN", raising=False)
+
+    def run(*arguments):
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+
+    return run
+
+
+def process(*arguments):
+    """Run a command in a process of its own, to its end."""
+    result = subprocess.run(
+        [sys.executable, "-m", "edged", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr + result.stdout, result.stderr
+    return result
+
+
+def complaint(result, status):
+    """The one line that a failed command says."""
+    assert result.returncode == status, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no command given; commands: run, check"),
+        (["stats"], "unknown command 'stats'; did you mean 'status'?"),
+        (["relay"], "unknown command 'relay'"),
+        (["run", "--port", "80"], "unrecognized arguments"),
+        (["why"], "required: URL|request-id"),
+        (["probe", "ftp://x"], "a URL that starts with https://"),
+        (["probe", "https://x", "--timeout", "soon"], "write a duration as 200ms"),
+        (["probe", "https://x", "--timeout", "0"], "must be between 0 and a day"),
+        (["why", "x", "--bytes", "many"], "'many' is not a number of bytes"),
+        (["schema", "everything"], "invalid choice"),
+        (["status", "--admin", "localhost"], "write address:port"),
+        (["probe", "https://x", "--line", "cn3", "-c", "configs/two-lines.yaml"], "mean 'cn2'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(edged, arguments, words):
+    assert words in complaint(edged(*arguments), 2)
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "why", "probe", "demo", "reload"])
+def test_help(edged, command):
+    result = edged(command, "--help")
+    assert result.returncode == 0
+    assert f"edged {command}" in result.stdout
+
+
+def test_the_relay_is_not_promised(edged):
+    assert "relay" not in edged("--help").stdout
+
+
+def test_check(edged, tmp_path):
+    good = edged("check", "-c", "configs/two-lines.yaml")
+    assert good.returncode == 0
+    assert (
+        good.stdout == "configs/two-lines.yaml: good: 2 lines, 2 upstreams, 3 endpoints, 5 paths\n"
+    )
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("node: {nmae: a}\nunlisted_hosts: alow\n")
+    result = edged("check", "-c", str(bad))
+    assert result.returncode == 1
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"{bad}:1:8: node.nmae: unknown key")
+    assert second.startswith(f"{bad}:2:17: unlisted_hosts: 'alow'")
+    assert result.stderr == f"{bad}: 2 mistakes\n"
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_example_passes_the_check(edged, example):
+    result = edged("check", "-c", str(example))
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_relays_are_told_to_be_unused(edged, tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text('relays: [{name: hk, url: "https://hk.example"}]\n')
+    result = edged("check", "-c", str(file))
+    assert "note: relays are not used by this version of edged: hk" in result.stdout
+
+
+def test_run_with_mistakes_tells_them_all_and_starts_nothing(edged, tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text("listen: {proxy: 0.0.0.0:1}\nnode: {name: '!'}\n")
+    result = edged("run", "-c", str(file))
+    assert result.returncode == 1
+    assert f"{file}:1:17: listen.proxy: 0.0.0.0 is not a loopback address" in result.stderr
+    assert f"{file}:2:14: node.name: '!': a name has" in result.stderr
+
+
+def test_run_without_its_file(edged):
+    assert "cannot be read: No such file or directory" in edged("run", "-c", "/nowhere").stderr
+
+
+def test_a_port_in_use_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        file = tmp_path / "edged.yaml"
+        file.write_text(f"listen: {{proxy: 127.0.0.1:{port}, admin: null}}\n")
+        words = complaint(process("run", "-c", str(file)), 1)
+    assert f"127.0.0.1:{port} is in use by another process" in words
+
+
+def test_an_address_of_another_host_is_one_line(tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text(
+        "listen: {proxy: '192.0.2.1:7070', admin: null}\naccess: {allow: [10.0.0.0/8]}\n"
+    )
+    assert "192.0.2.1:7070 is no address of this host" in complaint(
+        process("run", "-c", str(file)), 1
+    )
+
+
+@pytest.mark.parametrize("command", [["status"], ["why", "/x"], ["reload"]])
+def test_no_daemon_is_one_line(edged, command):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        words = complaint(edged(*command, "--admin", address), 1)
+    assert f"no daemon answers on {address}" in words
+
+
+def test_schema_is_json_schema(edged):
+    config = json.loads(edged("schema").stdout)
+    policy = json.loads(edged("schema", "policy").stdout)
+    assert config["$schema"].endswith("2020-12/schema")
+    assert config["additionalProperties"] is False
+    assert config["properties"]["unlisted_hosts"]["enum"] == ["allow", "deny"]
+    assert config["properties"]["unlisted_hosts"]["description"]
+    assert "extends" in policy["properties"]
+
+
+def test_version(edged):
+    assert edged("version").stdout.startswith("edged 0.")
+
+
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def origin():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_probe_measures_each_line(edged, origin):
+    result = edged("probe", f"{origin}/x?key=1", "-c", "configs/two-lines.yaml", "--json")
+    assert result.returncode == 0
+    rows = json.loads(result.stdout)
+    assert [row["line"] for row in rows] == ["cn2", "bgp"]
+    for row in rows:
+        assert row["http"]["status"] == 200
+        assert row["http"]["connect_s"] > 0
+        assert row["http"]["first_byte_s"] > 0
+        assert row["http"]["url"].endswith("/x?key=1")
+    table = edged("probe", origin, "--line", "bgp", "-c", "configs/two-lines.yaml").stdout
+    assert "200 HTTP/1.0" in table
+    assert "bgp" in table
+    assert "cn2" not in table
+
+
+def test_probe_of_what_does_not_answer(edged):
+    result = edged("probe", "http://127.0.0.1:1/", "--timeout", "2s")
+    assert result.returncode == 1
+    assert "refused" in result.stdout
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m edged schema | head -1"
+    result = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (result.stdout, result.stderr) == ("{\n", "")
+
+
+def test_ctrl_c_is_quiet(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts and never answers
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edged", "probe", url, "--timeout", "60s"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        mute.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_a_bug_is_a_sentence(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("the\nmiddle fell out")
+
+    monkeypatch.setattr("edged.cli._version", broken)
+    monkeypatch.delenv("EDGED_DEBUG", raising=False)
+    assert main(["version"]) == 70
+    assert capsys.readouterr().err == (
+        "edged: a bug in edged: RuntimeError: the middle fell out (EDGED_DEBUG=1 shows where)\n"
+    )
