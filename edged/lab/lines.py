@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 _RTO_MIN_S = 0.2
 _SEGMENT_BYTES = 1460
+_LATE_S = 0.003
 _WINDOW_BYTES = 4 << 20
 _LEAST_WINDOW_BYTES = 64 << 10
 
@@ -24,7 +25,9 @@ class Impairment:
     delay_s: float = 0.0
     """One way."""
     jitter_s: float = 0.0
-    """Delay varies uniformly by up to this much either way."""
+    """Delay varies uniformly by up to this much either way; as in a queue, order is kept."""
+    reorder: float = 0.0
+    """Probability that a datagram arrives late, after some that were sent after it."""
     loss: float = 0.0
     """Probability per packet."""
     rate_bps: float | None = None
@@ -97,6 +100,13 @@ class Wire:
         if not it.jitter_s:
             return it.delay_s
         return max(0.0, it.delay_s + self.rng.uniform(-it.jitter_s, it.jitter_s))
+
+    def late_s(self) -> float | None:
+        """How much later than in its turn a reordered datagram arrives; ``None``: in its turn."""
+        it = self.impairment
+        if not it.reorder or self.rng.random() >= it.reorder:
+            return None
+        return _LATE_S + 2 * it.jitter_s
 
     def drops(self, now: float) -> bool:
         """Whether a datagram arriving now is lost: silence, a full queue, chance."""

@@ -2,7 +2,7 @@
 
 Each client address has a flow of its own to the origin, so a QUIC client that moves to another line
 arrives there from another address, as a migration does. Loss, silence and a full queue drop for
-good; jitter may swap neighbours.
+good; order is kept under jitter, since QUIC takes reordering for loss, and broken only where asked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Callable
 
 from edged.lab.lines import EmulatedLine, Lines, Wire
@@ -17,27 +18,80 @@ from edged.lab.lines import EmulatedLine, Lines, Wire
 _BUFFER_BYTES = 4 << 20
 _DATAGRAM_BYTES = 65536
 _BATCH = 64
+_GRANULARITY_S = 0.0005
 _IDLE_S = 120.0
 _MAX_FLOWS = 4096
 
 
-Sender = Callable[[bytes], None]
+class Trip:
+    """One direction of one flow: datagrams under way, in order, behind a single timer."""
+
+    __slots__ = ("_extra_s", "_loop", "_queue", "_send", "_timer", "_wire")
+
+    def __init__(self, wire: Wire, extra_s: float, send: Callable[[bytes], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wire = wire
+        self._extra_s = extra_s
+        self._send = send
+        self._queue: deque[tuple[float, bytes]] = deque()
+        self._timer: asyncio.Handle | None = None
+
+    def feed(self, data: bytes) -> None:
+        """A datagram sets out, or is lost."""
+        now, wire = self._loop.time(), self._wire
+        if wire.drops(now):
+            return
+        due = wire.sent(len(data), now) + wire.transit_s() + self._extra_s
+        if (late_s := wire.late_s()) is not None:
+            self._loop.call_at(due + late_s, self._arrive, data)
+            return
+        if self._queue:
+            due = max(due, self._queue[-1][0])
+        elif due <= now:
+            self._arrive(data)
+            return
+        self._queue.append((due, data))
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        now = self._loop.time() + _GRANULARITY_S
+        while self._queue and self._queue[0][0] <= now:
+            self._arrive(self._queue.popleft()[1])
+        if self._queue:
+            self._timer = self._loop.call_at(self._queue[0][0], self._run)
+
+    def _arrive(self, data: bytes) -> None:
+        if not self._wire.impairment.blackhole:
+            with contextlib.suppress(OSError):  # as lost as on any full line
+                self._send(data)
+
+    def close(self) -> None:
+        """Drop what is under way."""
+        self._queue.clear()
+        if self._timer:
+            self._timer.cancel()
 
 
 class Flow:
     """The datagrams of one client address."""
 
     def __init__(self, front: UdpFront, peer: tuple[str, int], sock: socket.socket) -> None:
-        self.line: EmulatedLine = front.lines.of(peer[0])
+        line: EmulatedLine = front.lines.of(peer[0])
         self.sock = sock
         self.used_at = 0.0
         self._front = front
         self._peer = peer
         self._loop = asyncio.get_running_loop()
+        self._up = Trip(line.up, front.extra_delay_s, self._send_up)
+        self._down = Trip(line.down, front.extra_delay_s, self._send_down)
 
     def up(self, data: bytes) -> None:
         """A datagram from the client."""
-        self._pass(self.line.up, data, self._send_up)
+        self.used_at = self._loop.time()
+        if not self._front.silent:
+            self._up.feed(data)
 
     def receive(self) -> None:
         """Datagrams from the origin are waiting."""
@@ -46,26 +100,22 @@ class Flow:
                 data = self.sock.recv(_DATAGRAM_BYTES)
             except OSError:  # none left, or the origin's port is closed
                 return
-            self._pass(self.line.down, data, self._send_down)
-
-    def _pass(self, wire: Wire, data: bytes, send: Sender) -> None:
-        now = self.used_at = self._loop.time()
-        if self._front.silent or wire.drops(now):
-            return
-        due = wire.sent(len(data), now) + wire.transit_s() + self._front.extra_delay_s
-        if due <= now:
-            send(data)
-        else:
-            self._loop.call_at(due, send, data)
+            if not self._front.silent:
+                self._down.feed(data)
 
     def _send_up(self, data: bytes) -> None:
-        if not self.line.up.impairment.blackhole and self.sock.fileno() >= 0:
-            with contextlib.suppress(OSError):  # as lost as on any full line
-                self.sock.send(data)
+        if self.sock.fileno() >= 0:
+            self.sock.send(data)
 
     def _send_down(self, data: bytes) -> None:
-        if not self.line.down.impairment.blackhole:
-            self._front.send(data, self._peer)
+        self._front.send(data, self._peer)
+
+    def close(self) -> None:
+        """Forget the client."""
+        self._up.close()
+        self._down.close()
+        self._loop.remove_reader(self.sock.fileno())
+        self.sock.close()
 
 
 class UdpFront:
@@ -100,10 +150,9 @@ class UdpFront:
         self.silent = silent
 
     def send(self, data: bytes, peer: tuple[str, int]) -> None:
-        """Answer a client from the endpoint's address."""
+        """Answer a client from the endpoint's address. Raises `OSError`."""
         if self._sock:
-            with contextlib.suppress(OSError):  # as lost as on any full line
-                self._sock.sendto(data, peer)
+            self._sock.sendto(data, peer)
 
     def _receive(self) -> None:
         assert self._sock
@@ -126,9 +175,7 @@ class UdpFront:
         return flow
 
     def _close(self, peer: tuple[str, int]) -> None:
-        sock = self._flows.pop(peer).sock
-        asyncio.get_running_loop().remove_reader(sock.fileno())
-        sock.close()
+        self._flows.pop(peer).close()
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -127,17 +127,19 @@ def test_a_dead_line_is_silent_and_returns(direction):
     asyncio.run(main())
 
 
-def test_jitter_may_swap_neighbours_and_loses_nothing():
+@pytest.mark.parametrize("reorder", [0.0, 0.3])
+def test_jitter_keeps_the_order_and_reordering_breaks_it(reorder):
     async def main():
-        one_way = Impairment(delay_s=0.02, jitter_s=0.02)
+        one_way = Impairment(delay_s=0.02, jitter_s=0.01, reorder=reorder)
         spec = LineSpec("cn2", CN2, "x", one_way, Impairment())
         async with echo_front(spec) as (*_, address):
             with client(CN2, address) as sock:
                 sent = [bytes([i]) for i in range(50)]
                 for data in sent:
                     sock.send(data)
+                    await asyncio.sleep(0.0002)
                 got = await answers(sock, 0.2)
                 assert sorted(got) == sent
-                assert got != sent
+                assert (got != sent) == (reorder > 0)
 
     asyncio.run(main())
