@@ -138,11 +138,8 @@ class PathTable:
         """Deadlines, decay, ejection ends, regret. ``lag_s``: how late the loop runs this turn."""
         self._now = max(self._now, now)
         changes = self._detector.tick(now, lag_s)
-        due = [r for r in self._troubled if r.due is not None and r.due <= now]
-        for record in due:
-            record.gate.tick(now)
+        due = any(r.due is not None and r.due <= now for r in self._troubled)
         if changes or due or (now >= self._republish_at and self._stale(now)):
-            self._dirty.update(due)
             self._publish(now, changes)
 
     def lagged(self, lag_s: float) -> None:
@@ -337,8 +334,8 @@ class PathTable:
             return
         self._dirty.add(record)
         self._troubled.add(record)
-        if change.new is Verdict.DOWN:
-            record.damping.went_down(change.at)
+        if change.new > change.old:
+            record.damping.fell(change.old, change.new, change.at)
         elif change.new is Verdict.UP and record.damping.fallen:
             record.damping.came_up(change.at)
         line = record.line
@@ -359,6 +356,10 @@ class PathTable:
         """One new snapshot with all that changed, then the subscribers."""
         for change in changes:
             self._apply(change)
+        for record in self._troubled:
+            if record.due is not None and record.due <= now:
+                record.gate.tick(now)
+                self._dirty.add(record)
         for record in self._dirty:
             name = record.path.name
             record.settle(now)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import random
 
-from policies.model import Breaker, Kind, Outcome
+from policies.model import Breaker, Kind, Outcome, Verdict
 
 BAD_TO_OPEN = 3
 GOOD_TO_CLOSE = 3
@@ -40,13 +40,15 @@ FORGET_S = 30.0
 UNTESTED_S = 30.0
 
 FLAP_PENALTY = 1000.0
+DOUBT_PENALTY = 800.0
+"""A fall to SUSPECT alone: it moved the choice just the same."""
 FLAP_SUPPRESS = 3000.0
 FLAP_REUSE = 750.0
 FLAP_HALF_LIFE_S = 30.0
 FLAP_MAX = 12_000.0
 """Bounds suppression to four half-lives after the last flap."""
-HOLD_S = 3.0
-"""How long a path that was DOWN must have stayed UP per 1000 of penalty before it is preferred."""
+HOLD_S = 5.0
+"""How long a path that fell must have stayed UP per 1000 of penalty before it is preferred."""
 
 _OTHERS = frozenset({Outcome.OK, Outcome.HTTP_ERROR, Outcome.BUSY, Outcome.LOCAL})
 _EVIDENCE = frozenset({Kind.TCP, Kind.TLS, Kind.HTTP, Kind.QUIC, Kind.PING, Kind.TTFB, Kind.PULSE})
@@ -163,7 +165,7 @@ class Gate:
 
 
 class Damping:
-    """Flap damping of one path. A flap is one fall to DOWN."""
+    """Flap damping of one path. A flap is one fall from UP."""
 
     __slots__ = ("_at", "_penalty", "_suppressed", "_up_since")
 
@@ -177,25 +179,28 @@ class Damping:
         """The decayed penalty."""
         return self._penalty * math.exp2(-max(0.0, now - self._at) / FLAP_HALF_LIFE_S)
 
-    def went_down(self, now: float) -> None:
-        """The path fell to DOWN."""
-        self._penalty = min(FLAP_MAX, self.penalty(now) + FLAP_PENALTY)
+    def fell(self, old: Verdict, new: Verdict, now: float) -> None:
+        """The verdict became worse. A fall by way of SUSPECT costs as much as one at once."""
+        cost = FLAP_PENALTY if new is Verdict.DOWN else DOUBT_PENALTY
+        if old is Verdict.SUSPECT:
+            cost -= DOUBT_PENALTY
+        self._penalty = min(FLAP_MAX, self.penalty(now) + cost)
         self._at = now
         self._up_since = None
         if self._penalty >= FLAP_SUPPRESS:
             self._suppressed = True
 
     def came_up(self, now: float) -> None:
-        """The path is no longer DOWN."""
+        """The path is UP again."""
         self._up_since = now
 
     @property
     def fallen(self) -> bool:
-        """Whether it was ever DOWN and has not come up since."""
+        """Whether it fell and has not come up since."""
         return self._penalty > 0 and self._up_since is None
 
     def held_until(self, now: float) -> float | None:
-        """Until when the path must not be preferred; `None`: it may be, or it is DOWN anyway."""
+        """Until when the path must not be preferred; `None`: it may be, or it is not UP anyway."""
         if self._suppressed:
             until = self._at + FLAP_HALF_LIFE_S * math.log2(self._penalty / FLAP_REUSE)
             if now < until:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.breaker import Backoff, Damping, Gate, is_evidence, local_failure
-from policies.model import Breaker, Kind, Outcome
+from policies.model import Breaker, Kind, Outcome, Verdict
 
 
 def rng():
@@ -140,14 +140,28 @@ def test_a_gate_always_finds_its_way_back(events):
     assert gate.state is Breaker.CLOSED
 
 
-def test_a_single_outage_holds_the_return_for_three_seconds():
+def fall(damping, now, new=Verdict.DOWN, old=Verdict.UP):
+    damping.fell(old, new, now)
+
+
+def test_doubt_counts_less_and_a_fall_by_way_of_doubt_counts_once():
+    damping = Damping()
+    fall(damping, 0.0, Verdict.SUSPECT)
+    assert damping.penalty(0.0) == 800
+    damping.came_up(0.0)
+    assert damping.held_until(0.0) == pytest.approx(4.0)
+    fall(damping, 0.0, Verdict.DOWN, Verdict.SUSPECT)
+    assert damping.penalty(0.0) == 1000
+
+
+def test_a_single_outage_holds_the_return_for_five_seconds():
     damping = Damping()
     assert damping.held_until(0.0) is None
-    damping.went_down(0.0)
+    fall(damping, 0.0)
     assert damping.held_until(0.5) is None
     damping.came_up(1.0)
     until = damping.held_until(1.0)
-    assert until == pytest.approx(1.0 + 3.0, abs=0.2)
+    assert until == pytest.approx(1.0 + 5.0, abs=0.2)
     assert damping.held_until(until - 0.01) == until
     assert damping.held_until(until) is None
 
@@ -155,7 +169,7 @@ def test_a_single_outage_holds_the_return_for_three_seconds():
 def test_flapping_every_two_seconds_suppresses_until_it_has_been_quiet():
     damping, now = Damping(), 0.0
     for _ in range(4):
-        damping.went_down(now)
+        fall(damping, now)
         damping.came_up(now + 1)
         now += 2
     assert damping.penalty(now) > 3000
@@ -169,7 +183,7 @@ def test_flapping_every_two_seconds_suppresses_until_it_has_been_quiet():
 def test_slow_flaps_do_not_suppress():
     damping = Damping()
     for i in range(10):
-        damping.went_down(i * 60.0)
+        fall(damping, i * 60.0)
         damping.came_up(i * 60.0 + 1)
         damping.held_until(i * 60.0 + 2)
         assert not damping.suppressed
@@ -178,5 +192,5 @@ def test_slow_flaps_do_not_suppress():
 def test_suppression_is_bounded():
     damping = Damping()
     for i in range(1000):
-        damping.went_down(i * 0.1)
+        fall(damping, i * 0.1)
     assert damping.held_until(100.0) <= 99.9 + 120.1
