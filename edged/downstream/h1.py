@@ -231,12 +231,11 @@ class H1Connection(asyncio.Protocol):
             else:
                 self._refuse(error)
             return b""
-        rest = data[end + 4 :]
-        self._begin(head, rest)
-        return rest
+        self._begin(head)
+        return data[end + 4 :]
 
-    def _begin(self, head: RequestHead, rest: bytes) -> None:
-        """Start the exchange of ``head``; ``rest`` is what the client sent after it already."""
+    def _begin(self, head: RequestHead) -> None:
+        """Start the exchange of ``head``."""
         hub = self._hub
         length = head.body_length
         upgradable = head.upgrade is not None
@@ -258,10 +257,7 @@ class H1Connection(asyncio.Protocol):
         hub.requests_open += 1
         if head.upgrade is not None:
             self.upgrade_offered = head.upgrade
-            self._buffer = rest  # what `keep_alive_after` must know of
         sink = hub.handler(head, exchange)
-        if upgradable:
-            self._buffer = b""
         if not exchange.done:
             exchange.sink = sink
             if self._write_paused:
@@ -343,14 +339,14 @@ class H1Connection(asyncio.Protocol):
     def keep_alive_after(self, exchange: H1Exchange) -> bool:
         """Decide, when the head is written, whether another request may follow.
 
-        Not after a refused CONNECT or Upgrade whose client already sent bytes meant for the other
-        protocol, nor when it is open whether the client will send the body it announced.
+        Not after a refused CONNECT or Upgrade, as the client may already have sent bytes meant for
+        the other protocol; nor when it is open whether it will send the body it announced.
         """
         if (
             self._hub.draining
             or exchange.method == b"CONNECT"
+            or exchange.upgradable
             or exchange.awaits_continue
-            or (exchange.upgradable and self._buffer)
         ):
             self.keep_alive = False
         return self.keep_alive
