@@ -7,7 +7,7 @@ It never judges, never retries and never decides when it runs: `probes.schedule`
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,13 @@ class Dialer(Protocol):
 
         Raises `DialError` (UNREACHABLE) with a text that says what is missing.
         """
+
+
+Announce = Callable[[str, Kind, float], None]
+"""``announce(path name, kind, sent_at)``: a packet that ought to be answered just left this host.
+
+The decider counts silence from then on, instead of from the probe's timeout.
+"""
 
 
 class Probe(Protocol):

@@ -24,7 +24,7 @@ from icmplib.sockets import ICMPv4Socket, ICMPv6Socket
 
 from policies.model import Kind, Line, Outcome, Path, Sample
 from probes import echo
-from probes.base import Dialer, DialError
+from probes.base import Announce, Dialer, DialError
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,15 @@ class _Channel:
     """One socket of one line and family, and what is in flight on it."""
 
     def __init__(
-        self, sock: socket.socket, *, raw: bool, clock: Callable[[], float], owner: object
+        self,
+        sock: socket.socket,
+        *,
+        raw: bool,
+        clock: Callable[[], float],
+        sent: Announce | None,
+        owner: object,
     ) -> None:
+        self._sent = sent
         self._owner = owner  # keeps icmplib's socket object, which closes on collection, alive
         self._sock = sock
         self._family = sock.family
@@ -117,6 +124,8 @@ class _Channel:
             return error.errno not in _BINDING_LOST
         timer = self._loop.call_later(timeout_s, self._expire, sequence)
         self._waiting[sequence] = _Waiting(path, target, sent_at, wall_ns, report, timer)
+        if self._sent is not None:
+            self._sent(path, Kind.ICMP, sent_at)
         return True
 
     def close(self) -> None:
@@ -204,9 +213,11 @@ class IcmpProbe:
         self,
         dialer: Dialer,
         *,
+        sent: Announce | None = None,
         clock: Callable[[], float] = time.monotonic,
         warn: Callable[[str], None] = log.warning,
     ) -> None:
+        self._sent = sent
         self._dialer = dialer
         self._clock = clock
         self._warn = warn
@@ -332,7 +343,7 @@ class IcmpProbe:
                 owner.close()
                 raise
             self.permitted = True
-            return _Channel(owner.sock, raw=raw, clock=self._clock, owner=owner)
+            return _Channel(owner.sock, raw=raw, clock=self._clock, sent=self._sent, owner=owner)
         self.permitted = False
         self._warn(NOT_PERMITTED)
         return None

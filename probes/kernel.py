@@ -75,11 +75,11 @@ class TcpInfo(NamedTuple):
 
     @property
     def unacked_bytes(self) -> int:
-        """Bytes sent and not yet acknowledged, exact where the kernel counts bytes."""
+        """Bytes sent and not yet acknowledged, to the byte or one less; above 0 if any are."""
         if self.bytes_sent is None or self.bytes_acked is None or self.bytes_retrans is None:
             return self.unacked * self.mss_bytes
-        # bytes_acked counts the SYN as one byte (RFC 793 sequence space), hence the floor at 0.
-        return max(0, self.bytes_sent - self.bytes_retrans - self.bytes_acked)
+        # bytes_acked counts an active opener's SYN as a byte, bytes_sent does not.
+        return max(min(1, self.unacked), self.bytes_sent - self.bytes_retrans - self.bytes_acked)
 
 
 def parse(raw: bytes) -> TcpInfo | None:

@@ -82,6 +82,8 @@ class Scheduler:
         as ``(path name, socket)`` for TCP_INFO, looked at every 250 ms, and ``readings`` gets
         what they say of unanswered bytes."""
         self._probes = dict(probes)
+        # Looked at once: isinstance with a protocol costs more than a probe's own work.
+        self._startable = {k: p for k, p in self._probes.items() if isinstance(p, Startable)}
         self._activity = activity
         self._report = report
         self._estimate = estimate
@@ -155,11 +157,12 @@ class Scheduler:
         self._timer = self._stopped.get_loop().call_later(wait_s, self._turn)
 
     def _start(self, job: Job) -> None:
-        probe = self._probes[job.kind]
         wait_s = timeout_s(job.kind, self._estimate(job.path.name))
-        if isinstance(probe, Startable):
-            probe.start(job.path, timeout_s=wait_s, report=self._report)
+        startable = self._startable.get(job.kind)
+        if startable is not None:
+            startable.start(job.path, timeout_s=wait_s, report=self._report)
             return
+        probe = self._probes[job.kind]
         task = asyncio.get_running_loop().create_task(self._run_one(probe, job.path, wait_s))
         self._running.add(task)
         task.add_done_callback(self._running.discard)

@@ -6,11 +6,12 @@ kernel, so that a busy loop adds nothing to it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
 from policies.model import Kind, Outcome, Path, Sample
-from probes.base import Dialer, DialError
+from probes.base import Announce, Dialed, Dialer, DialError
 
 
 class TcpProbe:
@@ -20,23 +21,27 @@ class TcpProbe:
     cost_bytes = 7 * 60
     """SYN, SYN-ACK, ACK and two FINs with their ACKs, over IPv4 with options or bare IPv6."""
 
-    def __init__(self, dialer: Dialer, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        dialer: Dialer,
+        *,
+        sent: Announce | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._dialer = dialer
+        self._sent = sent
         self._clock = clock
 
     async def run(self, path: Path, *, timeout_s: float) -> Sequence[Sample]:
         """Connect once. A SYN that had to be repeated counts as a packet lost, not as a slow
         round trip: the wait for its repetition is the kernel's, not the path's."""
-        endpoint = path.endpoint
         sent_at = self._clock()
         try:
-            dialed = await self._dialer.connect_tcp(
-                path.line,
-                endpoint.host,
-                endpoint.port,
-                address=endpoint.address,
-                timeout_s=timeout_s,
-            )
+            if path.endpoint.address is None:
+                # The dialer keeps the answer, so that the connect below sends its SYN at once.
+                await self._resolve(path, timeout_s)
+                sent_at = self._clock()
+            dialed = await self._connect(path, sent_at, timeout_s)
         except DialError as error:
             if error.outcome is Outcome.LOCAL:
                 return ()
@@ -46,9 +51,36 @@ class TcpProbe:
             Sample(
                 path.name,
                 Kind.TCP,
-                sent_at + dialed.dns_s,
+                sent_at,
                 dialed.rtt_s if dialed.rtt_s is not None or dialed.syn_lost else dialed.connect_s,
                 packets_sent=1 + dialed.syn_lost,
                 packets_lost=dialed.syn_lost,
             ),
         )
+
+    async def _resolve(self, path: Path, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._dialer.resolve(path.line, path.endpoint.host)
+        except TimeoutError:
+            raise DialError(Outcome.DNS, f"no address for {path.endpoint.host} in time") from None
+
+    async def _connect(self, path: Path, sent_at: float, timeout_s: float) -> Dialed:
+        endpoint = path.endpoint
+        # In the next turn, when the SYN is out; not at all if there is none to wait for.
+        announcement = (
+            asyncio.get_running_loop().call_soon(self._sent, path.name, Kind.TCP, sent_at)
+            if self._sent is not None
+            else None
+        )
+        try:
+            return await self._dialer.connect_tcp(
+                path.line,
+                endpoint.host,
+                endpoint.port,
+                address=endpoint.address,
+                timeout_s=timeout_s,
+            )
+        finally:
+            if announcement is not None:
+                announcement.cancel()

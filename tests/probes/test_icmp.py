@@ -173,6 +173,17 @@ class TestRaw:
 
         assert with_probe(test).rtt_s < 0.1  # the kernel noted when the answer came
 
+    def test_what_was_sent_is_announced_and_what_was_not_is_not(self):
+        announced = []
+
+        async def test(probe):
+            (sample,) = await probe.run(path_to("127.0.0.1"), timeout_s=2)
+            await probe.run(path_to("203.0.113.1"), timeout_s=2)
+            return sample
+
+        sample = with_probe(test, sent=lambda *args: announced.append(args))
+        assert announced == [(sample.path, Kind.ICMP, sample.sent_at)]
+
     def test_silence_ends_at_the_deadline(self):
         async def test(probe):
             await probe.run(path_to("127.0.0.1"), timeout_s=2)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import socket
 import struct
+import subprocess
+import sys
 import time
+from pathlib import Path as File
 
 import pytest
 from hypothesis import given
@@ -226,3 +230,66 @@ def test_a_look_at_a_socket_costs_microseconds():
                 read(client)
             best = min(best, (time.perf_counter() - start) / 500)
     assert best < 100e-6  # about 5 us; the bound only catches a blunder
+
+
+INSIDE = """
+import socket, subprocess, sys, time
+from probes.kernel import KernelSampler, read
+ns = sys.argv[1]
+def ip(*args): subprocess.run(["ip", *args], check=True)
+peer = subprocess.Popen(
+    ["ip", "netns", "exec", ns, sys.executable, "-c",
+     "import socket\\nl = socket.create_server(('10.9.0.2', 7))\\nprint('up', flush=True)\\n"
+     "c, _ = l.accept()\\nwhile c.recv(65536): pass"], stdout=subprocess.PIPE)
+peer.stdout.readline()
+client = socket.create_connection(("10.9.0.2", 7), 5)
+client.sendall(b"x" * 1000)
+sampler = KernelSampler()
+def look(done):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = sampler.sample([("p", client)], time.monotonic())
+        if done(found): return found[0]
+        time.sleep(0.01)
+    raise SystemExit("nothing seen")
+alive = look(lambda found: found)
+print("alive", alive.outcome.value, alive.packets_lost, alive.rtt_s is not None)
+ip("-n", ns, "addr", "del", "10.9.0.2/24", "dev", "v1")   # packets now vanish without a word
+client.sendall(b"y" * 1000)
+dead = look(lambda found: found)
+(reading,) = sampler.readings.values()
+print("dead", dead.outcome.value, dead.packets_lost > 0, dead.rtt_s)
+look(lambda _: [*sampler.readings.values()][0].backoff > 0) if not reading.backoff else None
+(reading,) = sampler.readings.values()
+print("reading", reading.silent, 999 <= reading.unacked_bytes <= 1000, reading.since_ack_s > 0.1)
+ip("-n", ns, "addr", "add", "10.9.0.2/24", "dev", "v1")
+back = look(lambda found: found and found[0].outcome.value == "ok")
+print("back", back.outcome.value, read(client).unacked_bytes)
+peer.kill()
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a namespace")
+def test_a_real_line_that_dies_and_comes_back():
+    ns = f"edged-kernel-{os.getpid()}"
+    root = File(__file__).parents[2]
+    setup = (
+        f"ip link set lo up && ip link add v0 type veth peer name v1 && ip netns add {ns} && "
+        f"ip link set v1 netns {ns} && ip addr add 10.9.0.1/24 dev v0 && ip link set v0 up && "
+        f"ip -n {ns} addr add 10.9.0.2/24 dev v1 && ip -n {ns} link set v1 up && "
+        f'"$0" -c "$1" {ns}; status=$?; ip netns del {ns}; exit $status'
+    )
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", setup, sys.executable, INSIDE],
+        capture_output=True, text=True, timeout=60, check=False,
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    if "Operation not permitted" in done.stderr:
+        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
+    assert done.stdout.splitlines() == [
+        "alive ok 0 True",
+        "dead timeout True None",
+        "reading True True True",
+        "back ok 0",
+    ], done.stdout + done.stderr

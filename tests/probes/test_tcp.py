@@ -94,8 +94,27 @@ def test_silence_is_a_timeout_and_a_repeated_syn_a_packet_lost_not_a_slow_answer
     assert sample.rtt_s is None  # Karn: a repeated SYN's round trip is not known
 
 
+def test_the_syn_is_announced_once_it_is_out_and_never_when_none_went(listener):
+    announced = []
+
+    async def main():
+        probe = TcpProbe(LineDialer(), sent=lambda *args: announced.append(args))
+        path = path_to(listener.getsockname()[1])
+        (sample,) = await probe.run(path, timeout_s=2)
+        assert announced == [(path.name, Kind.TCP, sample.sent_at)]
+        await probe.run(path_to(80, line=Line("gone", source="10.71.1.2")), timeout_s=2)
+        await probe.run(path_to(80, host="::1"), timeout_s=2)
+        await asyncio.sleep(0)
+        assert len(announced) == 1
+
+    asyncio.run(main())
+
+
 def test_when_this_host_is_exhausted_there_is_no_sample():
     class Exhausted:
+        async def resolve(self, line, host):
+            return [host]
+
         async def connect_tcp(self, *_, **__):
             raise DialError(Outcome.LOCAL, "no descriptors")
 
