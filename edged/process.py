@@ -64,9 +64,9 @@ class Process:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_told_in_a_line)
         stop = self._stop = loop.create_future()
+        self._catch_signals(loop)
         daemon = self._daemon = Daemon(self._config)
         await daemon.start()
-        self._catch_signals(loop)
         self._announce(daemon)
         try:
             async with asyncio.TaskGroup() as group:
