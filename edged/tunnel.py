@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from edged.driver import UPGRADED_IDLE_S, Driver
 from edged.messages import Headers, RequestHead, ResponseHead
@@ -250,7 +250,7 @@ class Leg(asyncio.Protocol):
             self._task = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none by type
         if self._over:
             transport.abort()
             return

@@ -1,6 +1,7 @@
 """A scripted upstream side and a recording client, for playbooks of one exchange."""
 
-import asyncio
+import uvloop
+
 from edged.exchanges import Exchanges
 from edged.messages import RequestHead, ResponseHead
 from edged.routes import Routed
@@ -225,10 +226,10 @@ class Stage:
 
 
 def staged(test):
-    """Run ``test(...)``, a coroutine function, in a loop of its own."""
+    """Run ``test(...)``, a coroutine function, in a loop of its own, of the daemon's kind."""
 
     def run(*args, **kwargs):
-        asyncio.run(test(*args, **kwargs))
+        uvloop.run(test(*args, **kwargs))
 
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__
