@@ -53,7 +53,7 @@ class LineRecord:
 class UpstreamRecord:
     """One upstream: its policy, its endpoints' cohort and latencies, its paths."""
 
-    __slots__ = ("cohort", "latencies", "listed", "name", "paths", "policy")
+    __slots__ = ("cohort", "latencies", "listed", "name", "paths", "policy", "serial")
 
     def __init__(self, name: str, policy: Policy, *, listed: bool) -> None:
         self.name = name
@@ -62,6 +62,8 @@ class UpstreamRecord:
         self.cohort = Cohort()
         self.latencies: dict[str, EndpointLatency] = {}
         self.paths: list[PathRecord] = []
+        self.serial = 0
+        """Of the last snapshot that showed something new of it."""
 
     def latency(self, endpoint: str) -> EndpointLatency:
         """Time to first byte of one of its endpoints."""

@@ -157,7 +157,8 @@ class PathTable:
     # -- choices -----------------------------------------------------------------------------
 
     def ranking(self, upstream: str, cls: RequestClass) -> Ranking:
-        """The order for a request that comes now, which is counted. Memoised per snapshot.
+        """The order for a request that comes now, which is counted. Memoised until a snapshot
+        shows something new of the upstream.
 
         Raises KeyError for an upstream that does not exist.
         """
@@ -166,14 +167,14 @@ class PathTable:
             entry = self._entry(upstream, cls)
         entry.requests += 1
         ranking = entry.ranking
-        if ranking is None or entry.serial != self._serial:
+        if ranking is None or entry.serial != entry.upstream.serial:
             ranking = self._rank(entry)
         return ranking
 
     def peek(self, upstream: str, cls: RequestClass) -> Ranking:
         """The same for people and standby connections: nothing is counted."""
         entry = self._entries.get((upstream, cls)) or self._entry(upstream, cls)
-        if entry.ranking is None or entry.serial != self._serial:
+        if entry.ranking is None or entry.serial != entry.upstream.serial:
             return self._rank(entry)
         return entry.ranking
 
@@ -360,16 +361,17 @@ class PathTable:
             if record.due is not None and record.due <= now:
                 record.gate.tick(now)
                 self._dirty.add(record)
+        self._serial += 1
+        self._republish_at = now + REPUBLISH_S
         for record in self._dirty:
             name = record.path.name
             record.settle(now)
             record.finding = self._detector.finding(name)
             self._states[name] = record.state(now)
+            record.upstream.serial = self._serial
         self._dirty.clear()
         if self._troubled:
             self._troubled = {r for r in self._troubled if r.restless(now)}
-        self._serial += 1
-        self._republish_at = now + REPUBLISH_S
         self.snapshot = Snapshot(now, self._serial, dict(self._states), self._index)
         self._untold.extend(changes)
         self._tell()
@@ -404,7 +406,7 @@ class PathTable:
             now=now,
         )
         entry.requests = 0
-        entry.serial = self._serial
+        entry.serial = upstream.serial
         choice = entry.changed(ranking, now)
         if choice is not None and self._on_choice is not None:
             self._on_choice(choice)

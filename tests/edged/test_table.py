@@ -120,6 +120,21 @@ def test_a_ranking_is_memoised_per_snapshot(bench):
     assert bench.table.ranking("u", SMALL) is not first
 
 
+def test_the_traffic_of_one_upstream_does_not_rank_another_anew():
+    endpoints = (endpoint(), endpoint(upstream="v"))
+    b = Bench(Topology(None, (Line("cn2"), Line("bgp")), endpoints))
+    b.warm_up()
+    b.now += 0.2
+    b.table.tick(b.now)
+    other = b.table.ranking("v", SMALL)
+    b.now += 0.2
+    b.sample("cn2>u/e1")
+    assert b.table.ranking("v", SMALL) is other
+    b.now += 5.0
+    b.table.tick(b.now)
+    assert b.table.ranking("v", SMALL) is not other, "regret and decay go on"
+
+
 def test_pure_estimates_republish_at_most_every_100_ms(bench):
     serials = set()
     for _ in range(1000):
@@ -287,6 +302,57 @@ def test_an_untested_breaker_half_opens_by_its_deadline(bench):
         bench.now = max(due, bench.now)
         bench.table.tick(bench.now)
     assert bench.table.snapshot.paths["bgp>u/e1"].breaker is Breaker.HALF_OPEN
+
+
+def test_a_path_that_succeeds_far_less_often_is_gated_without_three_failures_in_a_row():
+    b = Bench()
+    b.warm_up()
+    for i in range(60):
+        b.now += 0.2
+        b.sample("bgp>u/e1")
+        outcome = Outcome.RESET if i % 2 else Outcome.OK
+        b.sample("cn2>u/e1", Kind.TTFB, outcome, rtt_s=0.06 if outcome is Outcome.OK else None)
+        if b.table.snapshot.paths["cn2>u/e1"].breaker is Breaker.OPEN:
+            break
+    state = b.table.snapshot.paths["cn2>u/e1"]
+    assert state.breaker is Breaker.OPEN
+    assert "far less often" in state.reason
+    assert b.first() == "bgp"
+
+
+def test_a_full_line_is_stepped_around_by_big_bodies():
+    lines = (Line("cn2", capacity_bps=1e7), Line("bgp", capacity_bps=1e8))
+    b = Bench(Topology(None, lines, (endpoint(),)))
+    b.warm_up()
+    big = RequestClass.of(64 << 20)
+    b.table.set_line_usage("cn2", 9.9e6)
+    b.now += 0.2
+    b.table.set_warm("cn2>u/e1", Carrier.H2)
+    b.table.set_warm("bgp>u/e1", Carrier.H2)
+    b.table.tick(b.now)
+    assert b.first(SMALL) == "cn2"
+    ranking = b.table.ranking("u", big)
+    assert ranking.order[0].state.path.line.name == "bgp"
+    assert ranking.order[1].filtered == "hot"
+
+
+def test_looking_counts_nothing(bench):
+    for _ in range(100):
+        bench.table.peek("u", SMALL)
+    assert bench.table._entries[("u", SMALL)].requests == 0
+
+
+def test_thousands_of_exchanges_a_second_are_one_sign_of_life_but_all_counted(bench):
+    for _ in range(1000):
+        bench.now += 0.0005
+        bench.sample("cn2>u/e1", Kind.TTFB, rtt_s=0.5)
+    bench.sample("cn2>u/e1", Kind.TTFB, Outcome.TIMEOUT)
+    bench.now += 1
+    bench.table.tick(bench.now)
+    assert bench.table.snapshot.paths["cn2>u/e1"].ttfb_p95_s == pytest.approx(0.5, rel=0.02)
+    record = bench.table._records["cn2>u/e1"]
+    assert record.rate.samples(bench.now) > 950
+    assert record.rate.mean > 0.99
 
 
 def test_error_statuses_eject_the_endpoint_and_no_line():

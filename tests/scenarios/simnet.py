@@ -346,7 +346,7 @@ class World:
     def _read_kernel(self) -> None:
         """Without an acknowledgement: a TIMEOUT if something was sent again, else nothing."""
         self.after(0.25, self._read_kernel)
-        for path, known in self.kernel.items():
+        for path, known in list(self.kernel.items()):
             sent, lost, acks = known.sent, known.lost, known.acks
             known.sent = known.lost = known.acks = 0
             if acks:
