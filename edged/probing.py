@@ -15,6 +15,7 @@ from policies.schema import Policy
 from probes.base import Dialer, Probe
 from probes.http import HttpProbe
 from probes.icmp import IcmpProbe
+from probes.quic import QuicProbe
 from probes.schedule import Report, Scheduler
 from probes.tcp import TcpProbe
 
@@ -57,7 +58,7 @@ class Probing:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises OSError when ``ca_file`` is unreadable."""
-        self._icmp = IcmpProbe(dialer)
+        self._icmp = IcmpProbe(dialer, sent=table.sent)
         self._http = HttpProbe(
             dialer,
             ca_file=ca_file,
@@ -67,8 +68,9 @@ class Probing:
         """Line name to what its probes have cost so far, by the probes' own estimate."""
         probes: Mapping[Kind, Probe] = {
             Kind.ICMP: self._icmp,
-            Kind.TCP: TcpProbe(dialer),
+            Kind.TCP: TcpProbe(dialer, sent=table.sent),
             Kind.HTTP: self._http,
+            Kind.QUIC: QuicProbe(dialer, ca_file=ca_file),
             Kind.PING: PingProbe(pools, table, clock),
         }
         self._costs = {kind: probe.cost_bytes for kind, probe in probes.items()}

@@ -23,9 +23,12 @@ from edged.mistakes import nearest
 from policies.model import Carrier, Endpoint, Line, Path, Sample
 from probes.http import HttpProbe, HttpReport
 from probes.icmp import IcmpProbe
+from probes.quic import QuicProbe, QuicReport
 
 ECHOES = 5
 ECHO_GAP_S = 0.1
+QUIC_TIMEOUT_S = 3.0
+"""Where UDP is blocked, nothing says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Row:
     icmp_min_s: float | None
     icmp_avg_s: float | None
     icmp_note: str
+    quic: QuicReport | None
+    """``None``: the URL is not https."""
 
 
 def probe(
@@ -108,9 +113,13 @@ async def _measure_all(
     dialer = LineDialer()
     icmp = IcmpProbe(dialer, warn=warnings.append)
     http = HttpProbe(dialer, ca_file=ca_file, target=lambda _: target)
+    quic = QuicProbe(dialer, ca_file=ca_file) if endpoint.scheme == "https" else None
     try:
         return await asyncio.gather(
-            *(_measure(Path(line, endpoint), http, icmp, warnings, timeout_s) for line in lines)
+            *(
+                _measure(Path(line, endpoint), http, icmp, quic, warnings, timeout_s)
+                for line in lines
+            )
         )
     finally:
         await http.close()
@@ -119,10 +128,17 @@ async def _measure_all(
 
 
 async def _measure(
-    path: Path, http: HttpProbe, icmp: IcmpProbe, warnings: list[str], timeout_s: float
+    path: Path,
+    http: HttpProbe,
+    icmp: IcmpProbe,
+    quic: QuicProbe | None,
+    warnings: list[str],
+    timeout_s: float,
 ) -> Row:
-    report, echoes = await asyncio.gather(
-        http.measure(path, timeout_s=timeout_s, fresh=True), _echo(path, icmp, timeout_s)
+    report, echoes, datagrams = await asyncio.gather(
+        http.measure(path, timeout_s=timeout_s, fresh=True),
+        _echo(path, icmp, timeout_s),
+        _inspect(path, quic, min(QUIC_TIMEOUT_S, timeout_s)),
     )
     times = [sample.rtt_s for sample in echoes if sample.rtt_s is not None]
     note = ""
@@ -138,7 +154,12 @@ async def _measure(
         icmp_min_s=min(times, default=None),
         icmp_avg_s=sum(times) / len(times) if times else None,
         icmp_note=note,
+        quic=datagrams,
     )
+
+
+async def _inspect(path: Path, quic: QuicProbe | None, timeout_s: float) -> QuicReport | None:
+    return None if quic is None else await quic.inspect(path, timeout_s=timeout_s)
 
 
 async def _echo(path: Path, icmp: IcmpProbe, timeout_s: float) -> list[Sample]:
@@ -151,12 +172,18 @@ async def _echo(path: Path, icmp: IcmpProbe, timeout_s: float) -> list[Sample]:
     return samples
 
 
+_COLUMNS = (
+    *("line", "address", "dns", "connect", "tls", "first byte", "answer"),
+    *("icmp least / mean", "quic"),
+)
+
+
 def _print(rows: Sequence[Row]) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 200
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("line", "address", "dns", "connect", "tls", "first byte", "answer", "icmp"):
+    for column in _COLUMNS:
         table.add_column(column)
     for row in rows:
         http = row.http
@@ -170,10 +197,11 @@ def _print(rows: Sequence[Row]) -> None:
             _s(http.first_byte_s),
             Text(answer, style="green" if http.outcome.ok else "red"),
             _icmp(row),
+            _quic(row.quic),
         )
     console.print(table)
     for row in rows:
-        for text in (row.http.detail, row.icmp_note):
+        for text in (row.http.detail, row.icmp_note, row.quic.detail if row.quic else ""):
             if text:
                 console.print(Text(f"{row.line}: {text}", style="dim"))
 
@@ -183,6 +211,19 @@ def _icmp(row: Row) -> str:
         return "-"
     lost = percent(1 - row.replies / row.echoes)
     return f"{_s(row.icmp_min_s)} / {_s(row.icmp_avg_s)}, {lost} lost" if row.replies else "silent"
+
+
+def _quic(report: QuicReport | None) -> str:
+    if report is None:
+        return "-"
+    if report.handshake_s is None:
+        return report.outcome.value
+    text = _s(report.handshake_s)
+    if report.ping_rtt_s is not None:
+        text += f", ping {_s(report.ping_rtt_s)}"
+    if report.early_data_offered:
+        text += ", 0-RTT" if report.early_data_accepted else ", 0-RTT offered but refused"
+    return text
 
 
 def _s(seconds: float | None) -> str:
