@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -258,3 +259,25 @@ def test_a_bug_is_a_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "edged: a bug in edged: RuntimeError: the middle fell out (EDGED_DEBUG=1 shows where)\n"
     )
+
+
+def test_the_readme_is_about_this_program(edged):
+    text = (ROOT / "README.md").read_text()
+    first, second = text.index("make run"), text.index("make test")
+    assert first < second < text.index("##")
+    commands = edged("--help").stdout
+    for command in (
+        "run",
+        "check",
+        "schema",
+        "status",
+        "why",
+        "probe",
+        "reload",
+        "demo",
+        "version",
+    ):
+        assert f"`edged {command}" in text
+        assert f"\n    {command} " in commands
+    for link in re.findall(r"\]\(([\w/.-]+)\)", text):
+        assert (ROOT / link).exists(), link
