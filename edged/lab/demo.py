@@ -54,6 +54,8 @@ _SETTLED = 20
 class Schedule:
     """When what happens, in seconds."""
 
+    warm_up_s: float = 1.0
+    """First measurements, before traffic."""
     settle_s: float = 8.0
     dark_s: float = 7.0
     total_s: float | None = None
@@ -63,7 +65,12 @@ class Schedule:
         """A schedule that shows everything in the time there is."""
         if total_s is None:
             return cls()
-        return cls(min(8.0, 0.3 * total_s), min(7.0, 0.25 * total_s), total_s)
+        return cls(
+            warm_up_s=min(1.0, 0.05 * total_s),
+            settle_s=min(8.0, 0.3 * total_s),
+            dark_s=min(7.0, 0.25 * total_s),
+            total_s=total_s,
+        )
 
 
 @dataclass(slots=True)
@@ -132,7 +139,7 @@ class Show:
     def __init__(self, lab: Lab, daemon: Daemon, proxy: str, admin: str) -> None:
         self._lab = lab
         self._daemon = daemon
-        self._hints = _hints(f"http://{proxy}", f"http://{admin}", lab)
+        self._hints = _hints(f"http://{proxy}", admin, lab)
         self._traffic = Traffic(f"http://{proxy}{PREFIX}")
         self._loop = asyncio.get_running_loop()
         self._start = self._loop.time()
@@ -153,7 +160,6 @@ class Show:
                 self._tell(
                     "this kernel refuses socket filters: dead lines stall in user space only"
                 )
-            self._traffic.start()
             helpers = [
                 self._loop.create_task(self._refresh(live)),
                 self._loop.create_task(self._script(schedule)),
@@ -183,6 +189,8 @@ class Show:
                 self._tell(self._view.status_line())
 
     async def _script(self, schedule: Schedule) -> None:
+        await asyncio.sleep(schedule.warm_up_s)
+        self._traffic.start()
         await asyncio.sleep(schedule.settle_s)
         while True:
             result = await self._failover(schedule)
@@ -290,12 +298,13 @@ def _hints(base: str, admin: str, lab: Lab) -> list[str]:
     return [
         f"curl {base}{PREFIX}/echo",
         f"curl -N {base}{PREFIX}/v1/chat/completions -d '{chat}'",
-        f"curl -o /dev/null {base}{PREFIX}/bytes/5000000 -w '%{{speed_download}} bytes/s\\n'",
+        f"curl -o /dev/null {base}{PREFIX}/bytes/1000000 -w '%{{speed_download}} bytes/s\\n'",
         f"curl -x {base} --cacert {lab.ca_file} https://{HOST}/echo      # CONNECT",
-        f"curl {admin}/status",
+        f"curl http://{admin}/metrics",
         "python -c \"import openai; print(openai.OpenAI(api_key='x', "
         f"base_url='{base}{PREFIX}/v1').chat.completions.create(model='lab', "
         "messages=[{'role': 'user', 'content': 'hi'}]).choices[0].message.content)\"",
         f"edged status --admin {admin}",
+        f"edged why {PREFIX}/echo --admin {admin}",
         f"less {lab.directory}/edged.yaml {lab.directory}/edged.log",
     ]

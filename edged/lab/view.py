@@ -13,7 +13,7 @@ from rich.text import Text
 from edged.lab.lab import Lab
 from edged.lab.traffic import Tally
 from edged.table import PathTable
-from policies.model import PathState, RequestClass, Verdict
+from policies.model import Path, PathState, RequestClass, Verdict
 
 _COLOURS = {Verdict.UP: "green", Verdict.SUSPECT: "yellow", Verdict.DOWN: "red"}
 _EVENTS = 8
@@ -31,17 +31,15 @@ class View:
         self._tally = tally
         self._hints = hints
         self._events: deque[str] = deque(maxlen=_EVENTS)
-        self._console = Console(highlight=False, soft_wrap=not live)
         self._live: Live | None = None
         if live:
-            self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+            console = Console(highlight=False)
+            self._live = Live(self._render(), console=console, refresh_per_second=4)
 
     def __enter__(self) -> View:
+        print("Try:", *self._hints, "", sep="\n", flush=True)  # plain, so that they can be copied
         if self._live:
             self._live.start()
-        else:
-            for hint in self._hints:
-                self._console.print(hint, markup=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,7 +52,7 @@ class View:
         line = f"{at_s:6.2f} s  {text}"
         self._events.append(line)
         if not self._live:
-            self._console.print(line, markup=False)
+            print(line, flush=True)
 
     def refresh(self) -> None:
         """Redraw."""
@@ -91,14 +89,11 @@ class View:
             f"{t.tokens} tokens, {t.tokens_lost} lost",
         )
         events = Text("\n".join(self._events) or "warming up")
-        hints = Text("\n".join(self._hints), style="dim")
-        return Group(
-            self._paths(), Panel(Group(counts, events), title="traffic"), Panel(hints, title="try")
-        )
+        return Group(self._paths(), Panel(Group(counts, events), title="traffic"))
 
     def _paths(self) -> Table:
         table = Table(expand=True)
-        for heading in ("", "path", "line is set to"):
+        for heading in ("", "path", "set to"):
             table.add_column(heading, no_wrap=True)
         table.add_column("verdict")
         for heading in ("RTT", "loss at most", "cost", "carrier", "in flight"):
@@ -111,7 +106,7 @@ class View:
             table.add_row(
                 Text("▶" if place == 0 else "", style="bold green"),
                 state.path.name,
-                self._truth(state.path.line.name),
+                self._truth(state.path),
                 Text(state.verdict.name, style=f"bold {colour}"),
                 _ms(estimate.rtt_s),
                 "" if estimate.loss is None else f"{estimate.loss:.1%}",
@@ -121,12 +116,14 @@ class View:
             )
         return table
 
-    def _truth(self, line_name: str) -> Text:
-        line = self._lab.lines[line_name]
+    def _truth(self, path: Path) -> Text:
+        """What the lab does to the path now."""
+        line = self._lab.lines[path.line.name]
         up, down = line.up.impairment, line.down.impairment
         if up.blackhole and down.blackhole:
             return Text("BLACKHOLE", style="bold red")
-        return Text(f"{line.rtt_s * 1e3:.0f} ms, {up.loss:.1%} loss")
+        rtt_s = line.rtt_s + self._lab.endpoints[path.endpoint.name].spec.extra_rtt_s
+        return Text(f"{rtt_s * 1e3:.0f} ms, {up.loss:.1%} loss")
 
 
 def _ms(seconds: float | None) -> str:
