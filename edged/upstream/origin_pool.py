@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import PREFERENCE
@@ -24,6 +25,7 @@ from edged.upstream.pool_types import PoolStats, PoolTools, Waiter
 from policies.model import Carrier, Endpoint, Failure, Outcome, Path
 from probes.base import DialError
 
+_CLOSED = Failure(Outcome.LOCAL, "edged is shutting down")
 MULTIPLEXED = 100
 """Streams hoped for on a connection not made yet that may turn out to be h2 or h3."""
 
@@ -80,7 +82,9 @@ class OriginPool:
             events, queue, self._loop.time() + self._limits.wait_s, early_data=early_data
         )
         queue[waiter] = None
-        if self._verifying and self.suspect_since is None and not upgrade:
+        if self._closed:
+            self._loop.call_soon(self._stop_waiting, _CLOSED)
+        elif self._verifying and self.suspect_since is None and not upgrade:
             self._back_up()
         else:
             self._dial_for_waiters()
@@ -324,17 +328,17 @@ class OriginPool:
     def close(self) -> None:
         """Shut down at once."""
         self._closed = True
-        self._fail_all(Failure(Outcome.LOCAL, "edged is shutting down"))
+        self._fail_all(_CLOSED)
 
     def drain(self) -> None:
         """Take nothing new; those who wait for a connection fail."""
         self._closed = True
-        self._stop_waiting(Failure(Outcome.LOCAL, "the pool is draining", unprocessed=True))
+        self._stop_waiting(_CLOSED)
         for connection in list(self.connections):
             connection.drain()
 
     def _fail_all(self, failure: Failure) -> None:
-        self._stop_waiting(Failure(failure.outcome, failure.detail, True, failure.path_down))
+        self._stop_waiting(failure)
         for connection in list(self.connections):
             connection.close(failure)
 
@@ -347,11 +351,12 @@ class OriginPool:
         if self._backup is not None:
             self._backup.cancel()
             self._backup = None
+        told = replace(failure, unprocessed=True)
         for queue in (self._waiters, self._upgrades):
             waiters = list(queue)
             queue.clear()
             for waiter in waiters:
-                waiter.events.failed(failure)
+                waiter.events.failed(told)
 
     def tick(self, now: float) -> None:
         """Once a second or so: idle expiry, waits that lasted too long, warm standby."""

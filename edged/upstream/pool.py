@@ -159,6 +159,8 @@ class Pools:
             pool.drain()
             self._retired.add(pool)
         pool = self._pools[path.name] = OriginPool(path, self._tools)
+        if self._closed:
+            pool.close()
         change = self._verdicts.get(path.name)
         if change is not None and change.new is Verdict.SUSPECT:
             pool.suspect(self._loop.time())

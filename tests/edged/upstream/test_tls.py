@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import asynccontextmanager
 
 import pytest
 import trustme
@@ -47,6 +48,12 @@ def speaking_tls(resumed, offered=None):
     return handler
 
 
+@asynccontextmanager
+async def serving(handler, context, ca_file, **options):
+    async with server(handler, ssl=context) as port, setup(tls=Tls(ca_file), **options) as pools:
+        yield port, pools
+
+
 @pytest.mark.parametrize("run", RUNNERS)
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_sessions_are_resumed_per_path(authority, run, version):
@@ -55,16 +62,15 @@ def test_sessions_are_resumed_per_path(authority, run, version):
 
     async def main():
         context = context_of(ca, "localhost", version=version)
-        async with server(speaking_tls(resumed), ssl=context) as port:
-            async with setup(tls=Tls(ca_file)) as pools:
-                path = path_to(port, scheme="https")
-                for _ in range(3):
-                    assert (await pools.fetch(path, GET)).ended
-                other = path_to(port, scheme="https", line=Line("b", source="127.0.0.3"))
-                assert (await pools.fetch(other, GET)).ended
-                tls = [s for s in pools.samples if s.kind is Kind.TLS]
-                assert len(tls) == 4
-                assert all(s.rtt_s > 0 for s in tls)
+        async with serving(speaking_tls(resumed), context, ca_file) as (port, pools):
+            path = path_to(port, scheme="https")
+            for _ in range(3):
+                assert (await pools.fetch(path, GET)).ended
+            other = path_to(port, scheme="https", line=Line("b", source="127.0.0.3"))
+            assert (await pools.fetch(other, GET)).ended
+            tls = [s for s in pools.samples if s.kind is Kind.TLS]
+            assert len(tls) == 4
+            assert all(s.rtt_s > 0 for s in tls)
 
     run(main())
     assert resumed == [False, True, True, False]
@@ -76,13 +82,12 @@ def test_a_session_of_another_context_is_never_offered(authority):
 
     async def main():
         context = context_of(ca, "localhost", alpn=("h2", "http/1.1"))
-        async with server(speaking_tls(resumed, offered), ssl=context) as port:
-            async with setup(tls=Tls(ca_file)) as pools:
-                path = path_to(port, scheme="https", protocols=(Carrier.H1,))
-                await pools.fetch(path, GET)
-                both = path_to(port, scheme="https", name="p")
-                upgrade = get(scheme=b"https", upgrade=b"websocket")
-                await pools.fetch(both, upgrade, upgrade=True)
+        async with serving(speaking_tls(resumed, offered), context, ca_file) as (port, pools):
+            path = path_to(port, scheme="https", protocols=(Carrier.H1,))
+            await pools.fetch(path, GET)
+            both = path_to(port, scheme="https", name="p")
+            upgrade = get(scheme=b"https", upgrade=b"websocket")
+            await pools.fetch(both, upgrade, upgrade=True)
 
     asyncio.run(main())
     # The second offers h2 as an endpoint, but not for an upgrade.
@@ -97,16 +102,15 @@ def test_verification_is_always_on(authority, run, case):
     name = "localhost" if case == "stranger" else "other.example"
 
     async def main():
-        async with server(speaking_tls([]), ssl=context_of(issuer, name)) as port:
-            async with setup(tls=Tls(ca_file)) as pools:
-                path = path_to(port, scheme="https")
-                failure = (await pools.fetch(path, GET)).failure
-                assert failure.outcome is Outcome.TLS
-                assert failure.unprocessed
-                assert "certificate not accepted" in failure.detail
-                sample = next(s for s in pools.samples if s.kind is Kind.TLS)
-                assert sample.outcome is Outcome.TLS
-                assert sample.rtt_s is None
+        async with serving(speaking_tls([]), context_of(issuer, name), ca_file) as (port, pools):
+            path = path_to(port, scheme="https")
+            failure = (await pools.fetch(path, GET)).failure
+            assert failure.outcome is Outcome.TLS
+            assert failure.unprocessed
+            assert "certificate not accepted" in failure.detail
+            sample = next(s for s in pools.samples if s.kind is Kind.TLS)
+            assert sample.outcome is Outcome.TLS
+            assert sample.rtt_s is None
 
     run(main())
 
@@ -132,11 +136,13 @@ def test_a_silent_handshake_ends_with_the_connect_timeout(run, authority):
         await reader.read()
 
     async def main():
-        async with server(handler) as port:
-            async with setup(tls=Tls(authority[1]), connect_timeout=lambda name: 0.1) as pools:
-                failure = (await pools.fetch(path_to(port, scheme="https"), GET)).failure
-                assert failure.outcome is Outcome.TIMEOUT
-                assert failure.unprocessed
+        async with serving(handler, None, authority[1], connect_timeout=lambda name: 0.1) as (
+            port,
+            pools,
+        ):
+            failure = (await pools.fetch(path_to(port, scheme="https"), GET)).failure
+            assert failure.outcome is Outcome.TIMEOUT
+            assert failure.unprocessed
 
     run(main())
 
