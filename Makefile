@@ -25,7 +25,8 @@ check: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
-	@$(BIN)/python -m bench.proxy
+	@$(BIN)/python bench/proxy.py
+	@$(BIN)/python bench/streams.py
 
 clean:
 	rm -rf $(VENV)
