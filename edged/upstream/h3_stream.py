@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from edged.messages import Headers, RequestHead
 from edged.upstream import h3_frames as h3
 from edged.upstream.base import StreamEvents
+from edged.upstream.h3_held import Held
 from policies.model import Carrier, Failure, Outcome
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 SEND_HIGH_BYTES = 256 << 10
 """Unsent request body at which `StreamEvents.pause_body` is called."""
 SEND_LOW_BYTES = 64 << 10
-HELD_BYTES = 1 << 20
-"""Response bytes a paused stream may pile up before it asks its connection to stall."""
 
 _JOIN_BYTES = 16 << 10
 """Up to here copying a body chunk behind its frame header is cheaper than a second call."""
@@ -34,7 +32,6 @@ class H3Stream:
         "_events",
         "_head_seen",
         "_held",
-        "_held_bytes",
         "_method",
         "_over",
         "_reader",
@@ -62,8 +59,7 @@ class H3Stream:
         self._head_seen = False
         self._body_left: int | None = None
         self._trailers: Headers | None = None
-        self._held: deque[tuple[bytes, bool]] = deque()
-        self._held_bytes = 0
+        self._held = Held()
         self._resuming = False
         self._send_over = False
         self._over = False
@@ -133,13 +129,22 @@ class H3Stream:
 
     def received(self, data: bytes, fin: bool) -> None:
         """The stream's next bytes. Raises `h3_frames.ConnectionBroken`."""
-        if self._held or self._reader.stopped:
-            self._held.append((data, fin))
-            self._held_bytes += len(data)
-            if self._held_bytes > HELD_BYTES and not self._connection.engine.exact_credit:
-                self._connection.stall(self, True)
-        else:
+        held = self._held
+        if not (held or self._reader.stopped):
             self._take(data, fin)
+            return
+        connection = self._connection
+        if connection.engine.exact_credit:
+            held.append(data, fin, spill=False)
+            return
+        try:
+            # Alone, the flow is stopped; with others on the connection the disk takes it first.
+            held.append(data, fin, spill=connection.in_flight > 1)
+        except OSError as error:
+            self.fail(Failure(Outcome.RESET, f"no room to hold the response: {error.strerror}"))
+            return
+        if held.full:
+            connection.stall(self, True)
 
     def reset(self, code: int) -> None:
         """The peer reset the stream."""
@@ -184,12 +189,11 @@ class H3Stream:
         held = self._held
         try:
             while held and not (self._over or self._reader.stopped):
-                data, fin = held.popleft()
-                self._held_bytes -= len(data)
+                data, fin = held.take()
                 self._take(data, fin)
         except h3.ConnectionBroken as broken:
             self._connection.broken(broken)
-        if self._held_bytes <= HELD_BYTES // 2:
+        if held.relaxed:
             self._connection.stall(self, False)
 
     def _take(self, data: bytes, fin: bool) -> None:
@@ -202,8 +206,7 @@ class H3Stream:
         if self._over or reader is not self._reader:
             return
         if rest:
-            self._held.appendleft((rest, fin))
-            self._held_bytes += len(rest)
+            self._held.put_back(rest, fin)
         elif fin:
             self._finish()
 

@@ -8,7 +8,8 @@ engine's inside changes.
 
 Credit. On aioquic it is exact for each stream: a held stream's window is not moved. On qh3 credit
 is given when an event is taken out of its core, in one order for all streams: a held stream is
-buffered by its user, and when that is too much, ``stalled`` stops the pump for all of them.
+buffered by its user, on disk if need be, and when that is too much, ``stalled`` stops the pump for
+all of them.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from edged.upstream.quic_engines import (
     Sink,
 )
 
+_INTERNAL_ERROR, _PADDING = 0x1, 0x0
+
 
 class _OneEvent:
     """A core whose queue holds one event: lets `QuicConnection` handle just that one."""
@@ -69,6 +71,7 @@ class Qh3Engine:
         """The native core once the handshake is complete; it is never replaced after that."""
         self._next_ids = {0: 0, 2: 2}
         self._ended = False
+        self._broken: str | None = None
         self.stalled = False
         self.get_timer = self._quic.get_timer
 
@@ -78,7 +81,10 @@ class Qh3Engine:
 
     def receive(self, datagrams: list[bytes], now: float) -> None:
         if self._core is not None:
-            self._core.receive_many_datagrams(datagrams, self._peer, now)
+            try:
+                self._core.receive_many_datagrams(datagrams, self._peer, now)
+            except (RuntimeError, ValueError) as error:
+                self._broken = str(error)
             return
         for i, datagram in enumerate(datagrams):
             self._quic.receive_datagram(datagram, self._peer, now)
@@ -120,6 +126,9 @@ class Qh3Engine:
             # The engine's own event waits for the closing period (RFC 9000 section 10.2).
             self._ended = True
             sink.terminated(ended.error_code, ended.frame_type, ended.reason_phrase)
+        elif self._broken is not None and not self._ended:
+            self._ended = True
+            sink.terminated(_INTERNAL_ERROR, _PADDING, self._broken)
 
     def _tell(self, event: Any, sink: Sink) -> None:
         kind = type(event)
@@ -148,7 +157,10 @@ class Qh3Engine:
         if self._core is None:
             self._quic.handle_timer(now)
         else:
-            self._core.handle_timer(now)
+            try:
+                self._core.handle_timer(now)
+            except (RuntimeError, ValueError) as error:
+                self._broken = str(error)
 
     def next_stream_id(self, *, unidirectional: bool = False) -> int:
         return self._next_ids[2 if unidirectional else 0]

@@ -57,6 +57,35 @@ def test_a_paused_response_is_bounded_and_goes_on(engine, certificates):
     run(engine, certificates, script, body)
 
 
+def test_a_paused_response_does_not_hold_up_its_neighbours(engine, certificates):
+    content = bytes(range(256)) * (3 << 12)
+
+    def script(exchange):
+        if exchange.path == b"/big":
+            exchange.answer(content)
+        else:
+            exchange.head(200, [])
+
+    async def body(client, origin):
+        connection = await client.connect()
+        events = client.send(connection, request(path=b"/events"))
+        await until(lambda: events.response)
+        big = client.send(
+            connection, request(path=b"/big"), on_head=lambda a: a.stream.pause_reading()
+        )
+        await until(lambda: connection.driver.bytes_received > 2.5e6)
+        for i in range(3):
+            origin.exchanges[0].data(b"event")
+            await until(lambda i=i: len(events.received) == 5 * (i + 1))
+        assert connection.capacity > 0
+        big.stream.resume_reading()
+        await asyncio.wait_for(big.done, 20)
+        assert big.received == content
+        connection.close()
+
+    run(engine, certificates, script, body)
+
+
 def test_pausing_inside_data_stops_at_once(engine, certificates):
     def script(exchange):
         exchange.head(200, [])
