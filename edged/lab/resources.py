@@ -83,7 +83,7 @@ async def text(service: Service, request: Request, reply: Reply) -> None:
 
 
 async def upload(service: Service, request: Request, reply: Reply) -> None:
-    """``POST /upload``: what arrived, as length and SHA-256 of the decoded body."""
+    """``POST`` or ``PUT /upload``: what arrived, as length and SHA-256 of the decoded body."""
     digest, length = hashlib.sha256(), 0
     async for chunk in service.chunks(request):
         digest.update(chunk)
@@ -201,6 +201,7 @@ ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("GET", "/bytes/", download),
     ("GET", "/text/", text),
     ("POST", "/upload", upload),
+    ("PUT", "/upload", upload),
     ("*", "/echo", echo),
     ("GET", "/sse", events),
     ("*", "/slow", slow),
@@ -217,6 +218,7 @@ ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("POST", "/v1/embeddings", chat.openai_embeddings),
     ("POST", "/v1/messages", chat.anthropic_messages),
     ("POST", "/v1beta/models/", chat.google_generate),
+    ("POST", "/v1/models/", chat.google_generate),
 )
 
 

@@ -11,23 +11,21 @@ from tests.live.conftest import need
 anthropic = pytest.importorskip("anthropic")
 genai = pytest.importorskip("google.genai")
 openai = pytest.importorskip("openai")
-httpx = pytest.importorskip("httpx")
 
 MESSAGES = [{"role": "user", "content": "Say something."}]
 
 
 @pytest.fixture(params=["gateway", "connect"])
 def way(request, edged_over_lab, lab, monkeypatch):
-    """Base URL, and an httpx client that takes this way; SDKs get nothing else."""
+    """The base URL; the SDKs are told nothing else but by their environment."""
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("no_proxy", "")
     if request.param == "gateway":
-        yield f"{edged_over_lab.url}/llm", httpx.Client()
-        return
+        return f"{edged_over_lab.url}/llm"
     monkeypatch.setenv("HTTPS_PROXY", edged_over_lab.url)
     monkeypatch.setenv("SSL_CERT_FILE", str(lab.lab.ca_file))
     port = next(iter(lab.lab.endpoints.values())).port
-    yield f"https://api.lab.test:{port}", httpx.Client()
+    return f"https://api.lab.test:{port}"
 
 
 def spread(times):
@@ -36,8 +34,7 @@ def spread(times):
 
 
 def test_openai(way):
-    base, http = way
-    client = openai.OpenAI(api_key="sk-1", base_url=base + "/v1", http_client=http)
+    client = openai.OpenAI(api_key="sk-1", base_url=way + "/v1")
     whole = client.chat.completions.create(model="lab-1", messages=MESSAGES)
     assert whole.choices[0].message.content
     times, text = [], ""
@@ -52,8 +49,7 @@ def test_openai(way):
 
 
 def test_anthropic(way):
-    base, http = way
-    client = anthropic.Anthropic(api_key="sk-2", base_url=base, http_client=http)
+    client = anthropic.Anthropic(api_key="sk-2", base_url=way)
     whole = client.messages.create(model="lab-1", max_tokens=64, messages=MESSAGES)
     assert whole.content[0].text
     times = []
@@ -66,10 +62,7 @@ def test_anthropic(way):
 
 
 def test_google_genai(way):
-    base, http = way
-    client = genai.Client(
-        api_key="k3", http_options=genai.types.HttpOptions(base_url=base, httpx_client=http)
-    )
+    client = genai.Client(api_key="k3", http_options=genai.types.HttpOptions(base_url=way))
     whole = client.models.generate_content(model="lab-1", contents="hello")
     assert whole.text
     times = []
