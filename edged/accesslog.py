@@ -17,6 +17,7 @@ import os
 import queue
 import threading
 import time
+from functools import lru_cache
 from typing import NamedTuple
 
 from policies.model import Carrier, Failure, Ranking
@@ -127,21 +128,48 @@ class ExchangeRecord:
 
 
 _quote = json.encoder.encode_basestring_ascii
+_LINE = (
+    '{"time":"%s%s","id":"%s","client":%s,"upstream":%s,"method":%s,"authority":%s'
+    ',"target":%s,"status":%s,"path":%s,"carrier":%s,"attempts":%d,"ttfb_ms":%s,"total_ms":%.1f'
+    ',"bytes_up":%d,"bytes_down":%d,"bytes_up_wire":%d,"bytes_down_wire":%d%s}\n'
+)
+_MILLISECOND = tuple(f".{ms:03d}Z" for ms in range(1000))
 
 
 def format_line(record: ExchangeRecord) -> str:
     """``record`` as one line of JSON, with its line feed. Times are ms; no query, no header."""
     r = record
-    ttfb = "null" if r.ttfb_s is None else f"{r.ttfb_s * 1e3:.1f}"
-    return (
-        f'{{"time":"{_timestamp(r.started)}","id":{_quote(r.request_id)}'
-        f',"client":{_quote(r.client)},"upstream":{_quote(r.upstream)},"method":{_quote(r.method)}'
-        f',"authority":{_quote(r.authority)},"target":{_quote(r.path_without_query)}'
-        f',"status":{"null" if r.status is None else r.status},"path":{_word(r.path_name)}'
-        f',"carrier":{_word(r.carrier)},"attempts":{len(r.attempts)},"ttfb_ms":{ttfb}'
-        f',"total_ms":{r.total_s * 1e3:.1f},"bytes_up":{r.bytes_up},"bytes_down":{r.bytes_down}'
-        f',"bytes_up_wire":{r.bytes_up_wire},"bytes_down_wire":{r.bytes_down_wire}'
-        f"{_extras(r)}}}\n"
+    ms = int(r.started * 1e3)
+    second = ms // 1000
+    attempts = r.attempts
+    plain = (
+        r.error is None
+        and not r.hedged
+        and not r.replayed
+        and len(attempts) < 2
+        and (not attempts or attempts[0].failure is None)
+    )
+    # One format of everything: this runs for each request.
+    return _LINE % (
+        _second_text(second),
+        _MILLISECOND[ms % 1000],
+        r.request_id,
+        _quote(r.client),
+        _quote(r.upstream),
+        _quote(r.method),
+        _quote(r.authority),
+        _quote(r.path_without_query),
+        "null" if r.status is None else r.status,
+        _word(r.path_name),
+        _word(r.carrier),
+        len(attempts),
+        "null" if r.ttfb_s is None else "%.1f" % (r.ttfb_s * 1e3),
+        r.total_s * 1e3,
+        r.bytes_up,
+        r.bytes_down,
+        r.bytes_up_wire,
+        r.bytes_down_wire,
+        "" if plain else _extras(r),
     )
 
 
@@ -176,19 +204,10 @@ def attempt_json(attempt: AttemptRecord) -> dict[str, object]:
     }
 
 
-_second = 0
-_second_text = ""
-
-
-def _timestamp(wall_s: float) -> str:
-    """RFC 3339 in UTC with milliseconds. The text of a second is made once."""
-    global _second, _second_text
-    ms = int(wall_s * 1e3)
-    second = ms // 1000
-    if second != _second:
-        _second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        _second = second
-    return f"{_second_text}.{ms % 1000:03d}Z"
+@lru_cache(maxsize=4)
+def _second_text(second: int) -> str:
+    """RFC 3339 in UTC, without the fraction."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 class AccessLog:
