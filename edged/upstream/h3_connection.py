@@ -56,6 +56,8 @@ class H3Connection:
         self.heard_at = loop.time()
         self.draining = False
         self.early = False
+        self.early_accepted: bool | None = None
+        """Whether the server took 0-RTT data; ``None``: none was sent, or it is not known yet."""
         self.paused: set[H3Stream] = set()
         """Streams whose request body is paused."""
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -121,6 +123,7 @@ class H3Connection:
             self._deadline.cancel()
         self._report(Sample(self.path.name, Kind.QUIC, self._started_at, now - self._started_at))
         was_early, self.early = self.early, False
+        self.early_accepted = early_accepted if was_early else None
         if not was_early:
             self._open_session()
         self._set_capacity()
