@@ -337,8 +337,8 @@ class PathTable:
         self._troubled.add(record)
         if change.new > change.old:
             record.damping.fell(change.old, change.new, change.at)
-        elif change.new is Verdict.UP and record.damping.fallen:
-            record.damping.came_up(change.at)
+        elif record.damping.fallen:
+            record.damping.came_back(change.at)
         line = record.line
         down = self._detector.line_verdict(line.line.name) is Verdict.DOWN
         if down and not line.was_down:

@@ -48,7 +48,8 @@ FLAP_HALF_LIFE_S = 30.0
 FLAP_MAX = 12_000.0
 """Bounds suppression to four half-lives after the last flap."""
 HOLD_S = 5.0
-"""How long a path that fell must have stayed UP per 1000 of penalty before it is preferred."""
+"""How long a path that fell must have been back per 1000 of penalty before it is preferred: longer
+than idle probes need to notice the next outage."""
 
 _OTHERS = frozenset({Outcome.OK, Outcome.HTTP_ERROR, Outcome.BUSY, Outcome.LOCAL})
 _EVIDENCE = frozenset({Kind.TCP, Kind.TLS, Kind.HTTP, Kind.QUIC, Kind.PING, Kind.TTFB, Kind.PULSE})
@@ -167,13 +168,13 @@ class Gate:
 class Damping:
     """Flap damping of one path. A flap is one fall from UP."""
 
-    __slots__ = ("_at", "_penalty", "_suppressed", "_up_since")
+    __slots__ = ("_at", "_back_since", "_penalty", "_suppressed")
 
     def __init__(self) -> None:
         self._penalty = 0.0
         self._at = 0.0
         self._suppressed = False
-        self._up_since: float | None = None
+        self._back_since: float | None = None
 
     def penalty(self, now: float) -> float:
         """The decayed penalty."""
@@ -186,18 +187,18 @@ class Damping:
             cost -= DOUBT_PENALTY
         self._penalty = min(FLAP_MAX, self.penalty(now) + cost)
         self._at = now
-        self._up_since = None
+        self._back_since = None
         if self._penalty >= FLAP_SUPPRESS:
             self._suppressed = True
 
-    def came_up(self, now: float) -> None:
-        """The path is UP again."""
-        self._up_since = now
+    def came_back(self, now: float) -> None:
+        """The first sign of life: DOWN became SUSPECT, or SUSPECT became UP."""
+        self._back_since = now
 
     @property
     def fallen(self) -> bool:
-        """Whether it fell and has not come up since."""
-        return self._penalty > 0 and self._up_since is None
+        """Whether it fell and has not come back since."""
+        return self._penalty > 0 and self._back_since is None
 
     def held_until(self, now: float) -> float | None:
         """Until when the path must not be preferred; `None`: it may be, or it is not UP anyway."""
@@ -206,10 +207,10 @@ class Damping:
             if now < until:
                 return until
             self._suppressed = False
-        if self._up_since is None:
+        if self._back_since is None:
             return None
         # The hold is fixed by the penalty at the return, so that it ends when it said it would.
-        until = self._up_since + HOLD_S * self.penalty(self._up_since) / FLAP_PENALTY
+        until = self._back_since + HOLD_S * self.penalty(self._back_since) / FLAP_PENALTY
         return until if now < until else None
 
     @property

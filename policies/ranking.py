@@ -7,7 +7,8 @@ Filters, in this order; who falls to a later row stands behind all before it, by
    above the 0.84 quantile and half the limit, or without the bandwidth left for this body. When
    all of row 1 are hot, none is. Traffic is meant to gather on the cheapest path, so without a
    limit being the busiest is no heat;
-3. ``recovering``: was DOWN and has not stayed UP for long enough, or flaps;
+3. ``recovering``: fell and has not been back for long enough, or flaps (the incumbent is exempt:
+   this is about returning, not about leaving);
 4. ``suspect`` and ``half-open``;
 5. ``ejected``;
 6. ``breaker open``;
@@ -70,7 +71,7 @@ class Scored(NamedTuple):
     """Bandwidth left on its line; `None`: unknown."""
 
 
-def _row(scored: Scored) -> tuple[int, str]:
+def _row(scored: Scored, incumbent: str | None) -> tuple[int, str]:
     """Row and word of a path, load apart."""
     state = scored.state
     if state.verdict is Verdict.DOWN:
@@ -83,7 +84,7 @@ def _row(scored: Scored) -> tuple[int, str]:
         return _DOUBTFUL, "suspect"
     if state.breaker is Breaker.HALF_OPEN:
         return _DOUBTFUL, "half-open"
-    if scored.held:
+    if scored.held and state.path.name != incumbent:
         return _RECOVERING, scored.held
     return _UP, ""
 
@@ -121,9 +122,11 @@ class _Entry(NamedTuple):
     scored: Scored
 
 
-def _entries(paths: Sequence[Scored], up_bytes: int, *, cold: bool) -> list[_Entry]:
+def _entries(
+    paths: Sequence[Scored], up_bytes: int, incumbent: str | None, *, cold: bool
+) -> list[_Entry]:
     """All paths in rows, sorted, handshakes counted if ``cold``."""
-    rows = [_row(s) for s in paths]
+    rows = [_row(s, incumbent) for s in paths]
     fit = [s for s, (row, _) in zip(paths, rows, strict=True) if row == _UP]
     load = quantile([s.state.in_flight for s in fit], HOT_QUANTILE)
     hot = {s.state.path.name for s in fit if _hot(s, load, up_bytes)}
@@ -174,11 +177,12 @@ class Chooser:
         if not paths:
             self.incumbent = None
             return Ranking(upstream, request_class, (), f"{upstream} has no path")
-        entries = _entries(paths, request_class.up_bytes, cold=self._rate < QUIET_REQUESTS)
+        quiet = self._rate < QUIET_REQUESTS
+        entries = _entries(paths, request_class.up_bytes, self.incumbent, cold=quiet)
         kept = self._kept(entries)
         if kept is None or entries[0].row >= _EJECTED:
             if self.incumbent is not None:
-                entries = _entries(paths, request_class.up_bytes, cold=True)
+                entries = _entries(paths, request_class.up_bytes, self.incumbent, cold=True)
             decided_by = self._take_best(entries)
         elif kept.row == _HOT and entries[0].row == _UP:
             self._gap_ms = 0.0

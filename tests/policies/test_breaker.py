@@ -148,7 +148,7 @@ def test_doubt_counts_less_and_a_fall_by_way_of_doubt_counts_once():
     damping = Damping()
     fall(damping, 0.0, Verdict.SUSPECT)
     assert damping.penalty(0.0) == 800
-    damping.came_up(0.0)
+    damping.came_back(0.0)
     assert damping.held_until(0.0) == pytest.approx(4.0)
     fall(damping, 0.0, Verdict.DOWN, Verdict.SUSPECT)
     assert damping.penalty(0.0) == 1000
@@ -159,7 +159,7 @@ def test_a_single_outage_holds_the_return_for_five_seconds():
     assert damping.held_until(0.0) is None
     fall(damping, 0.0)
     assert damping.held_until(0.5) is None
-    damping.came_up(1.0)
+    damping.came_back(1.0)
     until = damping.held_until(1.0)
     assert until == pytest.approx(1.0 + 5.0, abs=0.2)
     assert damping.held_until(until - 0.01) == until
@@ -170,7 +170,7 @@ def test_flapping_every_two_seconds_suppresses_until_it_has_been_quiet():
     damping, now = Damping(), 0.0
     for _ in range(4):
         fall(damping, now)
-        damping.came_up(now + 1)
+        damping.came_back(now + 1)
         now += 2
     assert damping.penalty(now) > 3000
     until = damping.held_until(now)
@@ -184,7 +184,7 @@ def test_slow_flaps_do_not_suppress():
     damping = Damping()
     for i in range(10):
         fall(damping, i * 60.0)
-        damping.came_up(i * 60.0 + 1)
+        damping.came_back(i * 60.0 + 1)
         damping.held_until(i * 60.0 + 2)
         assert not damping.suppressed
 

@@ -247,6 +247,16 @@ def test_doubt_and_death_skip_the_hysteresis(change):
     assert lines(back)[0] == "b", "the way back is by regret"
 
 
+def test_an_incumbent_that_fell_and_came_back_is_not_left_for_one_that_is_held_too():
+    chooser = Chooser()
+    rank(chooser, [scored("b", 150)])
+    both = [scored("a", 60, held="recovering"), scored("b", 150, held="recovering")]
+    for i in range(100):
+        ranking = rank(chooser, both, requests=5, now=i * 0.1)
+    assert lines(ranking) == ["b", "a"]
+    assert words(ranking) == ["", "recovering"]
+
+
 def test_a_path_that_vanished_is_left():
     chooser = Chooser()
     rank(chooser, [scored("a", 60), scored("b", 150)])
