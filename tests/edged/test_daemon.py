@@ -23,7 +23,7 @@ import uvloop
 from edged.config import load
 from edged.daemon import Daemon
 from edged.sdnotify import Notifier
-from policies.model import Breaker, Carrier, Kind, Outcome, Sample, Verdict
+from policies.model import Breaker, Carrier, Kind, Outcome, Sample
 from tests.harness.live import Edged, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +134,7 @@ def test_a_reload_takes_all_and_state_survives(tmp_path):
             daemon.observe(Sample("a>api/one", Kind.TLS, now, None, Outcome.TLS))
             daemon.observe(Sample("b>api/one", Kind.TCP, now, 0.05 + n / 1000))
         before = daemon.table.snapshot.paths["a>api/one"]
-        assert before.breaker is Breaker.OPEN or before.verdict is not Verdict.UP
+        assert before.breaker is Breaker.OPEN
         more = """
 unlisted_hosts: deny
 limits: {header_bytes: 2048}
@@ -144,7 +144,7 @@ limits: {header_bytes: 2048}
         note = await daemon.reload("test")
         assert (note.ok, note.mistakes) == (True, ())
         after = daemon.table.snapshot.paths["a>api/one"]
-        assert (after.breaker, after.verdict) == (before.breaker, before.verdict)
+        assert after.breaker is not Breaker.CLOSED, "at most half open by now"
         assert daemon.table.snapshot.paths["b>api/one"].estimate.samples > 0
         assert daemon.table.policy("api").weights.rtt == 2
         assert daemon.exchanges.services["api"].policy.weights.rtt == 2
