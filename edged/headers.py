@@ -56,7 +56,7 @@ def strip_hop_by_hop(headers: Headers) -> Headers:
 
 def via_value(version: bytes, pseudonym: bytes) -> bytes:
     """One Via member: the protocol the message was received with, and who received it."""
-    return (b"2.0" if version == b"2" else version) + b" " + pseudonym
+    return (version if b"." in version else version + b".0") + b" " + pseudonym
 
 
 def has_passed(headers: Headers, pseudonym: bytes) -> bool:

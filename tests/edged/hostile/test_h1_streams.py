@@ -59,7 +59,9 @@ def answer_late(request) -> None:
         request.trailers = trailers
         request.answer(body=b"ok")
 
-    if request.head.body_length == 0:
+    if request.head.method == b"CONNECT":
+        request.answer(403)
+    elif request.head.body_length == 0:
         request.answer(body=b"ok")
     else:
         request.body_end = finish
@@ -108,4 +110,4 @@ def test_nothing_is_read_after_a_refusal(data):
     if closed:
         after, _, _ = read([data, poison])
         assert after == seen
-    assert set(statuses) <= {b"200", b"400", b"414", b"417", b"431", b"501", b"505"}
+    assert set(statuses) <= {b"200", b"403", b"400", b"414", b"417", b"431", b"501", b"505"}

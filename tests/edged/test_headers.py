@@ -1,0 +1,128 @@
+"""Fields and answers of edged's own."""
+
+import json
+from email.utils import parsedate_to_datetime
+
+import pytest
+
+from edged import headers
+from edged.headers import error_response, forwarded_member, has_passed, proxy_status
+
+
+def test_request_ids_are_unique_and_short():
+    ids = [headers.new_request_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert max(map(len, ids)) < 24
+
+
+def test_hop_by_hop_fields_and_those_that_connection_names_go():
+    kept = headers.strip_hop_by_hop(
+        [
+            (b"connection", b"close, X-Mine"),
+            (b"x-mine", b"1"),
+            (b"keep-alive", b"1"),
+            (b"transfer-encoding", b"chunked"),
+            (b"content-length", b"3"),
+            (b"upgrade", b"x"),
+            (b"x-other", b"2"),
+        ]
+    )
+    assert kept == [(b"x-other", b"2")]
+
+
+@pytest.mark.parametrize(
+    ("version", "value"),
+    [(b"1.0", b"1.0 bj-1"), (b"1.1", b"1.1 bj-1"), (b"2", b"2.0 bj-1"), (b"3", b"3.0 bj-1")],
+)
+def test_via_names_protocol_and_pseudonym(version, value):
+    assert headers.via_value(version, b"bj-1") == value
+
+
+@pytest.mark.parametrize(
+    ("via", "passed"),
+    [
+        ([b"1.1 bj-1"], True),
+        ([b"1.1 other, HTTP/2.0 bj-1 (comment)"], True),
+        ([b"1.1 other", b"1.1 bj-1"], True),
+        ([b"1.1 bj-10"], False),
+        ([b"1.1 other (bj-1)"], False),
+        ([b"bj-1"], False),
+        ([], False),
+    ],
+)
+def test_own_pseudonym_in_via_is_recognised(via, passed):
+    assert has_passed([(b"via", value) for value in via], b"bj-1") is passed
+
+
+@pytest.mark.parametrize(
+    ("client", "member"),
+    [
+        ("192.0.2.1:5", b'for=192.0.2.1;host="h:1";proto=http'),
+        ("[2001:db8::1]:5", b'for="[2001:db8::1]";host="h:1";proto=http'),
+        ("unknown", b'for=unknown;host="h:1";proto=http'),
+    ],
+)
+def test_forwarded_member(client, member):
+    assert forwarded_member(client, b"http", b"h:1") == member
+
+
+def test_proxy_status_is_a_structured_field():
+    assert proxy_status() == b"edged"
+    assert (
+        proxy_status(
+            error="connection_timeout",
+            next_hop="api.example",
+            line="cn2",
+            endpoint="openai/sg",
+            received_status=503,
+            details='a "b" \\ \n\u00e9',
+        )
+        == b'edged; error=connection_timeout; next-hop="api.example"; received-status=503; '
+        b'line="cn2"; endpoint="openai/sg"; details="a \\"b\\" \\\\ ??"'
+    )
+
+
+def test_date_is_an_imf_fixdate():
+    value = headers.http_date()
+    assert headers.http_date() is value or parsedate_to_datetime(value.decode())
+    assert value.endswith(b" GMT")
+    assert parsedate_to_datetime(value.decode()) is not None
+
+
+def test_error_response_says_what_to_do():
+    head, body = error_response(
+        502,
+        "no_line",
+        "All lines are down.",
+        "Run edged status.",
+        request_id="abc-1",
+        proxy_error="destination_unavailable",
+        line="cn2",
+        endpoint="openai/sg",
+        fields=[(b"retry-after", b"5")],
+    )
+    assert json.loads(body) == {
+        "error": {
+            "code": "no_line",
+            "message": "All lines are down.",
+            "hint": "Run edged status.",
+            "request_id": "abc-1",
+        }
+    }
+    fields = dict(head.headers)
+    assert (head.status, head.body_length) == (502, len(body))
+    assert fields[b"content-type"] == b"application/json"
+    assert fields[b"cache-control"] == b"no-store"
+    assert fields[b"edged-request-id"] == b"abc-1"
+    assert fields[b"retry-after"] == b"5"
+    assert b"date" in fields
+    assert fields[b"proxy-status"] == (
+        b'edged; error=destination_unavailable; line="cn2"; endpoint="openai/sg"; details="no_line"'
+    )
+
+
+def test_error_response_makes_an_id_when_there_is_none():
+    head, body = error_response(400, "x", "y")
+    made = json.loads(body)["error"]["request_id"]
+    assert made
+    assert dict(head.headers)[b"edged-request-id"] == made.encode()
