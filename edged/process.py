@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Coroutine
@@ -43,6 +44,7 @@ def run(file: str) -> int:
         mistakes = "\n  ".join(str(mistake) for mistake in error.mistakes)
         raise Failed(f"{file} has mistakes:\n  {mistakes}") from None
     set_up_log(config.log_level)
+    raise_file_limit()
     try:
         return uvloop.run(Process(config).main())
     except (OSError, TlsConfigError) as error:
@@ -184,6 +186,17 @@ def _stamp(config: Config) -> Stamp:
         return tuple(found)
     except OSError:
         return ()  # in the middle of a change; the next look tells
+
+
+def raise_file_limit() -> None:
+    """Allow as many descriptors as the host does: a shell's 1024 is a few hundred exchanges."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        _log.info("at most %d open files: the limit cannot be raised (%s)", soft, error)
 
 
 def set_up_log(level: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -277,6 +278,9 @@ def test_rotation_and_drain(tmp_path, origin, mine):
         file.rename(tmp_path / "access.log.1")
         edged.process.send_signal(signal.SIGUSR1)
         wait_for(file.exists, "the new file")
+
+        soft, hard = resource.prlimit(edged.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard
 
         response = get(edged, "/api/slow")
         assert response.read(5) == b"01234"
