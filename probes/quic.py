@@ -270,9 +270,10 @@ class _Client:
         ended = self._quic._close_event  # the engine's own event comes only after a closing period
         if ended is not None:
             tls = 0x100 <= ended.error_code < 0x200 and ended.frame_type is not None
+            words = "".join(c for c in ended.reason_phrase[:120] if c.isascii() and c.isprintable())
             self._fail(
                 Outcome.TLS if tls else Outcome.RESET,
-                ended.reason_phrase or f"the server closed with code {ended.error_code:#x}",
+                words or f"the server closed with code {ended.error_code:#x}",
             )
 
     def _flush(self) -> None:

@@ -10,7 +10,6 @@ It stands between a `quic.Driver` (datagrams, time) and its `H3Stream`s. Rules:
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,8 +18,9 @@ from edged.upstream import h3_frames as h3
 from edged.upstream.base import StreamEvents
 from edged.upstream.connection import Owner, Report
 from edged.upstream.h3_stream import SEND_LOW_BYTES, H3Stream
-from edged.upstream.quic import Driver
+from edged.upstream.quic import PING_OF_NOBODY, Driver
 from edged.upstream.quic_engines import Engine
+from edged.upstream.quic_failure import end_of
 from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
 
 SAMPLE_EVERY_S = 1.0
@@ -28,7 +28,11 @@ SAMPLE_EVERY_S = 1.0
 GOODPUT_MIN_BYTES = 128 << 10
 """Less than this in a sample's span says nothing of the line's rate."""
 
-_CLOSED_LOCALLY = Failure(Outcome.RESET, "the connection was closed by edged")
+KEEPALIVE_S = 10.0
+"""Silence after which a connection with streams in flight is pinged, so that an origin that thinks
+is not taken for a dead one; a third of the peer's idle timeout if that is less."""
+
+_CLOSED_LOCALLY = Failure(Outcome.LOCAL, "the connection was closed by edged")
 
 
 class H3Connection:
@@ -79,6 +83,7 @@ class H3Connection:
         self._late: list[H3Stream] = []
         self._pings: dict[int, tuple[float, Callable[[float | None], None], asyncio.Handle]] = {}
         self._ping_uid = 0
+        self._keepalive: asyncio.TimerHandle | None = None
         self._alt_svc: bytes | None = None
         self._sampled_at = loop.time()
         self._sampled = (0, 0, 0, 0)
@@ -142,6 +147,8 @@ class H3Connection:
         self.in_flight += 1
         self.capacity -= 1
         self.idle_since = None
+        if self._keepalive is None:
+            self._keep_alive()
         return stream
 
     def ping(self, done: Callable[[float | None], None], timeout_s: float) -> bool:
@@ -345,6 +352,19 @@ class H3Connection:
         if not (self._closed or self.engine.stalled):
             self.driver.pump()
 
+    def _keep_alive(self) -> None:
+        if not self.in_flight:
+            self._keepalive = None
+            return
+        patience_s = KEEPALIVE_S
+        idle_timeout_s = self.engine.peer_idle_timeout_s()
+        if idle_timeout_s is not None:
+            patience_s = min(patience_s, idle_timeout_s / 3)
+        if self._keepalive is not None and self.loop.time() - self.heard_at >= patience_s / 2:
+            self.engine.ping(PING_OF_NOBODY)
+            self.driver.touch()
+        self._keepalive = self.loop.call_later(patience_s, self._keep_alive)
+
     def _set_capacity(self) -> None:
         if self.draining or self._closed or self._stalling:
             self.capacity = 0
@@ -400,8 +420,9 @@ class H3Connection:
         self.end = failure
         self.capacity = self.in_flight = 0
         self.draining = True
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for handle in (self._deadline, self._keepalive):
+            if handle is not None:
+                handle.cancel()
         if not self._shaken:
             self._report(Sample(self.path.name, Kind.QUIC, self._started_at, None, failure.outcome))
         self.driver.close()
@@ -418,27 +439,3 @@ class H3Connection:
             self.ready.set_result(None)
         if self.owned:
             self._owner.closed(self, None if orderly else failure)
-
-
-def _alert(number: int) -> str:
-    try:
-        name = ssl.AlertDescription(number).name
-    except ValueError:
-        return f"alert {number}"
-    return "alert " + name.removeprefix("ALERT_DESCRIPTION_").lower()
-
-
-def end_of(code: int, frame_type: int | None, reason: str, host: str) -> Failure:
-    """What a connection's end means (RFC 9000 section 20, RFC 9114 section 8.1)."""
-    if reason.lower() == "idle timeout":
-        return Failure(Outcome.TIMEOUT, "the connection timed out: nothing came from the server")
-    if frame_type is None:
-        name = h3.ERROR_NAMES.get(code, f"code {code:#x}")
-        outcome = Outcome.RESET if code in (h3.NO_ERROR, h3.REQUEST_CANCELLED) else Outcome.PROTOCOL
-        return Failure(
-            outcome, f"the connection ended: {name}" + (f" ({reason})" if reason else "")
-        )
-    if 0x100 <= code < 0x200:
-        return Failure(Outcome.TLS, f"TLS with {host} failed: {reason or _alert(code - 0x100)}")
-    outcome = Outcome.RESET if code == 0 else Outcome.PROTOCOL
-    return Failure(outcome, f"the connection ended with QUIC error {code:#x} {reason}".rstrip())

@@ -26,7 +26,7 @@ SOCKET_BUFFER_BYTES = 4 << 20
 """Asked for both ways; the kernel gives what net.core.rmem_max and wmem_max allow."""
 READS_PER_WAKE = 16
 TIMER_SLACK_S = 0.001
-_PING_OF_OURS = 0
+PING_OF_NOBODY = 0
 """The uid of a PING whose acknowledgement nobody waits for; owners begin at 1."""
 
 _UDP_SEGMENT = 103
@@ -100,7 +100,7 @@ class Driver:
         self._sock = sock
         self._loop.add_reader(sock.fileno(), self._readable)
         if replaced:
-            self._engine.ping(_PING_OF_OURS)
+            self._engine.ping(PING_OF_NOBODY)
             self.touch()
 
     def start(self, peer: Address) -> None:

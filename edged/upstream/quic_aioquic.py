@@ -171,6 +171,9 @@ class AioquicEngine:
     def streams_allowed(self) -> int:
         return self._quic._remote_max_streams_bidi
 
+    def peer_idle_timeout_s(self) -> float | None:
+        return self._quic._remote_max_idle_timeout or None
+
     def hold(self, stream_id: int, held: bool) -> None:
         if held:
             self._quic.held.add(stream_id)

@@ -133,6 +133,9 @@ class Engine(Protocol):
     def streams_allowed(self) -> int:
         """How many bidirectional streams the peer lets us open over the connection's life."""
 
+    def peer_idle_timeout_s(self) -> float | None:
+        """How long the peer keeps a silent connection; ``None``: it did not say."""
+
     def hold(self, stream_id: int, held: bool) -> None:
         """Give a stream no further credit (exact on aioquic, see above for qh3)."""
 

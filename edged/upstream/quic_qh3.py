@@ -202,6 +202,13 @@ class Qh3Engine:
         allowed: int = self._quic.max_concurrent_bidi_streams
         return allowed
 
+    def peer_idle_timeout_s(self) -> float | None:
+        parameters = self._quic._applied_transport_parameters
+        if parameters is None or not parameters.max_idle_timeout:
+            return None
+        seconds: float = parameters.max_idle_timeout / 1000
+        return seconds
+
     def hold(self, stream_id: int, held: bool) -> None:
         """Nothing to do: not taking events is what withholds credit."""
 

@@ -192,6 +192,23 @@ def test_loss_is_repaired_and_reported(engine, certificates, monkeypatch):
     run(engine, certificates, lambda e: None, body, through={"delay_s": 0.005})
 
 
+def test_an_origin_that_thinks_is_not_taken_for_dead(engine, certificates):
+    async def body(client, origin, forwarder):
+        origin.configuration.idle_timeout = 0.6
+        connection = await client.connect()
+        attempt = client.send(connection)
+        await until(lambda: origin.exchanges)
+        await asyncio.sleep(1.5)
+        origin.exchanges[0].answer()
+        await attempt.done
+        assert attempt.failure is None
+        # Without a stream nothing keeps it: that is the pool's to decide.
+        await until(lambda: client.pool.ended)
+        assert client.pool.ended == [None]
+
+    run(engine, certificates, lambda e: None, body, through={})
+
+
 def test_the_socket_can_be_replaced_under_a_download(engine, certificates):
     content = bytes(range(256)) * 8192
 
