@@ -7,7 +7,6 @@ import ssl
 from edged.upstream import h3_frames as h3
 from policies.model import Failure, Outcome
 
-
 REASON_CHARACTERS = 120
 
 
