@@ -223,7 +223,7 @@ class Daemon:
         self.config = config
         if self.live is not None:
             self.live.config = config
-        self.table.reload(config.topology, monotonic(), policies)
+        self.table.reload(config.topology, monotonic(), policies, config.unlisted_policy)
         self.exchanges.configure(policies, config.unlisted_policy)
         self.route.table = _routes(config)
         self.route.unlisted_allowed = config.unlisted_allowed

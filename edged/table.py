@@ -237,13 +237,21 @@ class PathTable:
     # -- what exists -------------------------------------------------------------------------
 
     def reload(
-        self, topology: Topology, now: float, policies: Mapping[str, Policy] | None = None
+        self,
+        topology: Topology,
+        now: float,
+        policies: Mapping[str, Policy] | None = None,
+        default_policy: Policy | None = None,
     ) -> None:
         """Take a new topology (and policies); what keeps its name keeps its state.
 
         Unlisted hosts stay, over the lines that exist now.
         """
         self._topology = topology
+        if default_policy is not None:
+            self._default_policy = default_policy
+            for name in self._unlisted:
+                self._upstreams[name].policy = default_policy
         for line in topology.lines:
             self._lines.setdefault(line.name, LineRecord(line, now)).line = line
         listed = {endpoint.upstream for endpoint in topology.endpoints}

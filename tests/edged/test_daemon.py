@@ -24,7 +24,7 @@ import uvloop
 from edged.config import load
 from edged.daemon import Daemon
 from edged.sdnotify import Notifier
-from policies.model import Breaker, Carrier, Kind, Outcome, Sample
+from policies.model import Breaker, Carrier, Endpoint, Kind, Outcome, Sample
 from tests.harness.live import Edged, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -136,8 +136,11 @@ def test_a_reload_takes_all_and_state_survives(tmp_path):
             daemon.observe(Sample("b>api/one", Kind.TCP, now, 0.05 + n / 1000))
         before = daemon.table.snapshot.paths["a>api/one"]
         assert before.breaker is Breaker.OPEN
+        there = Endpoint("", "", "http", "other.test", 80)
+        unlisted = daemon.table.ensure(there, now)
         more = """
 unlisted_hosts: deny
+unlisted_policy: bulk
 limits: {header_bytes: 2048}
 """
         text = RELOADABLE.format(policy="realtime", more=more).replace("/api,", "/v2,")
@@ -148,6 +151,9 @@ limits: {header_bytes: 2048}
         assert after.breaker is not Breaker.CLOSED, "at most half open by now"
         assert daemon.table.snapshot.paths["b>api/one"].estimate.samples > 0
         assert daemon.table.policy("api").weights.rtt == 2
+        assert daemon.table.policy(unlisted).weights.rtt == 0.5
+        later = daemon.table.ensure(replace(there, host="later.test"), now)
+        assert daemon.table.policy(later).weights.rtt == 0.5
         assert daemon.exchanges.services["api"].policy.weights.rtt == 2
         assert daemon.route.table.by_prefix(b"/v2/x") is not None
         assert daemon.route.table.by_prefix(b"/api/x") is None
