@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from edged.downstream.base import Responder
 from edged.messages import RequestHead
 from edged.outcome import error_type
 from policies import attempts
-from policies.model import Carrier, Failure, Ranking
+from policies.model import Carrier, Failure, Path, Ranking
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 
 UPGRADED_IDLE_S = 3600.0
 """Longest silence on a connection switched to raw bytes."""
+
+
+def candidates(
+    ranking: Ranking, suits: Callable[[Path], bool] | None = None
+) -> tuple[tuple[str, ...], int]:
+    """The names of the paths that suit, best first, and how many of them are no last resort.
+
+    If none suits, all are taken: a request is never left without a path while there is one.
+    """
+    order = ranking.order
+    if suits is not None:
+        order = tuple(c for c in order if suits(c.state.path)) or order
+    return tuple(c.state.path.name for c in order), sum(not c.filtered for c in order)
 
 
 class Try(Protocol):
@@ -121,9 +134,9 @@ class Driver(ABC, Generic[TryT]):
     def make_attempt(self, number: int, target: Target, why: str) -> TryT:
         """An attempt on ``target``, not started yet."""
 
-    def candidates(self, ranking: Ranking) -> Sequence[str]:
-        """The names of the paths that will do, best first."""
-        return [candidate.state.path.name for candidate in ranking.order]
+    def suits(self, path: Path) -> bool:
+        """Whether ``path`` will do for this exchange."""
+        return True
 
     @abstractmethod
     def deadline_passed(self, now: float) -> None:
@@ -157,10 +170,10 @@ class Driver(ABC, Generic[TryT]):
             self._remember(attempt, failure)
             self.carry_out(self.machine.failed(attempt.number, failure, monotonic()))
 
-    def path_down(self, path: str, candidates: Sequence[str]) -> None:
-        """A path in use was declared DOWN; ``candidates`` is the new order."""
+    def path_down(self, path: str, ranking: Ranking) -> None:
+        """A path in use was declared DOWN; ``ranking`` is the new order."""
         if not self.machine.done:
-            self.machine.reroute(candidates)
+            self.machine.reroute(*candidates(ranking, self.suits))
             self.carry_out(self.machine.path_down(path, monotonic()))
 
     def path_suspect(self, path: str) -> None:

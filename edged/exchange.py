@@ -71,7 +71,7 @@ class Exchange(Driver[Attempt]):
     ) -> None:
         self.safe_method = request.method in SAFE_METHODS
         repeatable = self.safe_method or header(request.headers, b"idempotency-key") is not None
-        machine = plan.machine(repeatable, plan.names)
+        machine = plan.machine(repeatable, plan.candidates)
         super().__init__(house, plan, machine, request, responder, request_id)
         self.routed = routed
         self.request_trailers: Headers | None = None

@@ -17,7 +17,7 @@ from edged.accesslog import ExchangeRecord
 from edged.counters import UpstreamCounters
 from edged.deadlines import Deadlines
 from edged.downstream.base import RequestSink, Responder
-from edged.driver import Driver
+from edged.driver import Driver, candidates
 from edged.exchange import Exchange
 from edged.headers import REQUEST_ID, answer, error_response, new_request_id, via_value
 from edged.messages import RequestHead, ResponseHead, header
@@ -83,10 +83,10 @@ class Plan:
         "_other",
         "_race_delay_s",
         "_safe",
+        "candidates",
         "connect_timeout_s",
         "first_byte_timeout_s",
         "idle_timeout_s",
-        "names",
         "ranking",
         "service",
     )
@@ -95,7 +95,7 @@ class Plan:
         policy = service.policy
         self.service = service
         self.ranking = ranking
-        self.names = tuple(candidate.state.path.name for candidate in ranking.order)
+        self.candidates = candidates(ranking)
         self.first_byte_timeout_s = policy.failover.first_byte_timeout_s
         self.idle_timeout_s = policy.failover.idle_timeout_s
         self.connect_timeout_s = policy.failover.connect_timeout_s
@@ -106,7 +106,7 @@ class Plan:
         self._other = attempts.Traits(False, replay, when == "always", attempts_allowed)
         self._hedge_delay_s: float | None = None
         self._race_delay_s: float | None = None
-        if len(self.names) > 1:
+        if self.candidates[1] > 1:
             best = ranking.order[0].state
             if best.ttfb_p95_s is not None:
                 self._hedge_delay_s = max(best.ttfb_p95_s, policy.hedge.min_delay_s)
@@ -115,15 +115,16 @@ class Plan:
                 _DEFAULT_RACE_S if rtt_s is None else max(_RACE_FLOOR_S, _COLD_ROUND_TRIPS * rtt_s)
             )
 
-    def machine(self, safe: bool, names: Sequence[str]) -> attempts.Exchange:
-        """The decider of one exchange, over the paths ``names``."""
+    def machine(self, safe: bool, candidates: tuple[Sequence[str], int]) -> attempts.Exchange:
+        """The decider of one exchange over these `edged.driver.candidates`."""
         return attempts.Exchange(
-            names,
+            candidates[0],
             self._safe if safe else self._other,
             self.service.retries,
             self.service.hedges,
             hedge_delay_s=self._hedge_delay_s,
             race_delay_s=self._race_delay_s,
+            eligible=candidates[1],
         )
 
 
@@ -205,7 +206,7 @@ class Exchanges:
             if change.new is Verdict.DOWN:
                 old = exchange.plan.ranking
                 ranking = self.table.ranking(old.upstream, old.request_class)
-                exchange.path_down(change.path, exchange.candidates(ranking))
+                exchange.path_down(change.path, ranking)
             elif change.new is Verdict.SUSPECT:
                 exchange.path_suspect(change.path)
 

@@ -7,14 +7,13 @@ bound to its line: when that goes DOWN it is closed at once, so that the client 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from edged.driver import UPGRADED_IDLE_S, Driver
+from edged.driver import UPGRADED_IDLE_S, Driver, candidates
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.routes import split_authority
-from policies.model import Carrier, Failure, Kind, Outcome, Ranking, Sample
+from policies.model import Carrier, Failure, Kind, Outcome, Path, Ranking, Sample
 from probes.base import DialError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Tunnel(Driver["Leg"]):
         request_id: str,
     ) -> None:
         self.host = split_authority(request.authority, 443)[0]
-        machine = plan.machine(True, self.candidates(plan.ranking))
+        machine = plan.machine(True, candidates(plan.ranking, self.suits))
         super().__init__(house, plan, machine, request, responder, request_id)
         self._winner: Leg | None = None
         self._transport: asyncio.Transport | None = None
@@ -62,14 +61,12 @@ class Tunnel(Driver["Leg"]):
         """A TCP connection over the target's line."""
         return Leg(self, number, target, why)
 
-    def candidates(self, ranking: Ranking) -> Sequence[str]:
-        """Paths to endpoints of the very host the client named, if there are any; else all.
+    def suits(self, path: Path) -> bool:
+        """Endpoints of the very host the client named will do, if there are any.
 
         The client's own TLS runs inside: another host's certificate would not satisfy it.
         """
-        paths = [candidate.state.path for candidate in ranking.order]
-        same = [path.name for path in paths if path.endpoint.host == self.host]
-        return same or [path.name for path in paths]
+        return path.endpoint.host == self.host
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 
@@ -155,12 +152,12 @@ class Tunnel(Driver["Leg"]):
         else:
             self._break("connection_terminated", f"the tunnel's connection was lost: {error}")
 
-    def path_down(self, path: str, candidates: Sequence[str]) -> None:
+    def path_down(self, path: str, ranking: Ranking) -> None:
         """DOWN closes an established tunnel at once; one that is still connecting moves."""
         if self._winner is not None:
             self._break("connection_terminated", f"path {path} is down")
         else:
-            super().path_down(path, candidates)
+            super().path_down(path, ranking)
 
     def deadline_passed(self, now: float) -> None:
         """No connection in time, or a silent hour."""

@@ -347,6 +347,15 @@ async def test_the_loser_of_a_hedge_is_cancelled_even_if_the_first_wins():
 
 
 @staged
+async def test_a_last_resort_is_no_target_for_a_hedge():
+    stage = Stage(policy=Policy(hedge=Hedge(min_delay_s=0.01)), ttfb_p95_s=0.01)
+    stage.table.order(stage.paths, last_resorts=1)
+    stage.request()
+    await asyncio.sleep(0.1)
+    assert len(stage.streams) == 1
+
+
+@staged
 async def test_waiting_too_long_for_a_head_is_a_504():
     stage = Stage(policy=Policy(failover=Failover(first_byte_timeout_s=1.0)))
     client = stage.request()

@@ -37,7 +37,7 @@ class Table:
         self.ttfb_p95_s, self.rtt_s = ttfb_p95_s, rtt_s
         self.order(paths)
 
-    def order(self, paths):
+    def order(self, paths, last_resorts=0):
         states = [
             PathState(
                 path=path,
@@ -56,7 +56,11 @@ class Table:
         known = dict(getattr(self, "snapshot", Snapshot(0, 0, {}, {})).paths)
         known.update({s.path.name: s for s in states})
         self.snapshot = Snapshot(0.0, 1, known, {"up": tuple(s.path.name for s in states)})
-        order = tuple(Candidate(state, 1.0, ()) for state in states)
+        fit = len(states) - last_resorts
+        order = tuple(
+            Candidate(state, 1.0, (), "" if number < fit else "down")
+            for number, state in enumerate(states)
+        )
         self._ranking = Ranking("up", RequestClass(0), order, "the test said so")
 
     def ranking(self, upstream, request_class):
