@@ -204,11 +204,11 @@ class Show:
         result = Result(line)
         if self.result.line is None:
             self.result = result  # so that an end in between still tells what was seen
-        dead_at = self._loop.time()
         self._lab.lines.blackhole(line)
+        dead_at = self._loop.time()
         self._tell(f"{line}, the line in use, is silently blackholed")
         detection = self._loop.create_task(self._detection(line, dead_at, result))
-        done = await self._completion(dead_at, lambda d: self._name(d) != line)
+        done = await self._traffic.completion(lambda d: self._name(d) != line)
         result.failover_gap_s = done.ended_at - dead_at
         result.moved_to = self._name(done)
         gap_ms = result.failover_gap_s * 1e3
@@ -220,7 +220,7 @@ class Show:
         self._tell(f"{line} is back")
         try:
             async with asyncio.timeout(_REST_S):
-                done = await self._completion(back_at, lambda d: self._name(d) == line)
+                done = await self._traffic.completion(lambda d: self._name(d) == line)
         except TimeoutError:
             self._tell(f"no return: {self._name(self._traffic.tally.done[-1])} serves better now")
             return result
@@ -247,14 +247,6 @@ class Show:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():  # noqa: ASYNC110  what is awaited has no event of its own
-            await asyncio.sleep(_POLL_S)
-
-    async def _completion(self, since: float, wanted: Callable[[Done], bool]) -> Done:
-        """The next request that ended after ``since`` and is wanted."""
-        while True:
-            for done in self._traffic.tally.done:
-                if done.ended_at > since and wanted(done):
-                    return done
             await asyncio.sleep(_POLL_S)
 
     def _summary(self, as_json: bool) -> int:

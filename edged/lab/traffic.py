@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,6 +73,7 @@ class Traffic:
         self._tokens_per_s = tokens_per_s
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: list[tuple[Callable[[Done], bool], asyncio.Future[Done]]] = []
         self._client = httpx.AsyncClient(
             timeout=_TIMEOUT_S,
             trust_env=False,
@@ -88,6 +90,23 @@ class Traffic:
     def in_flight(self) -> int:
         """Requests and streams not yet over."""
         return len(self._tasks)
+
+    async def completion(self, wanted: Callable[[Done], bool]) -> Done:
+        """The first wanted one of the requests answered from now on."""
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, future))
+        return await future
+
+    def _answered(self, done: Done) -> None:
+        self.tally.done.append(done)
+        waiting, self._waiting = self._waiting, []
+        for wanted, future in waiting:
+            if future.done():
+                continue  # nobody waits any more
+            if wanted(done):
+                future.set_result(done)
+            else:
+                self._waiting.append((wanted, future))
 
     async def stop(self, patience_s: float) -> None:
         """Start nothing new, wait for what runs; what does not end in time counts as failed."""
@@ -135,7 +154,7 @@ class Traffic:
             if trouble is None:
                 source = response.headers.get("x-lab-client", "")
                 endpoint = response.headers.get("x-lab-endpoint", "")
-                tally.done.append(Done(started_at, loop.time(), source, endpoint))
+                self._answered(Done(started_at, loop.time(), source, endpoint))
         except httpx.HTTPError as error:
             trouble = type(error).__name__
         finally:

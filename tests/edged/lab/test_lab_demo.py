@@ -34,6 +34,8 @@ def test_right_answers_are_counted_with_the_line_that_carried_them(tmp_path):
             tmp_path, requests_per_s=100, streams=2, stream_tokens=5, tokens_per_s=100
         ) as (_, traffic):
             traffic.start()
+            first = await asyncio.wait_for(traffic.completion(lambda done: True), 10)
+            assert first == traffic.tally.done[0]
             while len(traffic.tally.done) < 20 or traffic.tally.streams < 4:
                 await asyncio.sleep(0.01)
             await traffic.stop(10)

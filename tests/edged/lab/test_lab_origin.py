@@ -186,7 +186,7 @@ def test_statuses_errors_and_waits(tmp_path, version):
             assert (await client.get("/status/204")).content == b""
             assert (await client.get("/none")).status_code == 404
             refused = await client.get("/upload")
-            assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+            assert (refused.status_code, refused.headers["allow"]) == (405, "POST, PUT")
             assert (await client.post("/v1/messages", content=b"{")).status_code == 400
             start = time.monotonic()
             assert (await client.get("/slow?s=0.2")).json() == {"slept": 0.2}
