@@ -6,8 +6,8 @@ Rules:
 2. The phases of a line's paths are spread evenly: pooled, they look at the line without a gap. A
    path that comes later takes the middle of the widest gap; nobody else moves.
 3. Each point of the grid moves by up to an eighth of the period, intervals thus by up to a quarter.
-4. A line is ACTIVE while an exchange waits on it or it is doubted, and for 2 s after; RECENT for
-   30 s after that; else IDLE. Going up a pace pulls its deadlines in at once.
+4. A line is DOUBTED while a verdict on it is bad, ACTIVE while an exchange waits on it, each for
+   2 s more; RECENT for 30 s after that; else IDLE. Going up a pace pulls its deadlines in at once.
 5. All periods of a line are stretched by the same factor when what they plan exceeds the line's
    byte cap; and a token bucket holds back what bunches, so that over any window no more than
    ``0.9 * cap * window + depth`` bytes are sent. Cheap probes may use it up; expensive ones wait
@@ -36,6 +36,7 @@ CHEAP_BYTES = 600
 FIRST_ROUND_S = 1.0
 """Every path is measured within this time after it came, cap permitting."""
 DOUBT_TCP_S = 1.0
+DOUBT_HTTP_S = 3.0
 
 _JITTER = 0.125
 _ORDER = {Kind.ICMP: 0, Kind.PING: 1, Kind.TCP: 2, Kind.QUIC: 3, Kind.HTTP: 4}
@@ -47,6 +48,7 @@ class Pace(enum.IntEnum):
     IDLE = 0
     RECENT = 1
     ACTIVE = 2
+    DOUBTED = 3
 
 
 class Job(NamedTuple):
@@ -58,7 +60,7 @@ class Job(NamedTuple):
 
 def period_s(kind: Kind, cadence: Cadence, pace: Pace) -> float | None:
     """The time between two runs of a probe at a pace, uncapped; ``None``: never."""
-    active = pace is Pace.ACTIVE
+    active = pace >= Pace.ACTIVE
     if kind is Kind.ICMP:
         if cadence.icmp_s is None:
             return None
@@ -75,7 +77,10 @@ def period_s(kind: Kind, cadence: Cadence, pace: Pace) -> float | None:
     if kind is Kind.QUIC:
         return cadence.quic_s
     if kind is Kind.HTTP:
-        return cadence.http_s
+        # Where no connection is left to PING, only a request shows that a path is back end to end.
+        if cadence.http_s is None:
+            return None
+        return min(cadence.http_s, DOUBT_HTTP_S) if pace is Pace.DOUBTED else cadence.http_s
     return None
 
 
@@ -129,7 +134,8 @@ class _LineState:
     tasks: list[_Task] = field(default_factory=list)
     pace: Pace = Pace.IDLE
     active_at: float = -math.inf
-    """When it was last seen waiting or doubted."""
+    """When an exchange was last seen waiting on it."""
+    doubted_at: float = -math.inf
     stretch: float = 1.0
     paths: int = 1
 
@@ -186,15 +192,19 @@ class Planner:
                     round_s = min(FIRST_ROUND_S, self._period(task, state))
                     self._push(task, now + self._slot(task, state) * round_s)
 
-    def set_activity(self, line: str, busy: bool, now: float) -> None:
-        """Say whether an exchange waits on ``line`` or it is doubted. Cheap; call it often."""
+    def set_activity(self, line: str, busy: bool, now: float, *, doubted: bool = False) -> None:
+        """Say whether an exchange waits on ``line`` and whether it is doubted. Call it often."""
         state = self._lines.get(line)
         if state is None:
             return
         if busy:
             state.active_at = now
-        quiet_s = now - state.active_at
-        if quiet_s <= HOLD_S:
+        if doubted:
+            state.doubted_at = now
+        quiet_s = now - max(state.active_at, state.doubted_at)
+        if now - state.doubted_at <= HOLD_S:
+            pace = Pace.DOUBTED
+        elif quiet_s <= HOLD_S:
             pace = Pace.ACTIVE
         else:
             pace = Pace.RECENT if quiet_s <= HOLD_S + RECENT_S else Pace.IDLE
@@ -289,4 +299,5 @@ class Planner:
             old.refill(now)
             state.tokens = min(old.tokens, depth)
             state.pace, state.active_at = old.pace, old.active_at
+            state.doubted_at = old.doubted_at
         return state

@@ -144,8 +144,12 @@ class Scheduler:
         now = self._clock()
         try:
             for line in self._lines:
-                busy = self._activity.waiting(line) or self._activity.suspected(line)
-                self._planner.set_activity(line, busy, now)
+                self._planner.set_activity(
+                    line,
+                    self._activity.waiting(line),
+                    now,
+                    doubted=self._activity.suspected(line),
+                )
             for job in self._planner.due(now):
                 self._start(job)
             self._look_at_sockets(now)

@@ -152,6 +152,24 @@ def test_the_default_periods(kind, idle, recent, active):
     assert period_s(kind, cadence, Pace.ACTIVE) == active
 
 
+def test_a_doubted_path_is_asked_end_to_end_soon():
+    cadence = Cadence()
+    assert period_s(Kind.HTTP, cadence, Pace.DOUBTED) == 3.0
+    assert period_s(Kind.TCP, cadence, Pace.DOUBTED) == 1.0
+    assert period_s(Kind.HTTP, Cadence(http_s=None), Pace.DOUBTED) is None
+    assert period_s(Kind.HTTP, Cadence(http_s=1.0), Pace.DOUBTED) == 1.0
+
+
+def test_doubt_outlasts_its_cause_by_two_seconds():
+    planner = planner_of(paths_of(1), costs=SMALL)
+    planner.set_activity("cn2", False, 1000.0, doubted=True)
+    planner.set_activity("cn2", True, 1001.9)
+    assert planner.interval_s("cn2>u/e0", Kind.HTTP) == 3.0
+    planner.set_activity("cn2", True, 1002.1)
+    assert planner.interval_s("cn2>u/e0", Kind.HTTP) == 30.0
+    assert planner.interval_s("cn2>u/e0", Kind.ICMP) == 0.2
+
+
 def test_null_periods_and_missing_protocols_mean_no_probe():
     cadence = Cadence(icmp_s=None, http_s=None)
     (path,) = paths_of(1, protocols=(Carrier.H2,))
