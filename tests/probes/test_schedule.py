@@ -161,7 +161,7 @@ def test_a_doubted_path_is_asked_end_to_end_soon():
 
 
 def test_doubt_outlasts_its_cause_by_two_seconds():
-    planner = planner_of(paths_of(1), costs=SMALL)
+    planner = planner_of(paths_of(1), costs={Kind.ICMP: 112, Kind.HTTP: 500})
     planner.set_activity("cn2", False, 1000.0, doubted=True)
     planner.set_activity("cn2", True, 1001.9)
     assert planner.interval_s("cn2>u/e0", Kind.HTTP) == 3.0
