@@ -5,63 +5,53 @@ The states of a connection, and what bytes from the client mean in each:
     HEAD     part of the next head           -> BODY or WAIT (handler called), REFUSED (bad head)
     BODY     body of the request at hand     -> WAIT when it is complete
     WAIT     the next request, kept unread until the response at hand has ended -> HEAD
-    RAW      a tunnel's bytes (after 101, or 2xx to CONNECT)
-    REFUSED  an error answer is being written -> LINGER
+    REFUSED  nothing: an error answer is being written -> LINGER
     LINGER   discarded: the client is given time to read the last answer
-    CLOSED   nothing
+    CLOSED   nothing; or all is another protocol's (`edged.downstream.raw`, `edged.downstream.h2`)
 
-Half a close by the client is a half close only in RAW; elsewhere a client that says it will send
-no more while its answer is owed is taken for gone, as one that was killed looks the same.
+A client that says it will send no more while its answer is owed is taken for gone, as one that
+was killed looks the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from collections.abc import Sequence
 from typing import cast
 
 from edged.downstream.chunked import ChunkedDecoder
 from edged.downstream.fields import BadMessage, first_defect, parse_head
 from edged.downstream.h1_response import H1Exchange
-from edged.downstream.h2 import PREFACE_HEAD, H2Connection, client_address
+from edged.downstream.h2 import PREFACE_HEAD, H2Connection
 from edged.downstream.hub import NEVER, Hub
+from edged.downstream.output import HeldOutput
+from edged.downstream.raw import RawConnection
+from edged.downstream.sockets import client_address, reset
 from edged.headers import answer, error_response
 from edged.messages import RequestHead
 
-_HEAD, _BODY, _WAIT, _RAW, _REFUSED, _LINGER, _CLOSED = range(7)
-_LARGE = 16384
-_RESET = struct.pack("ii", 1, 0)
+_HEAD, _BODY, _WAIT, _REFUSED, _LINGER, _CLOSED = range(6)
 
 
-class H1Connection(asyncio.Protocol):
+class H1Connection(HeldOutput):
     """One client connection until it closes or turns out to speak HTTP/2.
 
     Invariants: at most one exchange; ``_buffer`` holds bytes not yet understood, and only in
-    states that wait (HEAD: an incomplete head; WAIT: later requests; BODY and RAW: paused).
+    states that wait (HEAD: an incomplete head; WAIT: later requests; BODY: paused).
     """
 
     __slots__ = (
         "_body_paused",
         "_buffer",
         "_client",
-        "_client_ended",
-        "_corked",
         "_decoder",
         "_exchange",
-        "_flush_due",
-        "_hub",
-        "_input_ended",
         "_left",
-        "_out",
         "_progress",
         "_reading",
         "_scanned",
         "_served",
         "_state",
-        "_transport",
-        "_write_ended",
+        "_tunnel",
         "_write_paused",
         "deadline",
         "keep_alive",
@@ -69,8 +59,7 @@ class H1Connection(asyncio.Protocol):
     )
 
     def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
+        super().__init__(hub)
         self._state = _HEAD
         self._buffer = b""
         self._scanned = 0
@@ -83,12 +72,7 @@ class H1Connection(asyncio.Protocol):
         self._body_paused = False
         self._reading = True
         self._write_paused = False
-        self._client_ended = False
-        self._input_ended = False
-        self._write_ended = False
-        self._corked = False
-        self._flush_due = False
-        self._out: list[bytes] = []
+        self._tunnel: RawConnection | None = None
         self._client: str | None = None
         self.upgrade_offered = b""
         self.deadline = NEVER
@@ -122,11 +106,8 @@ class H1Connection(asyncio.Protocol):
         """The client sends no more. True keeps the connection open for writing."""
         if self._buffer:
             self._continue()
-        if self._state == _RAW and self._exchange is not None:
-            self._client_ended = True
-            if not self._buffer:
-                self._end_raw_input()
-            return True
+        if self._tunnel is not None:
+            return self._tunnel.eof_received()
         self._lose_exchange()
         return False
 
@@ -148,7 +129,7 @@ class H1Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It drained."""
         self._write_paused = False
-        if self._state in (_WAIT, _RAW):
+        if self._state == _WAIT:
             self.deadline = NEVER
         elif self._state == _BODY:
             self._open_window()
@@ -166,12 +147,9 @@ class H1Connection(asyncio.Protocol):
                     break
             elif state == _BODY and not self._body_paused:
                 data = self._take_body(data)
-            elif state == _RAW and not self._body_paused:
-                exchange = self._exchange
-                if exchange is not None and exchange.sink is not None:
-                    exchange.sink.body(data)
-                return
             elif state >= _REFUSED:
+                if self._tunnel is not None:
+                    self._tunnel.data_received(data)
                 return
             else:
                 break
@@ -186,8 +164,6 @@ class H1Connection(asyncio.Protocol):
             self._buffer = b""
             self.data_received(data)
         self._set_reading()
-        if self._client_ended and not self._buffer and self._state == _RAW:
-            self._end_raw_input()
 
     def _set_reading(self) -> None:
         ahead = len(self._buffer) > self._hub.limits.read_ahead_bytes and self._state != _HEAD
@@ -313,15 +289,6 @@ class H1Connection(asyncio.Protocol):
         self._transport.set_protocol(connection)
         connection.adopt(self._transport, data)
 
-    def _end_raw_input(self) -> None:
-        exchange = self._exchange
-        if exchange is not None and exchange.sink is not None and not self._input_ended:
-            self._input_ended = True
-            exchange.sink.body_end(None)
-            if self._write_ended and not exchange.done:
-                self._forget(exchange)
-                self._close()
-
     # What the exchange asks for.
 
     @property
@@ -330,11 +297,6 @@ class H1Connection(asyncio.Protocol):
         if self._client is None:
             self._client = client_address(self._transport)
         return self._client
-
-    @property
-    def raw(self) -> bool:
-        """Whether the connection carries a tunnel's bytes."""
-        return self._state == _RAW
 
     def keep_alive_after(self, exchange: H1Exchange) -> bool:
         """Decide, when the head is written, whether another request may follow.
@@ -351,66 +313,23 @@ class H1Connection(asyncio.Protocol):
             self.keep_alive = False
         return self.keep_alive
 
-    def write_now(self, data: bytes) -> None:
-        """Write, together with what is held; within a parser callback, when that returns."""
-        out = self._out
-        if not out and not self._corked:
-            self._transport.write(data)
-            return
-        out.append(data)
-        if len(data) >= _LARGE:
-            self.flush()
-
-    def write_many(self, parts: Sequence[bytes]) -> None:
-        """Write large pieces without joining them."""
-        if self._out:
-            self.flush()
-        self._transport.writelines(parts)
-
-    def hold(self, data: bytes) -> None:
-        """Write at the latest at the end of this loop turn."""
-        self._out.append(data)
-        if not self._corked and not self._flush_due:
-            self._flush_due = True
-            self._hub.loop.call_soon(self._flush_held)
-
-    def _flush_held(self) -> None:
-        self._flush_due = False
-        if self._out:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is held, at once."""
-        out = self._out
-        if len(out) == 1:
-            self._transport.write(out[0])
-        else:
-            self._transport.write(b"".join(out))
-        out.clear()
-
-    def switch_to_raw(self) -> None:
+    def become_raw(self, exchange: H1Exchange) -> RawConnection:
         """The response head switched protocols: bytes pass unread from here on."""
-        self._state = _RAW
-        self.deadline = NEVER
-        if self._buffer:
-            self._hub.loop.call_soon(self._continue)
-
-    def half_close(self, exchange: H1Exchange) -> None:
-        """The tunnel's response direction has ended."""
-        if self._write_ended:
-            return
-        self._write_ended = True
         if self._out:
             self.flush()
-        if self._input_ended:
-            self._forget(exchange)
-            self._close()
-        elif self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._state = _CLOSED
+        self._exchange = None
+        early, self._buffer = self._buffer, b""
+        tunnel = self._tunnel = RawConnection(self._hub, self._transport, exchange, early)
+        self._hub.replace(self, tunnel)
+        self._transport.set_protocol(tunnel)
+        if not self._reading:
+            self._transport.resume_reading()
+        return tunnel
 
     def pause_body(self) -> None:
         """Stop reading the body at hand."""
-        if self._state in (_BODY, _RAW) and not self._body_paused:
+        if self._state == _BODY and not self._body_paused:
             self._body_paused = True
             self._set_reading()
 
@@ -541,10 +460,7 @@ class H1Connection(asyncio.Protocol):
         self._state = _CLOSED
         self._buffer = b""
         self._out.clear()
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._transport.abort()
+        reset(self._transport)
 
     # The hub's side.
 

@@ -10,6 +10,7 @@ from edged.messages import Headers, ResponseHead
 
 if TYPE_CHECKING:
     from edged.downstream.h1 import H1Connection
+    from edged.downstream.raw import RawConnection
 
 _REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
 _STATUS_LINES = {s: b"HTTP/1.1 %d %b\r\n" % (s, r) for s, r in _REASONS.items()}
@@ -57,6 +58,7 @@ class H1Exchange:
         "method",
         "sink",
         "started",
+        "tunnel",
         "upgradable",
     )
 
@@ -74,6 +76,7 @@ class H1Exchange:
         self.chunked = False
         self.left = 0
         """Body bytes still owed; `_HUGE` where the end is marked otherwise."""
+        self.tunnel: RawConnection | None = None
 
     @property
     def client(self) -> str:
@@ -106,9 +109,8 @@ class H1Exchange:
         if (status == 101 and self.upgradable) or (
             self.method == b"CONNECT" and 200 <= status < 300
         ):
-            self.left = _HUGE
             connection.write_now(status_line(status, head.reason) + block + self._switch(status))
-            connection.switch_to_raw()
+            self.tunnel = connection.become_raw(self)
             return
         if status < 200:  # a switch that nobody asked for
             self.abort()
@@ -153,6 +155,9 @@ class H1Exchange:
             return
         left = self.left
         if not self.chunked:
+            if self.tunnel is not None:
+                self.tunnel.write(data)
+                return
             if len(data) > left:
                 if self.method != b"HEAD":
                     self.abort()
@@ -172,11 +177,10 @@ class H1Exchange:
         if not self.started or 0 < self.left < _HUGE:
             self.abort()
             return
-        connection = self.connection
-        if connection.raw:
-            self.left = 0
-            connection.half_close(self)
+        if self.tunnel is not None:
+            self.tunnel.half_close()
             return
+        connection = self.connection
         if self.chunked:
             try:
                 fields = field_lines(trailers) if trailers else b""
@@ -192,13 +196,15 @@ class H1Exchange:
         if self.done:
             return
         self.done = True
-        unframed = self.left == _HUGE and not self.chunked
-        self.connection.cut(self, hard=unframed or self.connection.raw)
+        if self.tunnel is not None:
+            self.tunnel.cut()
+        else:
+            self.connection.cut(self, hard=self.left == _HUGE and not self.chunked)
 
     def pause_body(self) -> None:
         """Stop reading from the client."""
         if not self.done:
-            self.connection.pause_body()
+            (self.tunnel or self.connection).pause_body()
 
     def resume_body(self) -> None:
         """Read on; the first time, tell a client that waits to go ahead."""
@@ -206,4 +212,4 @@ class H1Exchange:
             return
         if self.awaits_continue and not self.started:
             self.informational(100, [])
-        self.connection.resume_body()
+        (self.tunnel or self.connection).resume_body()

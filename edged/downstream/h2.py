@@ -14,15 +14,16 @@ from typing import Any, cast
 
 from edged.downstream.fields import BadMessage
 from edged.downstream.h2_fields import Malformed, request_head, response_fields, trailers
+from edged.downstream.h2_floods import Floods
 from edged.downstream.h2_stream import H2Exchange
 from edged.downstream.hub import NEVER, Hub
+from edged.downstream.sockets import client_address
 from edged.headers import answer, error_response
 from edged.messages import Headers, RequestHead
 from edged.upstream.engines import h2_engine
 
 PREFACE_HEAD = b"PRI * HTTP/2.0\r\n\r\n"
 """What the client connection preface (RFC 9113 section 3.4) looks like to an HTTP/1.1 parser."""
-_BURST_S = 10.0
 _FRAME_BYTES = 16384
 
 
@@ -36,17 +37,15 @@ class H2Connection(asyncio.Protocol):
     __slots__ = (
         "_client",
         "_codes",
-        "_control",
-        "_control_since",
         "_corked",
         "_engine",
         "_events",
+        "_floods",
         "_flush_due",
         "_goaway_sent",
         "_highest",
         "_hub",
         "_protocol_error",
-        "_resets",
         "_streams",
         "_transport",
         "_unreturned",
@@ -83,9 +82,7 @@ class H2Connection(asyncio.Protocol):
         self._highest = 0
         self._goaway_sent = False
         self._unreturned = 0
-        self._control = 0
-        self._resets = 0
-        self._control_since = hub.now
+        self._floods = Floods(hub)
         self._corked = False
         self._flush_due = False
         self._write_paused = False
@@ -181,7 +178,7 @@ class H2Connection(asyncio.Protocol):
         exchange.progress += len(data)
         exchange.awaits_continue = False
         expected = exchange.expected
-        if expected is not None and not self._is_tunnel(exchange):
+        if expected is not None and exchange.method != b"CONNECT":
             expected -= len(data)
             exchange.expected = expected
             if expected < 0 or (expected > 0 and event.stream_ended is not None):
@@ -190,9 +187,6 @@ class H2Connection(asyncio.Protocol):
         if data and exchange.sink is not None:
             exchange.sink.body(bytes(data))
         self.return_window(exchange, size)
-
-    def _is_tunnel(self, exchange: H2Exchange) -> bool:
-        return exchange.method == b"CONNECT"
 
     def _trailers_received(self, event: Any) -> None:
         exchange = self._streams.get(event.stream_id)
@@ -223,8 +217,7 @@ class H2Connection(asyncio.Protocol):
         self._settle(exchange)
 
     def _stream_reset(self, event: Any) -> None:
-        self._resets += 1
-        if self._resets > self._hub.limits.h2_resets_per_s * _BURST_S and not self._quiet():
+        if self._floods.reset():
             self._end_all(self._codes.ENHANCE_YOUR_CALM)
             return
         exchange = self._streams.get(event.stream_id)
@@ -244,18 +237,8 @@ class H2Connection(asyncio.Protocol):
         self._pump_all()
 
     def _control_received(self, event: Any) -> None:
-        self._control += 1
-        if self._control > self._hub.limits.h2_control_per_s * _BURST_S and not self._quiet():
+        if self._floods.control():
             self._end_all(self._codes.ENHANCE_YOUR_CALM)
-
-    def _quiet(self) -> bool:
-        """Whether the counted frames came over so long a time that they are no flood."""
-        now = self._hub.now
-        if now - self._control_since < _BURST_S:
-            return False
-        self._control_since = now
-        self._control = self._resets = 0
-        return True
 
     # What an exchange asks for.
 
@@ -507,12 +490,3 @@ class H2Connection(asyncio.Protocol):
         """Close at once."""
         self._lose_all()
         self._transport.abort()
-
-
-def client_address(transport: asyncio.BaseTransport) -> str:
-    """The peer as ``address:port``, an IPv6 address in brackets."""
-    peer = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):
-        return "unknown"
-    host, port = peer[0], peer[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-import socket
 
 from edged.downstream.base import Handler
 from edged.downstream.h1 import H1Connection
 from edged.downstream.hub import Hub
 from edged.downstream.limits import Limits
+from edged.downstream.sockets import bind
 
 _BACKLOG = 4096
 
@@ -87,31 +85,3 @@ class Listener:
                 connection.kill()
             await self._empty.wait()
         self.hub.stop()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound stream socket. Raises `OSError` with a text for people."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, _explain(error, host, port)) from error
-    return sock
-
-
-def _explain(error: OSError, host: str, port: int) -> str:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if error.errno == errno.EADDRINUSE:
-        return f"{where} is in use by another process; stop it or choose another port"
-    if error.errno == errno.EACCES:
-        return f"no permission to listen on {where}; ports below 1024 need CAP_NET_BIND_SERVICE"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{where} is no address of this host"
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return f"can't listen on {where}: {reason}"
