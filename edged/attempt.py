@@ -175,6 +175,7 @@ class Attempt:
 
     def data(self, data: bytes) -> None:
         """Response body."""
+        self.target.moved_bytes += len(data)
         self.exchange.response_data(data)
 
     def end(self, trailers: Headers | None) -> None:
@@ -298,6 +299,7 @@ class Attempt:
             piece = self._encoder.feed(piece)
         if piece:
             self.bytes_up_wire += len(piece)
+            self.target.moved_bytes += len(piece)
             stream.send_data(piece)
 
     def _end_body(self, stream: Stream) -> None:

@@ -163,6 +163,7 @@ class Exchanges:
         self._default_policy = Policy()
         self._plans: dict[tuple[str, RequestClass, bool], Plan] = {}
         self._disk_warned_at: float | None = None
+        self._metered_at = monotonic()
 
     # -- configuration ----------------------------------------------------------------------------
 
@@ -211,8 +212,13 @@ class Exchanges:
                 exchange.path_suspect(change.path)
 
     def tick(self, now: float) -> None:
-        """Call about once a second."""
+        """Call about once a second: deadlines, and how much each line carries."""
         self.deadlines.tick(now)
+        span_s = now - self._metered_at
+        if span_s > 0:
+            self._metered_at = now
+            for line, moved_bytes in self.targets.take_moved().items():
+                self.table.set_line_usage(line, moved_bytes * 8 / span_s)
 
     # -- for exchanges ----------------------------------------------------------------------------
 

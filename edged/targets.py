@@ -36,7 +36,16 @@ class Tenant(Protocol):
 class Target:
     """One path: wire forms of its endpoint, and the attempts in flight on it."""
 
-    __slots__ = ("authority", "base_path", "live", "notes", "path", "proxy_status", "scheme")
+    __slots__ = (
+        "authority",
+        "base_path",
+        "live",
+        "moved_bytes",
+        "notes",
+        "path",
+        "proxy_status",
+        "scheme",
+    )
 
     def __init__(self, path: Path, notes: EndpointNotes) -> None:
         endpoint = path.endpoint
@@ -51,6 +60,8 @@ class Target:
         self.proxy_status = proxy_status(line=path.line.name, endpoint=endpoint.key)
         """A Proxy-Status member (RFC 9209) that names the path a response came by."""
         self.live: dict[Tenant, None] = {}
+        self.moved_bytes = 0
+        """Body bytes both ways since the last `Targets.take_moved`."""
 
     def local_location(self, location: bytes, prefix: bytes) -> bytes | None:
         """``location`` (RFC 9110 section 10.2.2) as seen by a gateway client, if it is ours.
@@ -75,12 +86,13 @@ class Target:
 class Targets:
     """`Target` by path name, made on demand."""
 
-    __slots__ = ("_find_path", "_notes", "_targets")
+    __slots__ = ("_find_path", "_lines", "_notes", "_targets")
 
     def __init__(self, find_path: Callable[[str], Path]) -> None:
         self._find_path = find_path
         self._notes: dict[str, EndpointNotes] = {}
         self._targets: dict[str, Target] = {}
+        self._lines: set[str] = set()
 
     def get(self, name: str) -> Target:
         """The target of path ``name``. Raises `KeyError` if there is no such path."""
@@ -96,6 +108,14 @@ class Targets:
         target = self._targets.get(name)
         return () if target is None else tuple(target.live)
 
+    def take_moved(self) -> dict[str, int]:
+        """Body bytes by line name since the last call."""
+        moved = dict.fromkeys(self._lines, 0)
+        for target in self._targets.values():
+            moved[target.path.line.name] += target.moved_bytes
+            target.moved_bytes = 0
+        return moved
+
     def refresh(self) -> None:
         """Paths may have changed: make targets anew, keeping who is in flight."""
         for name, old in list(self._targets.items()):
@@ -110,6 +130,7 @@ class Targets:
         path = self._find_path(name)
         notes = self._notes.setdefault(path.endpoint.key, EndpointNotes())
         target = self._targets[name] = Target(path, notes)
+        self._lines.add(path.line.name)
         return target
 
     def _forget_idle(self) -> None:

@@ -81,6 +81,8 @@ class Tunnel(Driver["Leg"]):
                 self.responder.pause_body()
             return
         self.touch(UPGRADED_IDLE_S)
+        if self._winner is not None:
+            self._winner.target.moved_bytes += len(data)
         self._transport.write(data)
 
     def body_end(self, trailers: Headers | None) -> None:
@@ -257,6 +259,7 @@ class Leg(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._over:
+            self.target.moved_bytes += len(data)
             self.exchange.received(data)
 
     def eof_received(self) -> bool:

@@ -532,3 +532,18 @@ async def test_records_hold_no_query_and_no_secret():
     record = stage.records[0]
     assert record.path_without_query == "/v1/x"
     assert "sk-123" not in repr([getattr(record, n) for n in record.__slots__])
+
+
+@staged
+async def test_the_table_learns_how_much_each_line_carries():
+    stage = Stage()
+    now = asyncio.get_running_loop().time()
+    stage.exchanges.tick(now)
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"x" * 25_000)
+    stage.streams[0].answer(200, (), None)
+    stage.streams[0].events.data(b"y" * 100_000)
+    stage.exchanges.tick(now + 10)
+    assert stage.table.usage["cn2"] == pytest.approx(100_000, rel=0.2)
+    stage.exchanges.tick(now + 20)
+    assert stage.table.usage["cn2"] == 0

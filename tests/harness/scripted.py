@@ -33,7 +33,7 @@ class Table:
     """As much of a PathTable as exchanges use; the order of paths is the test's."""
 
     def __init__(self, paths, ttfb_p95_s=None, rtt_s=0.05):
-        self.samples, self.in_flight = [], {}
+        self.samples, self.in_flight, self.usage = [], {}, {}
         self.ttfb_p95_s, self.rtt_s = ttfb_p95_s, rtt_s
         self.order(paths)
 
@@ -68,6 +68,9 @@ class Table:
 
     def observe(self, sample, now):
         self.samples.append(sample)
+
+    def set_line_usage(self, line, used_bps):
+        self.usage[line] = used_bps
 
     def started(self, path):
         self.in_flight[path] = self.in_flight.get(path, 0) + 1
