@@ -74,7 +74,9 @@ class RequestSink(Protocol):
 class Handler(Protocol):
     """Called once a request head is complete and well-formed.
 
-    The request may have a body (``head.body_length != 0``): it follows through the sink. The
+    The request may have a body (``head.body_length != 0``): it follows through the sink, which
+    for one without hears neither ``body`` nor ``body_end`` (but for raw bytes after a switch, where
+    ``body_end`` is the client's half close and may come after the responder's ``end``). The
     handler may answer inside the call. With ``head.expects_continue`` the connection sends
     ``100 Continue`` itself when the handler calls ``resume_body`` for the first time.
     """

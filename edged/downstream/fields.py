@@ -11,7 +11,6 @@ idle connection.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from edged.downstream.limits import Limits
 from edged.messages import Headers, RequestHead
@@ -27,11 +26,8 @@ class BadMessage(Exception):
         self.message = message
 
 
-class ParsedHead(NamedTuple):
-    """A request head and what it says of its connection."""
-
-    head: RequestHead
-    keep_alive: bool
+ParsedHead = tuple[RequestHead, bool]
+"""A request head, and whether its client wants the connection kept."""
 
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -44,6 +40,7 @@ _AUTHORITY = re.compile(
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _BAD_CONTROL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HARMLESS = bytes(b for b in range(256) if b == 9 or (b >= 32 and b != 127))
+"""Without these a block must be nothing but the CRLF pairs it was split at."""
 
 _METHODS = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _SPECIAL = frozenset(
@@ -112,11 +109,6 @@ def valid_target(target: bytes) -> bool:
     return _TARGET.fullmatch(target) is not None
 
 
-def clean(block: bytes, lines: int) -> bool:
-    """Whether the only control characters of ``block`` are HTAB and ``lines`` - 1 CRLF pairs."""
-    return block.translate(None, _HARMLESS) == b"\r\n" * (lines - 1)
-
-
 def first_defect(buffer: bytes, limits: Limits, start: int = 0) -> BadMessage | None:
     """What is already wrong with an incomplete head, or ``None`` while it may become good.
 
@@ -140,7 +132,7 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
     Raises `BadMessage` with the status that RFC 9110 or 9112 names.
     """
     lines = block.split(b"\r\n")
-    if not clean(block, len(lines)):
+    if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
         raise BadMessage(400, "bad_control", "The head has a bare CR or LF or a control character.")
     parts = lines[0].split(b" ")
     if len(parts) != 3:
@@ -160,8 +152,9 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
     headers: Headers = []
     special: Headers = []
     known = _names.get
-    for i in range(1, len(lines)):
-        raw, colon, value = lines[i].partition(b":")
+    del lines[0]
+    for line in lines:
+        raw, colon, value = line.partition(b":")
         name = known(raw) or field_name(raw)
         if not colon:
             raise BadMessage(400, "bad_field", "A header line has no colon.")
@@ -169,11 +162,11 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
             special.append((name, value.strip(b" \t")))
         else:
             headers.append((name, value.strip(b" \t")))
-    if method in _METHODS and target[0] == 47 and len(special) == 1 and minor == b"1.1":
+    if len(special) == 1 and target[0] == 47 and minor == b"1.1" and method in _METHODS:
         name, value = special[0]
         if name == b"host":  # the common case: nothing about framing or the connection is said
             host = authority(value) if value else b""
-            return ParsedHead(RequestHead(method, b"http", host, target, headers), True)
+            return RequestHead(method, b"http", host, target, headers), True
     return _complete(method, target, minor, headers, special)
 
 
@@ -209,7 +202,7 @@ def _complete(
     if options:
         head.headers = [f for f in head.headers if f[0] not in options]
     if minor == b"1.0":
-        return ParsedHead(head, b"keep-alive" in options and b"close" not in options)
+        return head, b"keep-alive" in options and b"close" not in options
     if b"te" in values and any(b"trailers" in _list(v.lower()) for v in values[b"te"]):
         head.headers.append((b"te", b"trailers"))
     if b"upgrade" in options and length == 0 and method != b"CONNECT":
@@ -218,7 +211,7 @@ def _complete(
         if expectation.lower() != b"100-continue":
             raise BadMessage(417, "expectation_failed", "Only Expect: 100-continue is known.")
         head.expects_continue = length != 0
-    return ParsedHead(head, b"close" not in options)
+    return head, b"close" not in options
 
 
 def _list(value: bytes) -> list[bytes]:
@@ -311,7 +304,7 @@ def _with_target(method: bytes, target: bytes, host: bytes, headers: Headers) ->
 def parse_trailers(block: bytes, limits: Limits) -> Headers:
     """Read the field lines of a trailer section. Raises `BadMessage`."""
     lines = block.split(b"\r\n")
-    if not clean(block, len(lines)):
+    if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
         raise BadMessage(400, "bad_control", "A trailer has a control character.")
     if len(lines) > limits.header_fields:
         raise BadMessage(431, "too_many_fields", "The request has too many trailer fields.")

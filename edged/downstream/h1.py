@@ -96,7 +96,10 @@ class H1Connection(HeldOutput):
             self._buffer = b""
         self._corked = True
         try:
-            self._consume(data)
+            if self._state == _HEAD:
+                data = self._take_head(data)
+            if data:
+                self._consume(data)
         finally:
             self._corked = False
             if self._out:
@@ -142,9 +145,9 @@ class H1Connection(HeldOutput):
         while data:
             state = self._state
             if state == _HEAD:
-                data = self._take_head(data)
                 if self._scanned:
                     break
+                data = self._take_head(data)
             elif state == _BODY and not self._body_paused:
                 data = self._take_body(data)
             elif state >= _REFUSED:

@@ -338,7 +338,7 @@ class H2Connection(asyncio.Protocol):
     def _finish(self, exchange: H2Exchange) -> None:
         """Everything is sent: end the stream, and tell a client that still sends to stop."""
         stream_id = exchange.stream_id
-        if exchange.left != 0 or exchange.tunnel or self._stream_open(stream_id):
+        if not exchange.ended_by_head:
             fields = response_fields(200, exchange.trailers, None) if exchange.trailers else None
             if fields is not None:
                 self._engine.send_headers(stream_id, fields[1:], end_stream=True)
@@ -351,10 +351,6 @@ class H2Connection(asyncio.Protocol):
             if not exchange.request_ended:
                 self._reset_stream(stream_id, self._codes.NO_ERROR)
         self._flush_soon()
-
-    def _stream_open(self, stream_id: int) -> bool:
-        stream = self._engine.streams.get(stream_id)
-        return stream is not None and stream.open
 
     def _flush_soon(self) -> None:
         if not self._corked and not self._flush_due:

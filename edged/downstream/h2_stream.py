@@ -22,10 +22,10 @@ class H2Exchange:
 
     __slots__ = (
         "awaits_continue",
-        "body_left",
         "connection",
         "done",
         "ended",
+        "ended_by_head",
         "expected",
         "left",
         "method",
@@ -65,6 +65,8 @@ class H2Exchange:
         self.slow = False
         self.ended = False
         """The handler has ended the response; it may still be queued."""
+        self.ended_by_head = False
+        """The response has no body: END_STREAM went with its head."""
         self.trailers: Headers | None = None
         self.done = False
 
@@ -107,6 +109,7 @@ class H2Exchange:
             return
         self.started = True
         self.left = length
+        self.ended_by_head = length == 0
         self.connection.send_head(self, fields, end=length == 0)
 
     def data(self, data: bytes) -> None:

@@ -557,3 +557,73 @@ def test_ipv6_client_has_brackets(loop):
             assert address.startswith("[::1]:")
 
     run(scenario, loop)
+
+
+def test_tunnel_has_backpressure_both_ways(loop):
+    async def scenario():
+        recorder = Recorder()
+        async with Served(recorder) as served:
+            client = await served.connect(b"CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\r\n")
+            request = await recorder.number(1)
+            request.responder.head(ResponseHead(200, [], None))
+            await client.head()
+            request.responder.pause_body()
+            client.send(b"x" * (16 << 20))
+            client.writer.write_eof()
+            await turns(20)
+            assert request.payload == b""
+            request.responder.resume_body()
+            await request.until("body_end")
+            assert len(request.payload) == 16 << 20
+            client.writer.transport.pause_reading()
+            while not request.paused:
+                request.responder.data(b"y" * 100_000)
+                await asyncio.sleep(0)
+            client.writer.transport.resume_reading()
+            reading = asyncio.ensure_future(client.reader.read(-1))
+            await request.until("resume")
+            request.responder.end()
+            assert set(await reading) == {ord("y")}
+            assert served.hub.requests_open == 0
+
+    run(scenario, loop)
+
+
+def test_bytes_that_came_before_the_switch_stay_in_order(loop):
+    async def scenario():
+        recorder = Recorder()
+        async with Served(recorder) as served:
+            client = await served.connect(b"CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\r\n1")
+            request = await recorder.number(1)
+            for n in b"234":
+                client.send(bytes((n,)))
+                await turns(1)
+            request.responder.head(ResponseHead(200, [], None))
+            request.responder.pause_body()
+            client.send(b"56789")
+            await turns()
+            assert request.payload == b""
+            request.responder.resume_body()
+            client.writer.write_eof()
+            await request.until("body_end")
+            assert request.payload == b"123456789"
+
+    run(scenario, loop)
+
+
+def test_client_of_a_tunnel_that_vanishes_is_told_to_the_handler(loop):
+    async def scenario():
+        recorder = Recorder()
+        async with Served(recorder) as served:
+            client = await served.connect(b"CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\r\n")
+            request = await recorder.number(1)
+            request.responder.head(ResponseHead(200, [], None))
+            await client.head()
+            client.writer.transport.abort()
+            await turns()
+            while "gone" not in request.events:
+                request.responder.data(b"anyone?")
+                await turns(1)
+            assert served.hub.requests_open == 0
+
+    run(scenario, loop)

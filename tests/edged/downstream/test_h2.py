@@ -323,14 +323,17 @@ def test_abort_is_a_reset_and_a_short_body_too():
     run(scenario)
 
 
-def test_early_answer_tells_the_client_to_stop_sending():
+@pytest.mark.parametrize("body", [b"", b"no"])
+def test_early_answer_tells_the_client_to_stop_sending(body):
     async def scenario():
-        async with Served(Recorder(lambda r: r.answer(413, b"no"))) as served:
+        async with Served(Recorder(lambda r: r.answer(413, body))) as served:
             client = await client_of(served)
             client.headers(1, POST, end=False)
             await client.until(lambda: 1 in client.resets)
-            assert await client.response(1) == (413, b"no")
+            assert await client.response(1) == (413, body)
             assert client.resets == {1: 0}  # NO_ERROR
+            client.headers(3, GET)
+            assert await client.response(3) == (413, body)
 
     run(scenario)
 
