@@ -74,6 +74,7 @@ class Driver:
         self._backlog: deque[bytes] = deque()
         self._touched = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self.datagrams_sent = 0
         """Datagrams that carried more than an acknowledgement, as far as their size tells."""
         self.bytes_received = 0
@@ -269,11 +270,11 @@ class Driver:
         due = self._engine.get_timer()
         if due is None:
             return
-        timer = self._timer
-        if timer is not None:
-            if timer.when() <= due + TIMER_SLACK_S:
+        if self._timer is not None:
+            if self._timer_at <= due + TIMER_SLACK_S:
                 return
-            timer.cancel()
+            self._timer.cancel()
+        self._timer_at = due
         self._timer = self._loop.call_at(due, self._timer_fired)
 
     def _timer_fired(self) -> None:

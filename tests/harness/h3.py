@@ -399,7 +399,16 @@ def run(engine, certificates, script, body, *, through=None, host="localhost", *
                     await body(client, origin, forwarder)
             assert client.dialer.all_closed()
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(strictly(main()))
+
+
+async def strictly(scenario):
+    """``scenario`` within 30 s, and nothing that the loop would only log."""
+    logged = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: logged.append(context))
+    await asyncio.wait_for(scenario, 30)
+    assert not logged, logged
 
 
 def answering(exchange):

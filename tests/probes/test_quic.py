@@ -7,7 +7,15 @@ import pytest
 from policies.model import Kind, Outcome
 from probes.base import Dialer, DialError, Probe
 from probes.quic import QuicProbe, QuicReport
-from tests.harness.h3 import Certificates, Client, Forwarder, LoopbackDialer, Origin, answering
+from tests.harness.h3 import (
+    Certificates,
+    Client,
+    Forwarder,
+    LoopbackDialer,
+    Origin,
+    answering,
+    strictly,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def run(certificates, body, *, host="localhost", ca=True, **faults):
             await body(probe, Client.path_to(forwarder.port, host), origin, forwarder)
             assert dialer.all_closed()
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(strictly(main()))
 
 
 def test_a_run_is_a_handshake_and_pings(certificates):

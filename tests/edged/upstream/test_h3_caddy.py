@@ -11,7 +11,7 @@ import uvloop
 
 from policies.model import Kind
 from tests.edged.upstream.real_servers import CADDY, Certificate, caddy
-from tests.harness.h3 import Client, both_engines, request, until
+from tests.harness.h3 import Client, both_engines, request, strictly, until
 
 pytestmark = [
     both_engines,
@@ -74,7 +74,7 @@ def test_requests_0rtt_and_pings(engine, site, run):
         again.close()
         assert client.dialer.all_closed()
 
-    run(asyncio.wait_for(main(), 30))
+    run(strictly(main()))
 
 
 def test_large_bodies_in_flat_memory(engine, site):
@@ -113,4 +113,4 @@ def test_large_bodies_in_flat_memory(engine, site):
         assert peak - before < GROWTH
         connection.close()
 
-    uvloop.run(asyncio.wait_for(main(), 60))
+    uvloop.run(strictly(main()))
