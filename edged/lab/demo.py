@@ -152,7 +152,7 @@ class Show:
             self._lab, self._daemon.table, self._traffic.tally, self._hints, live=live
         )
         stopped = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, stopped.set)
         schedule = Schedule.within(seconds)
         with self._view:

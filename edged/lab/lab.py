@@ -41,7 +41,7 @@ class EndpointSpec:
 DEFAULT_LINES = (
     LineSpec.symmetric("cn2", "127.71.1.2", kind="cn2", rtt_s=0.060, jitter_s=0.001, loss=0.001),
     LineSpec.symmetric("bgp", "127.71.2.2", kind="bgp", rtt_s=0.150, jitter_s=0.004, loss=0.01),
-    LineSpec.symmetric("hk", "127.71.3.2", kind="hk", rtt_s=0.095, jitter_s=0.002, loss=0.002),
+    LineSpec.symmetric("hk", "127.71.3.2", kind="hk", rtt_s=0.135, jitter_s=0.002, loss=0.002),
 )
 DEFAULT_ENDPOINTS = (
     EndpointSpec("tokyo", "127.72.1.1", "asia-northeast1"),
