@@ -55,7 +55,6 @@ class H1Connection(HeldOutput):
         "_write_paused",
         "deadline",
         "keep_alive",
-        "upgrade_offered",
     )
 
     def __init__(self, hub: Hub) -> None:
@@ -74,7 +73,6 @@ class H1Connection(HeldOutput):
         self._write_paused = False
         self._tunnel: RawConnection | None = None
         self._client: str | None = None
-        self.upgrade_offered = b""
         self.deadline = NEVER
 
     # The transport's side.
@@ -217,10 +215,8 @@ class H1Connection(HeldOutput):
         """Start the exchange of ``head``."""
         hub = self._hub
         length = head.body_length
-        upgradable = head.upgrade is not None
-        exchange = H1Exchange(
-            self, head.method, http10=head.version == b"1.0", upgradable=upgradable
-        )
+        http10 = head.version == b"1.0"
+        exchange = H1Exchange(self, head.method, http10=http10, upgrade=head.upgrade)
         self._exchange = exchange
         self._served = True
         if length == 0:
@@ -234,8 +230,6 @@ class H1Connection(HeldOutput):
             self._open_window()
         hub.requests_total += 1
         hub.requests_open += 1
-        if head.upgrade is not None:
-            self.upgrade_offered = head.upgrade
         sink = hub.handler(head, exchange)
         if not exchange.done:
             exchange.sink = sink
@@ -301,6 +295,10 @@ class H1Connection(HeldOutput):
             self._client = client_address(self._transport)
         return self._client
 
+    def may_stay(self) -> bool:
+        """Whether neither the client nor edged has asked for the connection's end."""
+        return self.keep_alive and not self._hub.draining
+
     def keep_alive_after(self, exchange: H1Exchange) -> bool:
         """Decide, when the head is written, whether another request may follow.
 
@@ -310,7 +308,7 @@ class H1Connection(HeldOutput):
         if (
             self._hub.draining
             or exchange.method == b"CONNECT"
-            or exchange.upgradable
+            or exchange.upgrade is not None
             or exchange.awaits_continue
         ):
             self.keep_alive = False
@@ -429,7 +427,7 @@ class H1Connection(HeldOutput):
         self._state = _REFUSED
         self.keep_alive = False
         self._scanned = 0
-        exchange = H1Exchange(self, b"", http10=False, upgradable=False)
+        exchange = H1Exchange(self, b"", http10=False, upgrade=None)
         hint = "Send one well-formed HTTP/1.1 request; this connection is closed."
         response = error_response(
             error.status, error.code, error.message, hint, proxy_error="http_request_error"

@@ -6,14 +6,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from edged.downstream.base import RequestSink
-from edged.messages import Headers, ResponseHead
+from edged.messages import Headers, ResponseHead, header
 
 if TYPE_CHECKING:
     from edged.downstream.h1 import H1Connection
     from edged.downstream.raw import RawConnection
 
 _REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
+_WITH_BODY = frozenset(range(200, 1000)) - {204, 304}
 _STATUS_LINES = {s: b"HTTP/1.1 %d %b\r\n" % (s, r) for s, r in _REASONS.items()}
+_HARMLESS = bytes(set(range(256)) - set(b"\r\n\0"))
 _LARGE = 32768
 _HUGE = 1 << 62
 
@@ -35,8 +37,7 @@ def status_line(status: int, reason: bytes = b"") -> bytes:
 def field_lines(headers: Headers) -> bytes:
     """Field lines as bytes. Raises `UnsafeHead`."""
     block = b"".join([b"%b: %b\r\n" % field for field in headers])
-    lines = len(headers)
-    if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block:
+    if block.translate(None, _HARMLESS) != b"\r\n" * len(headers):
         raise UnsafeHead("a response field holds a CR, LF or NUL")
     return block
 
@@ -56,19 +57,23 @@ class H1Exchange:
         "http10",
         "left",
         "method",
+        "plain",
         "sink",
         "started",
         "tunnel",
-        "upgradable",
+        "upgrade",
     )
 
     def __init__(
-        self, connection: H1Connection, method: bytes, *, http10: bool, upgradable: bool
+        self, connection: H1Connection, method: bytes, *, http10: bool, upgrade: bytes | None
     ) -> None:
         self.connection = connection
         self.method = method
         self.http10 = http10
-        self.upgradable = upgradable
+        self.upgrade = upgrade
+        """What the client offered to switch to."""
+        self.plain = not (http10 or upgrade or method in (b"HEAD", b"CONNECT"))
+        """Nothing but the response's own status and length decides how it is framed."""
         self.awaits_continue = False
         self.sink: RequestSink | None = None
         self.started = False
@@ -100,22 +105,29 @@ class H1Exchange:
             return
         connection = self.connection
         status = head.status
+        length = head.body_length
         try:
             block = field_lines(head.headers)
         except UnsafeHead:
             self.abort()
             return
         self.started = True
-        if (status == 101 and self.upgradable) or (
+        plain = self.plain and not self.awaits_continue and status in _WITH_BODY
+        if plain and length is not None and connection.may_stay():
+            self.left = length
+            line = status_line(status, head.reason)
+            connection.hold(b"%b%bcontent-length: %d\r\n\r\n" % (line, block, length))
+            return
+        if (status == 101 and self.upgrade is not None) or (
             self.method == b"CONNECT" and 200 <= status < 300
         ):
-            connection.write_now(status_line(status, head.reason) + block + self._switch(status))
+            connection.write_now(status_line(status, head.reason) + block + self._switch(head))
             self.tunnel = connection.become_raw(self)
             return
         if status < 200:  # a switch that nobody asked for
             self.abort()
             return
-        framing = self._framing(status, head.body_length, head.declared_length)
+        framing = self._framing(status, length, head.declared_length)
         keep = connection.keep_alive_after(self)
         if not keep:
             framing += b"connection: close\r\n\r\n"
@@ -125,11 +137,13 @@ class H1Exchange:
             framing += b"\r\n"
         connection.hold(status_line(status, head.reason) + block + framing)
 
-    def _switch(self, status: int) -> bytes:
-        if status != 101:
+    def _switch(self, head: ResponseHead) -> bytes:
+        """The end of a head that switches; the protocol is named unless the origin did."""
+        if head.status != 101:
             return b"\r\n"
-        upgrade = self.connection.upgrade_offered
-        return b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % upgrade
+        if header(head.headers, b"upgrade") is not None:
+            return b"connection: upgrade\r\n\r\n"
+        return b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % (self.upgrade or b"")
 
     def _framing(self, status: int, length: int | None, declared: int | None) -> bytes:
         """RFC 9112 section 6: how this response's body ends, and the fields that say so."""

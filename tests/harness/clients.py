@@ -163,9 +163,20 @@ class Raw:
 
 
 class Served:
-    """A listener on loopback and its clients, as an async context manager."""
+    """A listener on loopback and its clients, as an async context manager.
 
-    def __init__(self, handler, limits: Limits | None = None, host: str = "127.0.0.1") -> None:
+    Unless ``sweeps``, its time passes only by `pass_time`, however slow the machine is.
+    """
+
+    def __init__(
+        self,
+        handler,
+        limits: Limits | None = None,
+        host: str = "127.0.0.1",
+        *,
+        sweeps: bool = False,
+    ) -> None:
+        self.sweeps = sweeps
         self.handler = handler
         self.limits = limits
         self.host = host
@@ -175,6 +186,8 @@ class Served:
         self.listener = Listener(self.handler, self.limits)
         self.hub = self.listener.hub
         self.address = await self.listener.start(self.host, 0)
+        if not self.sweeps:
+            self.hub.stop()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

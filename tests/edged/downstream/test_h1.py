@@ -359,6 +359,22 @@ def test_upgrade_switches_to_raw_bytes(loop):
     run(scenario, loop)
 
 
+def test_protocol_that_the_origin_chose_is_named_once(loop):
+    async def scenario():
+        def react(request):
+            request.responder.head(ResponseHead(101, [(b"upgrade", b"b")], None))
+
+        async with Served(Recorder(react)) as served:
+            client = await served.connect(
+                b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: a, b\r\n\r\n"
+            )
+            head = await client.head()
+            assert head.endswith(b"\r\nupgrade: b\r\nconnection: upgrade\r\n\r\n")
+            assert head.count(b"upgrade: ") == 1
+
+    run(scenario, loop)
+
+
 def test_refused_upgrade_closes_and_never_reads_on(loop):
     async def scenario():
         recorder = Recorder(lambda r: r.answer(200, b"no"))

@@ -136,7 +136,7 @@ def test_drain_cuts_what_outlives_its_deadline():
 
 def test_a_sweep_runs_by_itself():
     async def scenario():
-        async with Served(Recorder(ok), Limits(idle_s=0.01)) as served:
+        async with Served(Recorder(ok), Limits(idle_s=0.01), sweeps=True) as served:
             client = await served.connect()
             assert await client.rest() == b""
 
