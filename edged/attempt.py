@@ -34,6 +34,7 @@ class Attempt:
         "_pending",
         "asked_at",
         "bytes_up_wire",
+        "carrier",
         "coded",
         "exchange",
         "number",
@@ -56,6 +57,9 @@ class Attempt:
         self.asked_at: float | None = None
         """When the whole request was: from then on the endpoint owes an answer."""
         self.stream: Stream | None = None
+        """``None`` before there is one and when it is over."""
+        self.carrier: Carrier | None = None
+        """What it runs or ran on; ``None``: it never had a stream."""
         self.bytes_up_wire = 0
         self.coded = False
         self.over = False
@@ -89,11 +93,12 @@ class Attempt:
     def cancel(self) -> None:
         """Give up; nothing is reported any more."""
         if not self.over:
+            stream, pending = self.stream, self._pending
             self._leave()
-            if self._pending is not None:
-                self._pending.cancel()
-            if self.stream is not None:
-                self.stream.cancel()
+            if pending is not None:
+                pending.cancel()
+            if stream is not None:
+                stream.cancel()
 
     def feed(self) -> None:
         """Send what the spool has beyond the cursor, as far as the stream takes it."""
@@ -120,11 +125,6 @@ class Attempt:
             self.feed()
 
     @property
-    def carrier(self) -> Carrier | None:
-        """What it runs on; ``None``: it never had a stream."""
-        return None if self.stream is None else self.stream.carrier
-
-    @property
     def cursor(self) -> int:
         """Body offset up to which the stream has taken it."""
         return self._cursor
@@ -135,6 +135,7 @@ class Attempt:
         """Send the head, and the body so far."""
         self._pending = None
         self.stream = stream
+        self.carrier = stream.carrier
         exchange = self.exchange
         self.sent_at = monotonic()
         head, whole = self._request_head()
@@ -230,6 +231,8 @@ class Attempt:
 
     def _leave(self) -> None:
         self.over = True
+        self.stream = None  # it refers to us: a cycle would leave both to the garbage collector
+        self._pending = None
         self.target.live.pop(self, None)
         self.exchange.house.table.finished(self.target.path.name)
 

@@ -158,8 +158,7 @@ class Exchange(Driver[Attempt]):
         if self._decoding is not None:
             self._decoding.resume()
         winner = self._winner
-        if not self._client_slow and winner is not None and not winner.over:
-            assert winner.stream is not None
+        if not self._client_slow and winner is not None and winner.stream is not None:
             winner.stream.resume_reading()
 
     # -- the attempts' side -----------------------------------------------------------------------
@@ -276,6 +275,7 @@ class Exchange(Driver[Attempt]):
         if self.spool is not _NO_BODY:
             self.spool.close()
         self._decoding = None
+        self._winner = None
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -51,6 +52,16 @@ def run(file: str) -> int:
         raise Failed(getattr(error, "strerror", None) or str(error)) from None
 
 
+def spare_the_collector() -> None:
+    """What exists now lives as long as the process: the garbage collector need not walk it again.
+
+    Exchanges free themselves by reference counts, so that it also need not run every 700 objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 class Process:
     """One run of the daemon."""
 
@@ -69,6 +80,7 @@ class Process:
         self._catch_signals(loop)
         daemon = self._daemon = Daemon(self._config)
         await daemon.start()
+        spare_the_collector()
         self._announce(daemon)
         try:
             async with asyncio.TaskGroup() as group:
