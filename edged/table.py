@@ -343,6 +343,10 @@ class PathTable:
             return
         self._dirty.add(record)
         self._troubled.add(record)
+        if change.old is Verdict.UP:
+            record.window.mark()
+        elif change.old is Verdict.DOWN:
+            record.window.rewind()
         if change.new > change.old:
             record.damping.fell(change.old, change.new, change.at)
         elif record.damping.fallen:

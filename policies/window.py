@@ -11,12 +11,16 @@ number is computed when `Window.estimate` is asked, and kept for a while.
 KERNEL and QUIC report; none of TLS, HTTP and TTFB, for TCP hides the loss below an exchange |
 | goodput | greatest acknowledged rate of the last minute, else the last one known |
 
+An outage is no property of the path's packets: the score has a part of its own for it (hazard).
+`Window.mark` is called when doubt begins and `Window.rewind` when the path came back from DOWN.
+
 Time to first byte is kept per endpoint in `EndpointLatency`, apart from RTT: a model thinks for
 seconds, and that is no line's fault.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Final
 
 from policies.loss import LossEstimate
@@ -49,6 +53,7 @@ class Window:
         "_expires_at",
         "_goodput",
         "_loss",
+        "_mark",
         "_measured",
         "_rtt",
         "_sketches",
@@ -61,6 +66,7 @@ class Window:
         self._sketches: dict[Kind, SlidingSketch] = {}
         self._estimate = _EMPTY
         self._expires_at = _EXPIRED
+        self._mark: tuple[PathRtt, LossEstimate] | None = None
         self._measured = False
         """Whether any kind without thinking gave a round trip: then exchanges give none."""
 
@@ -139,6 +145,16 @@ class Window:
             goodput_bps=goodput,
             samples=rtt.count,
         )
+
+    def mark(self) -> None:
+        """Doubt begins: what is known so far may have to be returned to."""
+        self._mark = (copy.deepcopy(self._rtt), copy.deepcopy(self._loss))
+
+    def rewind(self) -> None:
+        """The path was DOWN and is back: what was counted since `mark` was the outage."""
+        self._rtt, self._loss = self._mark or (PathRtt(), LossEstimate())
+        self._mark = None
+        self._expires_at = _EXPIRED
 
     def reply_times(self, kind: Kind, now: float) -> tuple[float, float]:
         """(rtt_s, slack_s): when a probe of ``kind`` expects its reply, and how late it may be.

@@ -556,3 +556,28 @@ def test_invariants(events):
             assert ranking.order[0].state.usable
         ejected = {s.path.endpoint.name for s in snapshot.paths.values() if s.ejected_until}
         assert len(ejected) <= 1, "never the last"
+
+
+def test_an_outage_counts_as_hazard_and_not_as_loss(bench):
+    b, name = bench, "cn2>u/e1"
+
+    def estimate():
+        return b.table.snapshot.paths[name].estimate
+
+    def turn(lost):
+        b.now += 0.2
+        b.sample("bgp>u/e1", Kind.PING)
+        b.sample(name, Kind.PING, Outcome.TIMEOUT if lost else Outcome.OK)
+        b.table.tick(b.now)
+
+    for _ in range(50):
+        turn(lost=False)
+    before = estimate()
+    while b.table.snapshot.paths[name].verdict is not Verdict.DOWN:
+        turn(lost=True)
+    for _ in range(10):
+        turn(lost=True)
+    for _ in range(20):
+        turn(lost=False)
+    assert b.table.snapshot.paths[name].verdict is Verdict.UP
+    assert estimate().loss < before.loss * 1.6

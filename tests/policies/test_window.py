@@ -177,3 +177,24 @@ def test_observing_an_exchange_is_cheap_and_takes_no_memory():
     spent = time.perf_counter() - spent
     assert spent < 8 * plain  # compared with making as many tuples, on the same machine
     assert sys.getsizeof(latency._sketch._current) < 1000
+
+
+def test_an_outage_leaves_no_loss_and_no_round_trips_behind():
+    window = Window()
+    now = fill(window, Kind.PING, [0.06] * 60)
+    before = window.estimate(now)
+    window.mark()
+    now = fill(window, Kind.PING, [None] * 30, start=now)
+    now = fill(window, Kind.PING, [0.9] * 3, start=now)
+    assert window.estimate(now).loss > 3 * before.loss
+    window.rewind()
+    after = window.estimate(now)
+    assert after.rtt_s == before.rtt_s
+    assert after.loss < 1.5 * before.loss
+
+
+def test_a_path_that_was_never_known_starts_anew_after_its_first_outage():
+    window = Window()
+    now = fill(window, Kind.PING, [None] * 30)
+    window.rewind()
+    assert window.estimate(now).loss is None
