@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from time import monotonic
 from typing import Any
 
 import certifi
@@ -86,7 +87,7 @@ class QuicProbe:
     async def run(self, path: Path, *, timeout_s: float) -> Sequence[Sample]:
         """One handshake (`Kind.QUIC`) and, on it, some PINGs (`Kind.PING`)."""
         loop = asyncio.get_running_loop()
-        started_at = loop.time()
+        started_at = monotonic()
         samples: list[Sample] = []
         try:
             async with asyncio.timeout(timeout_s):
@@ -184,7 +185,7 @@ class _Client:
         self._acked: dict[int, asyncio.Future[float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.early_accepted = False
-        self.started_at = loop.time()
+        self.started_at = monotonic()
         try:
             self._quic = QuicConnection(
                 configuration=configuration, session_ticket_handler=self._new_ticket
@@ -197,20 +198,20 @@ class _Client:
 
     async def handshake(self) -> float:
         """Shake hands: its duration in s. Raises `DialError`."""
-        self.started_at = self._loop.time()
+        self.started_at = monotonic()
         self._quic.connect(self._peer, self.started_at)
         stream_id = self._quic.get_next_available_stream_id(is_unidirectional=True)
         self._quic.send_stream_data(stream_id, _SETTINGS)
         self._flush()
         await self._shaken
-        return self._loop.time() - self.started_at
+        return monotonic() - self.started_at
 
     async def pings(self, count: int) -> list[tuple[float, float | None]]:
         """When each PING was sent and its round trip, ``None`` when it was lost."""
-        patience_s = 2 * (self._loop.time() - self.started_at) + 0.1
+        patience_s = 2 * (monotonic() - self.started_at) + 0.1
         results: list[tuple[float, float | None]] = []
         for uid in range(1, count + 1):
-            sent_at = self._loop.time()
+            sent_at = monotonic()
             future = self._acked[uid] = self._loop.create_future()
             self._quic.send_ping(uid)
             self._flush()
@@ -253,7 +254,7 @@ class _Client:
             except OSError as error:
                 self._socket_failed(error)
                 return
-            self._quic.receive_datagram(data, self._peer, self._loop.time())
+            self._quic.receive_datagram(data, self._peer, monotonic())
         self._events()
         self._flush()
 
@@ -266,7 +267,7 @@ class _Client:
             elif isinstance(event, events.PingAcknowledged):
                 future = self._acked.pop(event.uid, None)
                 if future is not None and not future.done():
-                    future.set_result(self._loop.time())
+                    future.set_result(monotonic())
         ended = self._quic._close_event  # the engine's own event comes only after a closing period
         if ended is not None:
             tls = 0x100 <= ended.error_code < 0x200 and ended.frame_type is not None
@@ -277,7 +278,7 @@ class _Client:
             )
 
     def _flush(self) -> None:
-        now = self._loop.time()
+        now = monotonic()
         for data, address in self._quic.datagrams_to_send(now):
             try:
                 if address == self._peer:
@@ -292,7 +293,7 @@ class _Client:
         self._timer = self._loop.call_at(due, self._wake, due) if due is not None else None
 
     def _wake(self, due: float) -> None:
-        self._quic.handle_timer(max(due, self._loop.time()))
+        self._quic.handle_timer(max(due, monotonic()))
         self._events()
         self._flush()
 

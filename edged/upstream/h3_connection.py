@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic
 
 from edged.messages import Headers, header
 from edged.upstream import h3_frames as h3
@@ -56,8 +57,8 @@ class H3Connection:
         self.capacity = 0
         self.in_flight = 0
         self.served = 0
-        self.idle_since: float | None = loop.time()
-        self.heard_at = loop.time()
+        self.idle_since: float | None = monotonic()
+        self.heard_at = monotonic()
         self.draining = False
         self.early = False
         self.early_accepted: bool | None = None
@@ -72,7 +73,7 @@ class H3Connection:
         """Why it is closed."""
         self._owner = owner
         self._report = report
-        self._started_at = loop.time()
+        self._started_at = monotonic()
         self._deadline: asyncio.TimerHandle | None = None
         self._closed = False
         self._shaken = False
@@ -85,7 +86,7 @@ class H3Connection:
         self._ping_uid = 0
         self._keepalive: asyncio.TimerHandle | None = None
         self._alt_svc: bytes | None = None
-        self._sampled_at = loop.time()
+        self._sampled_at = monotonic()
         self._sampled = (0, 0, 0, 0)
 
     # Starting
@@ -95,7 +96,7 @@ class H3Connection:
     ) -> None:
         """Shake hands over ``driver``; with ``early`` the connection may be used at once."""
         self.driver = driver
-        self._started_at = self.loop.time()
+        self._started_at = monotonic()
         self._deadline = self.loop.call_later(timeout_s, self._too_late, timeout_s)
         driver.start(peer)
         if early and not self._closed:
@@ -122,7 +123,7 @@ class H3Connection:
         if alpn != "h3":
             self._die(Failure(Outcome.TLS, f"the server chose ALPN {alpn!r} instead of h3"), 0x178)
             return
-        now = self.loop.time()
+        now = monotonic()
         self._shaken = True
         if self._deadline is not None:
             self._deadline.cancel()
@@ -157,7 +158,7 @@ class H3Connection:
         self._ping_uid += 1
         uid = self._ping_uid
         timer = self.loop.call_later(timeout_s, self._ping_lost, uid)
-        self._pings[uid] = (self.loop.time(), done, timer)
+        self._pings[uid] = (monotonic(), done, timer)
         self.engine.ping(uid)
         self.driver.touch()
         return True
@@ -214,7 +215,7 @@ class H3Connection:
             return
         self.in_flight -= 1
         if not self.in_flight:
-            self.idle_since = self.loop.time()
+            self.idle_since = monotonic()
         self._set_capacity()
         self._owner.capacity_changed(self)
         if self.draining and not self.in_flight:
@@ -298,7 +299,7 @@ class H3Connection:
             return
         sent_at, done, timer = waiting
         timer.cancel()
-        rtt_s = self.loop.time() - sent_at
+        rtt_s = monotonic() - sent_at
         # The peer may delay its acknowledgement by 25 ms; the engine has taken that off.
         latest = self.engine.counters().latest_rtt_s
         if latest is not None and latest < rtt_s:
@@ -360,7 +361,7 @@ class H3Connection:
         idle_timeout_s = self.engine.peer_idle_timeout_s()
         if idle_timeout_s is not None:
             patience_s = min(patience_s, idle_timeout_s / 3)
-        if self._keepalive is not None and self.loop.time() - self.heard_at >= patience_s / 2:
+        if self._keepalive is not None and monotonic() - self.heard_at >= patience_s / 2:
             self.engine.ping(PING_OF_NOBODY)
             self.driver.touch()
         self._keepalive = self.loop.call_later(patience_s, self._keep_alive)

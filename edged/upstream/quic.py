@@ -8,6 +8,9 @@ can be replaced while the connection lives (`Driver.use`), so a connection may c
 * Writing: once a loop turn (`Driver.touch`), batches of equal size with UDP_SEGMENT (GSO). What
   the socket does not take waits for it to become writable; the engine is not asked for more.
 * Timer: one ``call_at``, moved only when the engine wants it earlier; early wakes re-arm.
+
+Time is `time.monotonic`, which every loop's clock shares but uvloop rounds to milliseconds: too
+coarse for the round trips that the engines measure.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import errno
 import socket
 import struct
 from collections import deque
+from time import monotonic
 from typing import Protocol
 
 from edged.upstream.quic_engines import Address, Engine, Sink
@@ -65,7 +69,6 @@ class Driver:
         self, loop: asyncio.AbstractEventLoop, engine: Engine, sock: socket.socket, owner: Owner
     ) -> None:
         self._loop = loop
-        self._time = loop.time
         self._engine = engine
         self._owner = owner
         self._sock: socket.socket | None = None
@@ -106,7 +109,7 @@ class Driver:
 
     def start(self, peer: Address) -> None:
         """Start the handshake."""
-        self._engine.connect(peer, self._time())
+        self._engine.connect(peer, monotonic())
         self.flush()
 
     def touch(self) -> None:
@@ -121,7 +124,7 @@ class Driver:
         if self._sock is None:
             return
         if not self._backlog:
-            datagrams = self._engine.datagrams_to_send(self._time())
+            datagrams = self._engine.datagrams_to_send(monotonic())
             if datagrams and not self._send(datagrams):
                 return
         self._arm()
@@ -138,7 +141,7 @@ class Driver:
         if self._sock is None:
             return
         if not self._backlog:
-            last = self._engine.datagrams_to_send(self._time())
+            last = self._engine.datagrams_to_send(monotonic())
             self._sock_send_all(last)
         self._drop_socket()
         if self._timer is not None:
@@ -156,7 +159,7 @@ class Driver:
     # Reading
 
     def _readable(self) -> None:
-        now = self._time()
+        now = monotonic()
         received: list[bytes] = []
         for _ in range(READS_PER_WAKE):
             sock = self._sock
@@ -281,7 +284,7 @@ class Driver:
         self._timer = None
         if self._sock is None:
             return
-        now = self._time()
+        now = monotonic()
         due = self._engine.get_timer()
         if due is None or due > now + TIMER_SLACK_S:
             self._arm()

@@ -112,8 +112,9 @@ class Exchange:
 class Origin:
     """Calls ``script(exchange)`` when a request's head came and ``script.ended`` never: poll it."""
 
-    def __init__(self, certificates, script, alpn=("h3",), streams=None):
+    def __init__(self, certificates, script, alpn=("h3",), streams=None, retry=False):
         self.certificates, self.script, self.streams = certificates, script, streams
+        self.retry = retry
         self.exchanges = []
         self.protocols = []
         self.tickets = {}
@@ -128,6 +129,7 @@ class Origin:
                 create_protocol=self._protocol,
                 session_ticket_fetcher=self.tickets.get,
                 session_ticket_handler=lambda t: self.tickets.__setitem__(t.ticket, t),
+                retry=self.retry,
             ),
             local_addr=("127.0.0.1", 0),
         )

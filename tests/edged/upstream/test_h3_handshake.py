@@ -45,6 +45,15 @@ def test_the_handshake_is_a_sample(engine, certificates):
     run(engine, certificates, answering, body, through={"delay_s": 0.02})
 
 
+def test_a_server_that_validates_addresses_first(engine, certificates):
+    async def body(client, origin):
+        connection = await client.connect()
+        assert (await client.get(connection)).received == b"hello"
+        connection.close()
+
+    run(engine, certificates, answering, body, retry=True)
+
+
 def test_udp_that_is_blocked_times_out(engine, certificates):
     async def body(client, origin, forwarder):
         forwarder.dead = True
@@ -189,6 +198,27 @@ def test_rejected_early_data_is_sent_again(engine, certificates):
         connection.close()
 
     run(engine, certificates, answering, body)
+
+
+def test_rejected_early_data_costs_no_more_than_a_handshake(engine, certificates):
+    async def body(client, origin, forwarder):
+        loop = asyncio.get_running_loop()
+        await with_ticket(client)
+        taken = {}
+        for early in (False, True):
+            if early:
+                origin.tickets.clear()
+            began = loop.time()
+            connection = await client.connect(early_data=early)
+            await client.get(connection)
+            taken[early] = loop.time() - began
+            await until(lambda: client.connector.tickets.get(client.path))
+            assert connection.early_accepted is (False if early else None)
+            connection.close()
+        # Waiting for loss detection instead makes it three round trips and more.
+        assert taken[True] < 1.35 * taken[False]
+
+    run(engine, certificates, answering, body, through={"delay_s": 0.1})
 
 
 def test_too_early_is_repeated_after_the_handshake(engine, certificates):
