@@ -134,9 +134,7 @@ def main() -> int:
                 with nginx(
                     directory, certificate if secure else None, BODY, h2=carrier is h2
                 ) as port:
-                    path = path_to(
-                        port, scheme="https" if secure else "http", protocols=carrier
-                    )
+                    path = path_to(port, scheme="https" if secure else "http", protocols=carrier)
                     profiler = cProfile.Profile() if arguments.profile else None
                     if profiler:
                         profiler.enable()

@@ -13,11 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
+
+from edged.messages import Headers
 
 PURE = "pure"
 FAST = "fast"
 ENVIRONMENT = "EDGED_ENGINES"
+HPACK_TABLE_MAX_BYTES = 1 << 16
+"""Of a peer that allows more, this much is used."""
 _UNLIMITED = 2**31 - 1
 _FRAME_BYTES = 16384
 
@@ -36,13 +40,39 @@ class H2Engine:
     SettingCodes: Any
     ProtocolError: type[Exception]
     """Base of all that the engine raises when the peer, or its user, breaks the protocol."""
-    client: Callable[..., Any]
-    """``client(stream_window, frame_bytes, header_bytes)``: a client side `H2Connection` that has
-    its settings and whose preface is not sent yet (``initiate_connection``)."""
     server: Callable[..., Any]
-    """``server(stream_window, streams, header_bytes)``: the same for the server side. It announces
+    """``server(stream_window, streams, header_bytes)``: a server side `H2Connection`. It announces
     ``streams`` but leaves refusing further ones to its user: the engines would end the connection
     where RFC 9113 section 5.1.2 asks for a stream error."""
+
+
+class HpackError(Exception):
+    """A header block that cannot be decoded (RFC 7541)."""
+
+
+class HpackOversizedError(HpackError):
+    """A header list larger than the limit: decoding stopped."""
+
+
+class HpackEncoder(Protocol):
+    """One direction's compression context."""
+
+    def __call__(self, fields: Headers) -> bytes:
+        """The header block of ``fields``."""
+
+    def resize(self, table_bytes: int) -> None:
+        """The peer allows a dynamic table of this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class HpackEngine:
+    """Header compression for `edged.upstream.h2_wire`."""
+
+    name: str
+    encoder: Callable[[], HpackEncoder]
+    decoder: Callable[[int], Callable[[bytes], Headers]]
+    """``decoder(list_bytes)`` makes a function from header blocks to fields, which raises
+    `HpackError`, and `HpackOversizedError` for a list of more than ``list_bytes``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +123,11 @@ def h2_engine(name: str | None = None) -> H2Engine:
     return _load_h2(chosen(name))
 
 
+def hpack_engine(name: str | None = None) -> HpackEngine:
+    """The HPACK engine that serves. Raises `EngineError`."""
+    return _load_hpack(chosen(name))
+
+
 def quic_engine(name: str | None = None) -> QuicEngine:
     """The QUIC engine that serves. Raises `EngineError`."""
     return _load_quic(chosen(name))
@@ -132,31 +167,6 @@ def _load_h2(name: str) -> H2Engine:
             stream._initialize_content_length = _no_length
             return stream
 
-    def client(stream_window: int, frame_bytes: int, header_bytes: int) -> Any:
-        # Heads are checked and normalised once, by `edged.upstream.h2`, for both engines alike.
-        h2 = DrainingConnection(
-            config.H2Configuration(
-                client_side=True,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
-        )
-        h2.local_settings = settings.Settings(
-            client=True,
-            initial_values={
-                codes.ENABLE_PUSH: 0,
-                codes.INITIAL_WINDOW_SIZE: stream_window,
-                codes.MAX_FRAME_SIZE: frame_bytes,
-                codes.MAX_HEADER_LIST_SIZE: header_bytes,
-            },
-        )
-        h2.max_inbound_frame_size = frame_bytes
-        h2.decoder.max_header_list_size = header_bytes
-        return h2
-
     def server(stream_window: int, streams: int, header_bytes: int) -> Any:
         h2 = DrainingConnection(
             config.H2Configuration(
@@ -189,9 +199,47 @@ def _load_h2(name: str) -> H2Engine:
         ErrorCodes=errors.ErrorCodes,
         SettingCodes=codes,
         ProtocolError=exceptions.H2Error,
-        client=client,
         server=server,
     )
+
+
+@cache
+def _load_hpack(name: str) -> HpackEngine:
+    fast = name == FAST
+    module = importlib.import_module("jh2._hazmat" if fast else "hpack")
+
+    class Encoder:
+        def __init__(self) -> None:
+            self._encoder = module.Encoder()
+
+        def __call__(self, fields: Headers) -> bytes:
+            given = [(name, value, False) for name, value in fields] if fast else fields
+            block: bytes = self._encoder.encode(given)
+            return block
+
+        def resize(self, table_bytes: int) -> None:
+            self._encoder.header_table_size = min(table_bytes, HPACK_TABLE_MAX_BYTES)
+
+    def decoder(list_bytes: int) -> Callable[[bytes], Headers]:
+        decoder = module.Decoder()
+        decoder.max_header_list_size = list_bytes
+
+        def decode(block: bytes) -> Headers:
+            try:
+                return [(field[0], field[1]) for field in decoder.decode(block, raw=True)]
+            except module.OversizedHeaderListError as error:
+                raise HpackOversizedError(str(error)) from None
+            except module.HPACKError as error:
+                raise HpackError(str(error)) from None
+            except BaseException as error:
+                # A panic of the Rust core is no `Exception`; a bad block is all it can mean here.
+                if type(error).__name__ == "PanicException":
+                    raise HpackError("the decoder panicked") from None
+                raise
+
+        return decode
+
+    return HpackEngine(name, Encoder, decoder)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""One HTTP/2 connection to an upstream (RFC 9113), on either engine of `edged.upstream.engines`.
+"""One HTTP/2 connection to an upstream (RFC 9113), with the HPACK of either engine.
 
 Sending: what all streams produced in one loop turn leaves in one write. A body waits in its
 stream's queue while the peer's window or the socket is full; above a watermark the attempt is told.
@@ -18,12 +18,12 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
-from typing import Any
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.connection import Owner, Report
-from edged.upstream.engines import H2Engine
+from edged.upstream.engines import HpackEngine
 from edged.upstream.h2_stream import WINDOW_BYTES, H2Stream
+from edged.upstream.h2_wire import CODE_NAMES, NO_ERROR, H2Wire, WireError
 from edged.upstream.sockets import describe, outcome_of
 from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
 
@@ -31,7 +31,7 @@ CONNECTION_WINDOW_BYTES = 16 << 20
 HELD_MAX_BYTES = 32 << 20
 """What paused streams may hold together before the connection's window is held back."""
 FRAME_BYTES = 1 << 16
-HEADER_BYTES_MAX = 1 << 16
+HEAD_BYTES_MAX = 1 << 16
 STREAMS_ASSUMED = 100
 """Before a server's SETTINGS were ever seen (RFC 9113 section 6.5.2: no smaller)."""
 STREAMS_MAX = 1000
@@ -51,7 +51,7 @@ class H2Connection(asyncio.Protocol):
         self,
         path: Path,
         owner: Owner,
-        engine: H2Engine,
+        hpack: HpackEngine,
         *,
         loop: asyncio.AbstractEventLoop,
         report: Report,
@@ -71,8 +71,9 @@ class H2Connection(asyncio.Protocol):
         self.idle_since: float | None = self.heard_at
         self.draining = False
         self.rtt_s: float | None = None
-        self.engine = engine
-        self.h2 = engine.client(WINDOW_BYTES, FRAME_BYTES, HEADER_BYTES_MAX)
+        self.wire = H2Wire(
+            hpack, self, window=WINDOW_BYTES, frame_bytes=FRAME_BYTES, head_bytes=HEAD_BYTES_MAX
+        )
         self.streams: dict[int, H2Stream] = {}
         """By id, from head sent to released."""
         self.waiting: dict[int, H2Stream] = {}
@@ -84,12 +85,13 @@ class H2Connection(asyncio.Protocol):
         self._owner = owner
         self._report = report
         self._settled = settled
-        self._unopened: dict[int, H2Stream] = {}
+        self._alt_svc = b""
+        self._unopened: dict[H2Stream, None] = {}
         self._limit = limit
         self._on_limit = on_limit
         self._last_id = _LAST_STREAM_ID
         self._goaway: Failure | None = None
-        self._closed = False
+        self.closed = False
         self._receiving = False
         self._flush_due = False
         self._due = 0
@@ -98,21 +100,6 @@ class H2Connection(asyncio.Protocol):
         self._settings_sent_at = 0.0
         self._pings: dict[bytes, _Ping] = {}
         self._ping_ids = itertools.count(1)
-        events = engine.events
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            events.ResponseReceived: self._on_response,
-            events.DataReceived: self._on_data,
-            events.StreamEnded: self._on_end,
-            events.WindowUpdated: self._on_window,
-            events.TrailersReceived: self._on_trailers,
-            events.InformationalResponseReceived: self._on_informational,
-            events.StreamReset: self._on_reset,
-            events.ConnectionTerminated: self._on_goaway,
-            events.RemoteSettingsChanged: self._on_settings,
-            events.SettingsAcknowledged: self._on_settings_ack,
-            events.PingAckReceived: self._on_ping_ack,
-            events.AlternativeServiceAvailable: self._on_alt_svc,
-        }
 
     # What the pool calls
 
@@ -124,90 +111,84 @@ class H2Connection(asyncio.Protocol):
         self.idle_since = None
         stream = H2Stream(self, events, reused=self.served > 0)
         self.served += 1
-        self._unopened[id(stream)] = stream
+        self._unopened[stream] = None
         return stream
 
     def ping(self, done: Callable[[float | None], None], timeout_s: float) -> bool:
         """Send PING (section 6.7); see `Connection.ping`."""
-        if self._closed:
+        if self.closed:
             return False
         data = next(self._ping_ids).to_bytes(8, "big")
         timer = self.loop.call_later(timeout_s, self._ping_lost, data)
         self._pings[data] = _Ping(monotonic(), timer, done)
-        self.h2.ping(data)
+        self.wire.ping(data)
         self.flush_soon()
         return True
 
     def drain(self) -> None:
         """Take nothing new; close when the last stream ended."""
-        if not self.draining and not self._closed:
+        if not self.draining and not self.closed:
             self._start_draining()
             if not self.in_flight:
                 self.close(None)
 
     def close(self, failure: Failure | None = None) -> None:
         """Close at once, with a GOAWAY if this is an orderly end."""
-        if not self._closed and failure is None:
-            self.h2.close_connection()
+        if not self.closed and failure is None:
+            self.wire.goaway(NO_ERROR)
             self._write()
         self._end(failure, abort=failure is not None)
 
     def fileno(self) -> int | None:
         """The socket's descriptor."""
-        if self._closed or (sock := self.transport.get_extra_info("socket")) is None:
+        if self.closed or (sock := self.transport.get_extra_info("socket")) is None:
             return None
         number: int = sock.fileno()
         return number if number >= 0 else None
 
     # What the streams call
 
-    def enlist(self, stream: H2Stream, stream_id: int) -> None:
-        """``stream`` sends its head now, as ``stream_id``."""
-        self._unopened.pop(id(stream), None)
-        self.streams[stream_id] = stream
-
-    def next_id(self) -> int | None:
-        """The id for a new stream, or ``None`` when the peer takes no more."""
-        if self._closed or self._goaway is not None:
-            return None
-        try:
-            stream_id: int = self.h2.get_next_available_stream_id()
-        except self.engine.ProtocolError:  # all 2^30 ids are used up
+    def enlist(self, stream: H2Stream) -> bool:
+        """Give ``stream`` its id, now that its head is sent; False when no more are taken."""
+        wire = self.wire
+        if self.closed or self._goaway is not None:
+            return False
+        if wire.peer_streams is not None and len(self.streams) >= wire.peer_streams:
+            return False
+        stream.id = wire.next_id
+        stream.out_window = wire.peer_window
+        wire.next_id += 2
+        del self._unopened[stream]
+        self.streams[stream.id] = stream
+        if wire.next_id > _LAST_STREAM_ID:
             self._start_draining()
-            return None
-        return stream_id
+        return True
 
     def release(self, stream: H2Stream) -> None:
         """``stream`` is over (its events were told, or it was cancelled)."""
-        if self.streams.pop(stream.id, None) is None and (
-            self._unopened.pop(id(stream), None) is None
-        ):
-            return
-        self.waiting.pop(stream.id, None)
+        if stream.id:
+            del self.streams[stream.id]
+            self.waiting.pop(stream.id, None)
+        else:
+            del self._unopened[stream]
         self.in_flight -= 1
         if not self.in_flight:
             self.idle_since = self.loop.time()
-            if self.draining and not self._closed:
-                # Not inside the caller: it is in the middle of a stream's or engine's call.
+            if self.draining and not self.closed:
+                # Not inside the caller: it is in the middle of a stream's call.
                 self.loop.call_soon(self.close)
         self._update_capacity()
 
     def reset(self, stream_id: int, code: int) -> None:
-        """Send RST_STREAM unless the stream is closed already."""
-        if not self._closed:
-            try:
-                self.h2.reset_stream(stream_id, code)
-            except self.engine.ProtocolError:
-                return  # closed by both sides meanwhile
+        """Send RST_STREAM."""
+        if not self.closed:
+            self.wire.reset(stream_id, code)
             self.flush_soon()
 
     def give_window(self, stream_id: int, size: int) -> None:
         """Let the peer send ``size`` more bytes on a stream."""
-        if not self._closed:
-            try:
-                self.h2.increment_flow_control_window(size, stream_id)
-            except self.engine.ProtocolError:
-                return  # the stream ended: it needs no window
+        if not self.closed:
+            self.wire.give_window(stream_id, size)
             self.flush_soon()
 
     def hold(self, size: int) -> None:
@@ -225,7 +206,7 @@ class H2Connection(asyncio.Protocol):
     def wrote(self, size: int) -> None:
         """``size`` body bytes are due; a lot leaves now, so that the socket's watermark is seen."""
         self._due += size
-        if self._due >= FLUSH_BYTES and not self._closed:
+        if self._due >= FLUSH_BYTES and not self.closed:
             self._write()
         else:
             self.flush_soon()
@@ -236,8 +217,7 @@ class H2Connection(asyncio.Protocol):
         """Send preface, SETTINGS and the connection's window in one write."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's are no subclasses
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        self.h2.initiate_connection()
-        self.h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - 65_535)
+        self.wire.start(CONNECTION_WINDOW_BYTES)
         self._settings_sent_at = monotonic()
         self._write()
 
@@ -246,15 +226,12 @@ class H2Connection(asyncio.Protocol):
         self.heard_at = self.loop.time()
         self._receiving = True
         try:
-            handlers = self._handlers
-            for event in self.h2.receive_data(data):
-                if (handler := handlers.get(event.__class__)) is not None:
-                    handler(event)
-        except self.engine.ProtocolError as error:
-            self._broken(f"HTTP/2 protocol error: {error}")
+            self.wire.receive(data)
+        except WireError as error:
+            self._broken(error)
         finally:
             self._receiving = False
-            if not self._closed:
+            if not self.closed:
                 self._write()
 
     def eof_received(self) -> bool:
@@ -275,91 +252,81 @@ class H2Connection(asyncio.Protocol):
         self.blocked = False
         self._pump()
 
-    # What the engine tells
+    # What the wire tells (`edged.upstream.h2_wire.Sink`)
 
-    def _on_response(self, event: Any) -> None:
-        if (stream := self.streams.get(event.stream_id)) is not None:
-            stream.received_head(event.headers, ended=event.stream_ended is not None)
-            if self._settled is not None:
-                self._settled()
-                self._settled = None
-
-    def _on_informational(self, event: Any) -> None:
-        if (stream := self.streams.get(event.stream_id)) is not None:
-            stream.received_informational(event.headers)
-
-    def _on_data(self, event: Any) -> None:
-        self._unacked += event.flow_controlled_length
-        if (stream := self.streams.get(event.stream_id)) is not None:
-            stream.received_data(event.data, event.flow_controlled_length)
+    def data_counted(self, size: int) -> None:
+        """DATA came: give the connection's window back in large steps."""
+        self._unacked += size
         if self._unacked >= CONNECTION_WINDOW_BYTES // 2:
             self._give_connection_window()
 
-    def _on_trailers(self, event: Any) -> None:
-        if (stream := self.streams.get(event.stream_id)) is not None:
-            stream.received_trailers(event.headers)
-
-    def _on_end(self, event: Any) -> None:
-        if (stream := self.streams.get(event.stream_id)) is not None:
-            stream.received_end()
-
-    def _on_reset(self, event: Any) -> None:
-        if (stream := self.streams.get(event.stream_id)) is not None:
-            stream.received_reset(int(event.error_code))
-
-    def _on_window(self, event: Any) -> None:
-        if not event.stream_id:
+    def window_opened(self, stream_id: int) -> None:
+        """More may be sent."""
+        if not stream_id:
             self._pump()
-        elif (stream := self.waiting.get(event.stream_id)) is not None and not self.blocked:
-            stream.pump()
-            self.flush_soon()
+        elif (stream := self.waiting.get(stream_id)) is not None:
+            while not self.blocked and stream.pump():
+                pass
 
-    def _on_settings(self, event: Any) -> None:
-        limit = self.h2.remote_settings.max_concurrent_streams
-        self._limit = min(limit, STREAMS_MAX)
+    def settings_received(self) -> None:
+        """The peer's limits."""
+        limit = self.wire.peer_streams
+        self._limit = STREAMS_MAX if limit is None else min(limit, STREAMS_MAX)
         if self._on_limit is not None:
             self._on_limit(self._limit)
         self._update_capacity()
         self._pump()
 
-    def _on_settings_ack(self, event: Any) -> None:
+    def settings_acked(self) -> None:
+        """A first idea of the round trip."""
         if self.rtt_s is None:
             self.rtt_s = monotonic() - self._settings_sent_at
 
-    def _on_ping_ack(self, event: Any) -> None:
-        if (ping := self._pings.pop(bytes(event.ping_data), None)) is not None:
+    def ping_acked(self, data: bytes) -> None:
+        """A PING came back."""
+        if (ping := self._pings.pop(data, None)) is not None:
             ping.timer.cancel()
             self.rtt_s = rtt_s = monotonic() - ping.sent_at
             self._report(Sample(self.path.name, Kind.PING, ping.sent_at, rtt_s))
             ping.done(rtt_s)
 
-    def _on_alt_svc(self, event: Any) -> None:
-        host = self.path.endpoint.host.encode()
-        if event.origin is None or host in event.origin:
-            self._owner.alt_svc(self, event.field_value)
-
-    def _on_goaway(self, event: Any) -> None:
-        code = int(event.error_code)
-        self._last_id = min(self._last_id, event.last_stream_id)
+    def goaway_received(self, last_id: int, code: int) -> None:
+        """The peer takes no more: streams beyond ``last_id`` were not acted on."""
+        self._last_id = min(self._last_id, last_id)
         text = "the server closes the connection (GOAWAY)"
         if code:
-            name = getattr(event.error_code, "name", str(code))
-            text = f"the server closes the connection (GOAWAY {name})"
+            text = f"the server closes the connection (GOAWAY {CODE_NAMES.get(code, code)})"
         self._goaway = Failure(Outcome.RESET, text)
         self._start_draining()
         refused = replace(self._goaway, unprocessed=True)
         for stream in [s for i, s in self.streams.items() if i > self._last_id]:
             stream.fail(refused)
-        for stream in list(self._unopened.values()):
+        for stream in list(self._unopened):
             stream.fail(refused)
         if not self.in_flight:
             self.loop.call_soon(self.close)
+
+    def alt_svc_received(self, origin: bytes, value: bytes) -> None:
+        """ALTSVC for an origin; others' are not this connection's to say."""
+        endpoint = self.path.endpoint
+        standard = endpoint.port == (443 if endpoint.scheme == "https" else 80)
+        port = "" if standard else f":{endpoint.port}"
+        if origin == f"{endpoint.scheme}://{endpoint.host}{port}".encode():
+            self._owner.alt_svc(self, value)
+
+    def response_begun(self) -> None:
+        """A stream has its head: session tickets have come by now."""
+        if self._settled is not None:
+            self._settled()
+            self._settled = None
 
     # Inside
 
     def alt_svc(self, value: bytes) -> None:
         """An Alt-Svc field came with a response."""
-        self._owner.alt_svc(self, value)
+        if value != self._alt_svc:
+            self._alt_svc = value
+            self._owner.alt_svc(self, value)
 
     def _start_draining(self) -> None:
         if not self.draining:
@@ -368,39 +335,39 @@ class H2Connection(asyncio.Protocol):
             self._owner.draining(self)
 
     def _update_capacity(self) -> None:
-        if self._closed:
+        if self.closed:
             return
         room = self._limit - self.in_flight
         self.capacity = 0 if self.draining or room < 0 else room
         self._owner.capacity_changed(self)
 
     def _give_connection_window(self) -> None:
-        if self._unacked and self._held < HELD_MAX_BYTES and not self._closed:
+        if self._unacked and self._held < HELD_MAX_BYTES and not self.closed:
             size, self._unacked = self._unacked, 0
-            self.h2.increment_flow_control_window(size)
+            self.wire.give_window(0, size)
             self.flush_soon()
 
     def _pump(self) -> None:
         """Send queued bodies while windows and the socket allow, in turns."""
         waiting = self.waiting
-        while waiting and not self.blocked and not self._closed:
+        while waiting and not self.blocked and not self.closed:
             progress = False
             for stream in list(waiting.values()):
                 if stream.pump():
                     progress = True
-                if self.blocked or self.h2.outbound_flow_control_window <= 0:
+                if self.blocked or self.wire.out_window <= 0:
                     break
-            if not progress or self.h2.outbound_flow_control_window <= 0:
+            if not progress or self.wire.out_window <= 0:
                 break
 
     def _flush(self) -> None:
         self._flush_due = False
-        if not self._closed:
+        if not self.closed:
             self._write()
 
     def _write(self) -> None:
         self._due = 0
-        data = self.h2.data_to_send()
+        data = self.wire.take()
         if data:
             self.transport.write(data)
 
@@ -409,13 +376,14 @@ class H2Connection(asyncio.Protocol):
             self._report(Sample(self.path.name, Kind.PING, ping.sent_at, None, Outcome.TIMEOUT))
             ping.done(None)
 
-    def _broken(self, why: str) -> None:
-        if not self._closed:
-            self._write()  # the engine prepared a GOAWAY that tells the peer why
-        self._end(Failure(Outcome.PROTOCOL, why), abort=False)
+    def _broken(self, error: WireError) -> None:
+        if not self.closed:
+            self.wire.goaway(error.code)
+            self._write()
+        self._end(Failure(Outcome.PROTOCOL, f"HTTP/2 protocol error: {error}"), abort=False)
 
     def _lost(self, exc: Exception | None) -> None:
-        if self._closed:
+        if self.closed:
             return
         if exc is None and not self.in_flight:
             self._end(None, abort=False)
@@ -425,9 +393,9 @@ class H2Connection(asyncio.Protocol):
 
     def _end(self, failure: Failure | None, *, abort: bool) -> None:
         """The one way out: transport, pings, streams, owner, in this order, once."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.draining = True
         self.capacity = 0
         if abort:
@@ -441,7 +409,7 @@ class H2Connection(asyncio.Protocol):
         told = failure or _SHUTDOWN
         for stream in list(self.streams.values()):
             stream.fail(replace(told, unprocessed=stream.id > self._last_id))
-        for stream in list(self._unopened.values()):
+        for stream in list(self._unopened):
             stream.fail(replace(told, unprocessed=True))
         self.in_flight = 0
         self._owner.closed(self, failure)

@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING
 
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.upstream.base import StreamEvents
+from edged.upstream.h2_wire import (
+    CANCEL,
+    CODE_NAMES,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+)
 from policies.model import Carrier, Failure, Outcome
 
 if TYPE_CHECKING:
@@ -25,7 +34,6 @@ WINDOW_BYTES = 1 << 20
 WINDOW_MAX_BYTES = 8 << 20
 _RTT_ASSUMED_S = 0.1
 
-_NO_ERROR, _PROTOCOL_ERROR, _REFUSED_STREAM, _CANCEL, _CALM = 0, 1, 7, 8, 11
 _CONNECTION_FIELDS = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
@@ -75,6 +83,7 @@ class H2Stream:
         "_head_request",
         "_head_seen",
         "_held",
+        "_in_window",
         "_inbox",
         "_left",
         "_out_left",
@@ -91,6 +100,7 @@ class H2Stream:
         "_window_at",
         "events",
         "id",
+        "out_window",
         "reused",
     )
     carrier = Carrier.H2
@@ -101,6 +111,8 @@ class H2Stream:
         self.reused = reused
         self.id = 0
         """0 until the head was sent."""
+        self.out_window = 0
+        """What the peer still takes on this stream."""
         self._over = False
         # Towards the peer
         self._queue: deque[bytes] = deque()
@@ -121,6 +133,7 @@ class H2Stream:
         self._held = 0
         self._unacked = 0
         self._window = WINDOW_BYTES
+        self._in_window = WINDOW_BYTES
         self._window_at = 0.0
 
     # What the attempt calls
@@ -130,10 +143,6 @@ class H2Stream:
         if self._over or self.id:
             return
         connection = self._connection
-        stream_id = connection.next_id()
-        if stream_id is None:
-            self._refuse("the connection takes no new streams")
-            return
         length = 0 if end else head.body_length
         fields = [
             (b":method", head.method),
@@ -148,17 +157,14 @@ class H2Stream:
         if _BAD_VALUE(b"".join([value for _, value in fields])):
             self._refuse("the request head holds a line break")
             return
-        try:
-            connection.h2.send_headers(stream_id, fields, end_stream=end)
-        except connection.engine.ProtocolError:
-            self._refuse("the server takes no more streams")
+        if not connection.enlist(self):
+            self._refuse("the connection takes no more streams")
             return
-        self.id = stream_id
+        connection.wire.send_headers(self.id, fields, end=end)
         self._head_request = head.method == b"HEAD"
         self._out_left = length
         self._ended = end
         self._window_at = connection.heard_at
-        connection.enlist(self, stream_id)
         connection.flush_soon()
 
     def send_data(self, data: bytes) -> None:
@@ -198,7 +204,7 @@ class H2Stream:
         if not self._over:
             self._over = True
             if self.id:
-                self._connection.reset(self.id, _CANCEL)
+                self._connection.reset(self.id, CANCEL)
             self._drop()
 
     def pause_reading(self) -> None:
@@ -244,24 +250,37 @@ class H2Stream:
             self.events.resume_body()
         return budget < TURN_BYTES
 
-    def received_head(self, fields: Headers, *, ended: bool) -> None:
-        """The final head."""
+    def received_fields(self, fields: Headers, *, ends: bool) -> None:
+        """A head, interim or final, or the trailers."""
         if self._over:
             return
         try:
+            if self._head_seen:
+                if not ends:
+                    raise MalformedError("malformed response: a second head")
+                self._trailers = checked_fields(fields)
+                return
             status = status_of(fields)
             headers = checked_fields(fields)
-            declared = self._declared(headers)
+            if 100 <= status < 200:
+                if ends or status == 101:
+                    raise MalformedError("malformed response: not an interim head")
+                self.events.informational(status, headers)
+                return
+            self._head(status, headers, ends=ends)
         except MalformedError as error:
-            self._malformed(str(error))
-            return
+            self.malformed(str(error))
+
+    def _head(self, status: int, headers: Headers, *, ends: bool) -> None:
+        declared = self._declared(headers)
         self._head_seen = True
         if declared is not None:
             headers = [field for field in headers if field[0] != b"content-length"]
         length: int | None = declared
-        if self._head_request or status in (204, 304) or (ended and declared is None):
+        if self._head_request or status in (204, 304) or (ends and declared is None):
             length = 0
         self._left = length
+        self._connection.response_begun()
         self.events.head(
             ResponseHead(
                 status,
@@ -272,24 +291,21 @@ class H2Stream:
             )
         )
 
-    def received_informational(self, fields: Headers) -> None:
-        """A 1xx head."""
-        if not self._over:
-            try:
-                status, headers = status_of(fields), checked_fields(fields)
-            except MalformedError as error:
-                self._malformed(str(error))
-                return
-            self.events.informational(status, headers)
-
     def received_data(self, data: bytes, size: int) -> None:
         """DATA of ``size`` flow-controlled bytes."""
         if self._over:
             return
+        self._in_window -= size
+        if self._in_window < 0:
+            self.malformed("more data than the stream's window", FLOW_CONTROL_ERROR)
+            return
+        if not self._head_seen:
+            self.malformed("malformed response: data before the head")
+            return
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                self._malformed("response body beyond its length")
+                self.malformed("response body beyond its length")
                 return
         if self._paused or self._inbox:
             self._inbox.append((data, size))
@@ -298,33 +314,31 @@ class H2Stream:
         else:
             self._take(data, size)
 
-    def received_trailers(self, fields: Headers) -> None:
-        """Trailers; the end follows."""
-        if not self._over:
-            try:
-                self._trailers = checked_fields(fields)
-            except MalformedError as error:
-                self._malformed(str(error))
-
     def received_end(self) -> None:
         """END_STREAM."""
         if self._over:
             return
         self._remote_done = True
-        if self._left:
-            self._malformed("response body short of its length")
+        if not self._head_seen:
+            self.malformed("malformed response: an end without a head")
+        elif self._left:
+            self.malformed("response body short of its length")
         elif not (self._paused or self._inbox):
             self._finish()
 
     def received_reset(self, code: int) -> None:
         """RST_STREAM. Only a refusal before any head proves that nothing was done (8.7)."""
-        if code == _REFUSED_STREAM:
+        if code == REFUSED_STREAM:
             text = "the server refused the stream"
             failure = Failure(Outcome.REFUSED, text, unprocessed=not self._head_seen)
-        elif code == _CALM:
-            failure = Failure(Outcome.BUSY, "the server asks for calm (ENHANCE_YOUR_CALM)")
+        elif code == ENHANCE_YOUR_CALM:
+            failure = Failure(
+                Outcome.BUSY, "the server asks for calm (ENHANCE_YOURENHANCE_YOUR_CALM)"
+            )
         else:
-            failure = Failure(Outcome.RESET, f"the server reset the stream (code {code})")
+            failure = Failure(
+                Outcome.RESET, f"the server reset the stream ({CODE_NAMES.get(code, code)})"
+            )
         self.fail(failure)
 
     def fail(self, failure: Failure) -> None:
@@ -339,37 +353,29 @@ class H2Stream:
     def _send(self, data: bytes, limit: int) -> bytes:
         """Send at most ``limit`` bytes of ``data`` now; what is left."""
         connection = self._connection
-        h2 = connection.h2
-        try:
-            room = min(h2.local_flow_control_window(self.id), limit)
-            if room <= 0:
-                return data
-            frame_bytes = h2.max_outbound_frame_size
-            if room >= len(data) <= frame_bytes:
-                h2.send_data(self.id, data)
-                connection.wrote(len(data))
-                return b""
-            view = memoryview(data)
-            sent = 0
-            while sent < min(room, len(data)) and not connection.blocked:
-                part = view[sent : sent + min(frame_bytes, room - sent)]
-                h2.send_data(self.id, bytes(part))
-                sent += len(part)
-                connection.wrote(len(part))
-            return data[sent:]
-        except connection.engine.ProtocolError:
-            return data  # reset by the peer in this very turn; the event is on its way
+        wire = connection.wire
+        frame_bytes = wire.peer_frame_bytes
+        size = len(data)
+        room = min(self.out_window, wire.out_window, limit)
+        if room >= size <= frame_bytes:
+            wire.send_data(self, data)
+            connection.wrote(size)
+            return b""
+        sent = 0
+        while sent < min(room, size) and not connection.blocked and not self._over:
+            part = data[sent : sent + min(frame_bytes, room - sent)]
+            wire.send_data(self, part)
+            sent += len(part)
+            connection.wrote(len(part))
+        return data[sent:] if sent else data
 
     def _send_end(self) -> None:
         self._ended = True
-        h2 = self._connection.h2
-        try:
-            if self._trailers_out:
-                h2.send_headers(self.id, self._trailers_out, end_stream=True)
-            else:
-                h2.end_stream(self.id)
-        except self._connection.engine.ProtocolError:
-            return  # as above
+        wire = self._connection.wire
+        if self._trailers_out:
+            wire.send_headers(self.id, self._trailers_out, end=True)
+        else:
+            wire.send_data(self, b"", end=True)
         self._connection.flush_soon()
 
     def _take(self, data: bytes, size: int) -> None:
@@ -388,6 +394,7 @@ class H2Stream:
             size += self._window
             self._window *= 2
         self._window_at = now
+        self._in_window += size
         connection.give_window(self.id, size)
 
     def _declared(self, headers: Headers) -> int | None:
@@ -405,16 +412,17 @@ class H2Stream:
         self._over = True
         if not self._ended:
             # An early answer: the peer does not want the rest of the request (section 8.1).
-            self._connection.reset(self.id, _NO_ERROR)
+            self._connection.reset(self.id, NO_ERROR)
         self.events.end(self._trailers)
         self._drop()
 
-    def _malformed(self, why: str) -> None:
-        self._connection.reset(self.id, _PROTOCOL_ERROR)
+    def malformed(self, why: str, code: int = PROTOCOL_ERROR) -> None:
+        """The peer broke the rules on this stream: an error of the stream (section 5.4.2)."""
+        self._connection.reset(self.id, code)
         self.fail(Failure(Outcome.PROTOCOL, why))
 
     def _give_up(self, failure: Failure) -> None:
-        self._connection.reset(self.id, _CANCEL)
+        self._connection.reset(self.id, CANCEL)
         self.fail(failure)
 
     def _refuse(self, why: str) -> None:

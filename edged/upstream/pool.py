@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import Carriers
 from edged.upstream.connection import Connector, Report
-from edged.upstream.engines import h2_engine
+from edged.upstream.engines import hpack_engine
 from edged.upstream.origin_pool import OriginPool
 from edged.upstream.pool_types import PoolLimits, PoolStats, PoolTools, Waiter
 from edged.upstream.tcp import TcpConnector
@@ -46,11 +46,11 @@ class Pools:
         """``report`` takes passive samples, ``set_warm`` is `PathTable.set_warm`.
 
         ``connect_timeout`` gives the seconds for DNS, connect and TLS by upstream name. Without
-        ``h3`` no QUIC is tried. ``engine`` forces an HTTP/2 engine (`edged.upstream.engines`).
+        ``h3`` no QUIC is tried. ``engine`` forces an HPACK engine (`edged.upstream.engines`).
         """
         self.carriers = Carriers(h3_available=h3 is not None)
         self._tools = PoolTools(
-            tcp=TcpConnector(dialer, report, tls or Tls(), engine=h2_engine(engine)),
+            tcp=TcpConnector(dialer, report, tls or Tls(), hpack=hpack_engine(engine)),
             h3=h3,
             carriers=self.carriers,
             limits=limits or PoolLimits(),

@@ -8,7 +8,7 @@ from functools import partial
 from time import monotonic
 
 from edged.upstream.connection import Owner, Report
-from edged.upstream.engines import H2Engine, h2_engine
+from edged.upstream.engines import HpackEngine, hpack_engine
 from edged.upstream.h1 import H1Connection
 from edged.upstream.h2 import STREAMS_ASSUMED, H2Connection
 from edged.upstream.sockets import describe, outcome_of
@@ -31,12 +31,12 @@ class TcpConnector:
     """The `Connector` of h1 and h2."""
 
     def __init__(
-        self, dialer: Dialer, report: Report, tls: Tls, *, engine: H2Engine | None = None
+        self, dialer: Dialer, report: Report, tls: Tls, *, hpack: HpackEngine | None = None
     ) -> None:
         self._dialer = dialer
         self._report = report
         self._tls = tls
-        self._engine = engine or h2_engine()
+        self._hpack = hpack or hpack_engine()
         self._stream_limits: dict[tuple[str, int], int] = {}
         """By host and port, as their SETTINGS last said."""
 
@@ -134,7 +134,7 @@ class TcpConnector:
             return H2Connection(
                 path,
                 owner,
-                self._engine,
+                self._hpack,
                 loop=loop,
                 report=self._report,
                 settled=settled,

@@ -17,7 +17,7 @@ from tests.edged.upstream.real_servers import CADDY, Certificate, caddy, haproxy
 from tests.edged.upstream.support import Events, eventually, get, path_to, server, setup
 
 H1, H2 = Carrier.H1, Carrier.H2
-SMALL, LARGE = 4_000_000, 40_000_000
+SMALL, LARGE = 4_000_000, 32_000_000
 CARRIERS = [
     pytest.param(H1, "fast", id="h1"),
     pytest.param(H2, "fast", id="h2-fast"),
@@ -133,7 +133,7 @@ def test_requests_downloads_and_uploads(name, carrier, engine, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("nginx"), reason="no nginx here")
-@pytest.mark.parametrize(("carrier", "engine"), CARRIERS)
+@pytest.mark.parametrize(("carrier", "engine"), CARRIERS[:2])
 def test_memory_stays_flat(carrier, engine, tmp_path):
     # The origin shares this process: its buffers are in the figure as well.
     grown = exchange_with("nginx", carrier, engine, tmp_path, LARGE)
