@@ -38,6 +38,7 @@ _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_PROBE = 3
 
 _BLAME_ORDER = (
+    Outcome.FORBIDDEN,
     Outcome.LOCAL,
     Outcome.REFUSED,
     Outcome.TLS,
@@ -55,7 +56,7 @@ class DialForbidden(DialError):
     """The guard refused every address. Speaks against the client, not the line or endpoint."""
 
     def __init__(self, detail: str) -> None:
-        super().__init__(Outcome.LOCAL, detail)
+        super().__init__(Outcome.FORBIDDEN, detail)
 
 
 class LineDialer:

@@ -49,6 +49,7 @@ _HINTS = {
     502: "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`",
     503: "no path exists: check `lines` and the endpoint's `lines` in the configuration",
     504: "raise first_byte_timeout_s in the upstream's policy if the service may take this long",
+    403: "link-local and cloud-metadata addresses are not reachable through edged",
     413: "raise limits.body_bytes in the upstream's policy",
 }
 

@@ -50,6 +50,7 @@ _ERROR_TYPES = {
     Outcome.TLS: "tls_protocol_error",
     Outcome.PROTOCOL: "http_protocol_error",
     Outcome.TIMEOUT: "connection_timeout",
+    Outcome.FORBIDDEN: "destination_ip_prohibited",
 }
 
 

@@ -111,7 +111,7 @@ class PathTable:
     def observe(self, sample: Sample, now: float) -> None:
         """Take one sample; samples of unknown paths are dropped."""
         record = self._records.get(sample.path)
-        if record is None or sample.outcome is Outcome.LOCAL:
+        if record is None or not sample.outcome.about_path:
             return
         if now > self._now:
             self._now = now
@@ -274,10 +274,12 @@ class PathTable:
     def ensure(self, endpoint: Endpoint, now: float) -> str:
         """Paths over every line for a host that is in no upstream; gives its upstream's name.
 
-        ``host:port`` is that name, whatever ``endpoint`` says. The 1024 hosts used last are kept;
+        ``host:port`` is that name (``http://host:port`` for cleartext on an odd port). The 1024 hosts used last are kept;
         one with exchanges in flight is never dropped.
         """
         name = f"{endpoint.host}:{endpoint.port}"
+        if endpoint.scheme == "http" and endpoint.port != 80:
+            name = f"http://{name}"
         if name in self._unlisted:
             self._unlisted.move_to_end(name)
             return name

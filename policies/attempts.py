@@ -95,7 +95,7 @@ class GiveUp(NamedTuple):
     failure: Failure
     reason: str
     status: int
-    """502, 503 (no path) or 504."""
+    """502, 503 (no path), 504, or 403 for an address that edged refuses to dial."""
 
 
 Command: TypeAlias = Start | Cancel | Commit | ArmTimer | GiveUp
@@ -414,6 +414,8 @@ class Exchange:
         self._done = True
         self._live.clear()
         self._repeat_at = None
+        if status is None and failure.outcome is Outcome.FORBIDDEN:
+            status = 403
         if status is None:
             if failure.path_down:
                 status = 503 if failure.unprocessed else 502

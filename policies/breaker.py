@@ -51,7 +51,9 @@ HOLD_S = 5.0
 """How long a path that fell must have been back per 1000 of penalty before it is preferred: longer
 than idle probes need to notice the next outage."""
 
-_OTHERS = frozenset({Outcome.OK, Outcome.HTTP_ERROR, Outcome.BUSY, Outcome.LOCAL})
+_OTHERS = frozenset(
+    {Outcome.OK, Outcome.HTTP_ERROR, Outcome.BUSY, Outcome.LOCAL, Outcome.FORBIDDEN}
+)
 _EVIDENCE = frozenset({Kind.TCP, Kind.TLS, Kind.HTTP, Kind.QUIC, Kind.PING, Kind.TTFB, Kind.PULSE})
 
 

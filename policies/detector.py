@@ -145,7 +145,7 @@ class Detector:
         outcome = sample.outcome
         if outcome in _ANSWERS:
             return self._heard(state, sample.kind, now, sample.sent_at)
-        if outcome is Outcome.LOCAL:
+        if not outcome.about_path:
             return _UNCHANGED
         if outcome is Outcome.TIMEOUT:
             return self._timed_out(state, sample.kind, sample.sent_at, now)

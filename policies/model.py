@@ -73,11 +73,17 @@ class Outcome(enum.StrEnum):
     HTTP_ERROR = "http_error"  # 500, 502, 504
     BUSY = "busy"  # 429, or 503 with Retry-After: the endpoint backs off, nobody is blamed
     LOCAL = "local"  # this process ran out of descriptors, ports or memory: says nothing of paths
+    FORBIDDEN = "forbidden"  # edged itself refused the address: says nothing of paths
 
     @property
     def blame(self) -> Blame:
         """Whom this outcome speaks against, before other paths are consulted."""
         return _BLAME[self]
+
+    @property
+    def about_path(self) -> bool:
+        """Whether it says anything of the path; else it is this host's own affair."""
+        return self is not Outcome.LOCAL and self is not Outcome.FORBIDDEN
 
     @property
     def ok(self) -> bool:
@@ -97,6 +103,7 @@ _BLAME = {
     Outcome.HTTP_ERROR: Blame.ENDPOINT,
     Outcome.BUSY: Blame.NOBODY,
     Outcome.LOCAL: Blame.NOBODY,
+    Outcome.FORBIDDEN: Blame.NOBODY,
 }
 
 

@@ -181,3 +181,15 @@ async def test_only_endpoints_of_the_named_host_will_do_if_there_are_any():
         await until(lambda: client.status == 200)
         client.sink.gone()
         assert [a.path for a in stage.records[0].attempts] == ["bgp>up/e1"]
+
+
+@staged
+async def test_an_address_that_edged_refuses_to_dial_is_403():
+    async with Server() as server:
+        stage = tunnel_stage(server.port)
+        stage.exchanges.dialer = LineDialer(guard=lambda host, address: f"{address} is not for you")
+        client = connect(stage, server.port)
+        await until(lambda: client.status is not None)
+        assert client.status == 403
+        assert b"destination_ip_prohibited" in client.headers[b"proxy-status"]
+        assert stage.idle()
