@@ -1,15 +1,19 @@
 """A real ``edged run`` process for live tests: started with a config, stopped by pid."""
 
+import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +35,26 @@ def wait_for(condition, what, limit_s=20.0, step_s=0.02):
         if time.monotonic() > end:
             raise AssertionError(f"timed out waiting for {what}")
         time.sleep(step_s)
+
+
+@dataclass
+class Answer:
+    """A whole response."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def request_id(self):
+        return self.headers["edged-request-id"]
+
+
+_SERIES = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.M)
 
 
 class Edged:
@@ -99,6 +123,54 @@ class Edged:
 
     def metrics(self):
         return self.get("/metrics").read().decode()
+
+    def why(self, answer):
+        """What edged says of an exchange that is over."""
+        return json.load(self.get(f"/why/{answer.request_id}"))
+
+    def gauge(self, name, *labels):
+        """The sum of a metric's series whose labels contain each of ``labels`` (as ``a="b"``)."""
+        return sum(
+            float(value)
+            for found, having, value in _SERIES.findall(self.metrics())
+            if found == name and all(label in having for label in labels)
+        )
+
+    @property
+    def usage(self):
+        """The process, for memory and descriptors."""
+        return psutil.Process(self.process.pid)
+
+    def open(self, path, method="GET", *, body=None, headers=None, timeout=30):
+        """Send a request; the `http.client.HTTPResponse` once its head is there.
+
+        Its ``connection`` is what `close` must be called on.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        response.connection = connection
+        return response
+
+    def fetch(self, path, method="GET", *, body=None, headers=None, timeout=30):
+        """A whole exchange on a connection of its own."""
+        response = self.open(path, method, body=body, headers=headers, timeout=timeout)
+        try:
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            response.connection.close()
+
+    def tunnel(self, authority, timeout=30):
+        """A socket through CONNECT to ``authority``."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout)
+        sock.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows belongs to the caller
+            byte = sock.recv(1)
+            assert byte, head
+            head += byte
+        assert head.startswith(b"HTTP/1.1 200"), head
+        return sock
 
     def stop(self):
         """Ask it to stop; returns its exit status."""

@@ -13,29 +13,52 @@ from edged.lab.lines import LineSpec
 from tests.harness.live import Edged
 
 
-class LabThread:
-    """A `Lab` in its own loop, so that blocking clients can be used in the test."""
+class OwnLoop:
+    """An event loop in a thread of its own, so that blocking clients can be used in the test."""
 
-    def __init__(self, **spec):
+    def __enter__(self):
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.lab = self.call(self._make(spec))
+        return self
 
-    async def _make(self, spec):
-        lab = Lab(**spec)
-        await lab.start()
-        return lab
-
-    def call(self, coroutine):
-        """Run ``coroutine`` in the lab's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
-
-    def stop(self):
-        self.call(self.lab.stop())
+    def __exit__(self, *_):
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
+
+    def call(self, coroutine):
+        """Run ``coroutine`` in the loop; its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def do(self, action, *args, **named):
+        """Call a function in the loop; its result."""
+
+        async def act():
+            return action(*args, **named)
+
+        return self.call(act())
+
+
+class LabThread(OwnLoop):
+    """``with LabThread(**spec) as thread``: ``thread.lab`` is a `Lab` in a loop of its own."""
+
+    def __init__(self, **spec):
+        self.spec = spec
+
+    def __enter__(self):
+        super().__enter__()
+        self.lab = self.call(self._make())
+        return self
+
+    def __exit__(self, *exc):
+        self.call(self.lab.stop())
+        super().__exit__(*exc)
+
+    async def _make(self):
+        lab = Lab(**self.spec)
+        await lab.start()
+        return lab
 
 
 QUICK_LINES = (
@@ -46,9 +69,8 @@ QUICK_LINES = (
 
 @pytest.fixture(scope="module")
 def lab():
-    thread = LabThread(line_specs=QUICK_LINES, seed=1)
-    yield thread
-    thread.stop()
+    with LabThread(line_specs=QUICK_LINES, seed=1) as thread:
+        yield thread
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,77 @@
+"""An HTTP/1.1 origin that says what the test tells it to, when the test tells it."""
+
+import contextlib
+import queue
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_PATIENCE_S = 60
+
+
+class Stepper:
+    """``with Stepper() as origin``: each answer's body is what `say` was told, until `end`.
+
+    One answer at a time takes the pieces. ``/hold`` answers only after `end`.
+    """
+
+    def __init__(self, address="127.0.0.1"):
+        self.pieces = queue.SimpleQueue()
+        self.requests = []
+        """Method and path, in order of arrival."""
+        self.server = ThreadingHTTPServer((address, 0), self._handler())
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+
+    def say(self, piece):
+        """Send this piece now."""
+        self.pieces.put(piece)
+
+    def end(self):
+        """End the answer."""
+        self.pieces.put(None)
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def _handler(stepper):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                stepper.requests.append((self.command, self.path))
+                with contextlib.suppress(OSError):
+                    self.answer()
+
+            do_POST = do_GET
+
+            def answer(self):
+                if self.path == "/hold":
+                    while self.next_piece() is not None:
+                        pass
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                if self.path != "/hold":
+                    while (piece := self.next_piece()) is not None:
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.write(b"0\r\n\r\n")
+
+            def next_piece(self):
+                try:
+                    return stepper.pieces.get(timeout=_PATIENCE_S)
+                except queue.Empty:
+                    self.close_connection = True
+                    raise OSError("the test forgot this answer") from None
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
