@@ -50,13 +50,21 @@ def split_authority(authority: bytes, default_port: int) -> tuple[str, int]:
 class RouteTable:
     """Immutable but for a memo of unlisted hosts; a reload makes another one."""
 
-    __slots__ = ("_gateway_hosts", "_hosts", "_most_segments", "_prefixes", "_unlisted")
+    __slots__ = (
+        "_authorities",
+        "_gateway_hosts",
+        "_hosts",
+        "_most_segments",
+        "_prefixes",
+        "_unlisted",
+    )
 
     def __init__(self, entries: Iterable[RouteEntry]) -> None:
         self._hosts: dict[str, tuple[Routed, frozenset[int]]] = {}
         self._gateway_hosts: dict[str, Routed] = {}
         self._prefixes: dict[bytes, Routed] = {}
         self._unlisted: dict[tuple[str, str, int], Routed] = {}
+        self._authorities: dict[bytes, Routed | None] = {}
         for entry in entries:
             ports = entry.ports | {80, 443}
             proxied = Routed(entry.upstream, None, False, b"")
@@ -84,6 +92,17 @@ class RouteTable:
     def by_host(self, host: str) -> Routed | None:
         """The upstream whose host a gateway request names; the port is edged's own."""
         return _by_name(self._gateway_hosts, host)
+
+    def by_authority(self, authority: bytes) -> Routed | None:
+        """`by_host` for a Host field as it came; the last ones asked for are remembered."""
+        try:
+            return self._authorities[authority]
+        except KeyError:
+            if len(self._authorities) >= _MOST_UNLISTED:
+                self._authorities.clear()
+            found = self.by_host(split_authority(authority, 0)[0])
+            self._authorities[authority] = found
+            return found
 
     def by_prefix(self, path: bytes) -> Routed | None:
         """The upstream with the longest prefix of ``path``, on a segment's border."""

@@ -200,7 +200,7 @@ class Route:
         """Handle one request."""
         if head.absolute_form or head.method == b"CONNECT":
             return self._explicit(head, responder)
-        routed = self.table.by_host(split_authority(head.authority, 0)[0])
+        routed = self.table.by_authority(head.authority)
         if routed is None:
             path = head.path
             routed = self.table.by_prefix(path)
