@@ -35,7 +35,8 @@ class OriginPool:
 
     def __init__(self, path: Path, tools: PoolTools) -> None:
         self.path = path
-        self.connections: OrderedDict[Connection, None] = OrderedDict()
+        self.connections: OrderedDict[Connection, bool] = OrderedDict()
+        """All that are open, oldest first; whether it counts in ``_live``."""
         self.keep_warm = False
         self.suspect_since: float | None = None
         self._tools = tools
@@ -45,6 +46,8 @@ class OriginPool:
             carrier: OrderedDict() for carrier in PREFERENCE
         }
         self._preferred = tuple(self._ready.values())
+        self._live = dict.fromkeys(PREFERENCE, 0)
+        """Connections that are not draining."""
         self._early: OrderedDict[Connection, None] = OrderedDict()
         self._verifying: set[Connection] = set()
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
@@ -53,10 +56,12 @@ class OriginPool:
         self._promised = 0
         """Sum of ``expected`` over the dials that are not for upgrades."""
         self._room = MULTIPLEXED if _may_multiplex(path.endpoint) else 1
-        """Streams that a new connection is expected to carry."""
+        """Streams that a new connection is expected to carry: as many as the newest does."""
+        self._newest: Connection | None = None
         self._backup: asyncio.TimerHandle | None = None
         self._warm: Carrier | None = None
         self._warm_dial_at = 0.0
+        self._down = False
         self._closed = False
         self._opened_total = 0
         self._dial_failures_total = 0
@@ -78,9 +83,9 @@ class OriginPool:
             self._assign(connection, events)
             return None
         queue = self._upgrades if upgrade else self._waiters
-        waiter = Waiter(
-            events, queue, self._loop.time() + self._limits.wait_s, early_data=early_data
-        )
+        tools = self._tools
+        wait_s = tools.connect_timeout(self.path.endpoint.upstream) + tools.limits.wait_s
+        waiter = Waiter(events, queue, self._loop.time() + wait_s, early_data=early_data)
         queue[waiter] = None
         if self._closed:
             self._loop.call_soon(self._stop_waiting, _CLOSED)
@@ -177,29 +182,29 @@ class OriginPool:
     def _dial_for_waiters(self) -> None:
         """Start as many dials as those who wait need and the limits allow."""
         missing = len(self._waiters) - self._promised
-        while missing > 0 and self._may_dial():
+        while missing > 0 and self._may_dial(single=self._room == 1):
             first = next(iter(self._waiters))
             missing -= self._start_dial(early_data=first.early_data, upgrade=False)
         if self._upgrades:
             coming = sum(dial.upgrade for dial in self._dials)
             for _ in range(len(self._upgrades) - coming):
-                if self._may_dial():
+                if self._may_dial(single=True):
                     self._start_dial(early_data=False, upgrade=True)
 
-    def _may_dial(self) -> bool:
-        limits = self._limits
-        single = self._room == 1
-        most = limits.h1_connections if single else limits.multiplexed_connections
-        dialing = len(self._dials)
-        return (
-            not self._closed and dialing < limits.dials and len(self.connections) + dialing < most
-        )
+    def _may_dial(self, *, single: bool) -> bool:
+        """Whether a connection for one stream (h1), or for many, is within the limits."""
+        limits, live, dialing = self._limits, self._live, len(self._dials)
+        if single:
+            within = live[Carrier.H1] + dialing < limits.h1_connections
+        else:
+            many = live[Carrier.H2] + live[Carrier.H3]
+            within = many + dialing < limits.multiplexed_connections
+        return within and dialing < limits.dials and not self._closed
 
     def _start_dial(self, *, early_data: bool, upgrade: bool) -> int:
         tools = self._tools
-        if self.connections:
-            newest = next(reversed(self.connections))
-            self._room = max(newest.capacity + newest.in_flight, 1)
+        if self._newest is not None:
+            self._room = max(self._newest.capacity + self._newest.in_flight, 1)
         dial = Dial(
             self,
             self.path,
@@ -230,8 +235,10 @@ class OriginPool:
             self._fail_uncovered(Failure(Outcome.RESET, text, unprocessed=True))
             return
         self._opened_total += 1
-        self.connections[connection] = None
+        self.connections[connection] = True
+        self._live[connection.carrier] += 1
         if not dial.upgrade:
+            self._newest = connection
             self._room = max(connection.capacity, 1)
         self._update_warm()
         self.capacity_changed(connection)
@@ -287,6 +294,11 @@ class OriginPool:
 
     def draining(self, connection: Connection) -> None:
         """It takes nothing new."""
+        if self.connections.get(connection):
+            self.connections[connection] = False
+            self._live[connection.carrier] -= 1
+        if connection is self._newest:
+            self._newest = None
         self._ready[connection.carrier].pop(connection, None)
         self._early.pop(connection, None)
         self._update_warm()
@@ -296,9 +308,12 @@ class OriginPool:
         self._ready[connection.carrier].pop(connection, None)
         self._early.pop(connection, None)
         self._verifying.discard(connection)
-        if connection not in self.connections:
+        if connection is self._newest:
+            self._newest = None
+        counted = self.connections.pop(connection, None)
+        if counted is None:
             return
-        del self.connections[connection]
+        self._live[connection.carrier] -= counted
         self._update_warm()
         if self._waiters or self._upgrades:
             self._dial_for_waiters()
@@ -314,15 +329,18 @@ class OriginPool:
 
     def suspect(self, now: float) -> None:
         """Silence on the path: trust nothing that was not heard since."""
+        self._down = False
         self.suspect_since = now
 
     def up(self) -> None:
         """The path is well again."""
         self.suspect_since = None
+        self._down = False
         self._warm_dial_at = 0.0
 
     def down(self, reason: str) -> None:
         """The path is DOWN: all that is on it fails now, in this loop turn."""
+        self._down = True
         self._fail_all(Failure(Outcome.TIMEOUT, reason, path_down=True))
 
     def close(self) -> None:
@@ -381,7 +399,7 @@ class OriginPool:
             while queue and next(iter(queue)).deadline <= now:
                 waiter, _ = queue.popitem(last=False)
                 waiter.events.failed(Failure(Outcome.LOCAL, text, unprocessed=True))
-        if self.keep_warm and now >= self._warm_dial_at:
+        if self.keep_warm:
             self.warm_up(now)
 
     def _last(self, connection: Connection) -> bool:
@@ -389,8 +407,12 @@ class OriginPool:
         return self.keep_warm and len(self.connections) == 1
 
     def warm_up(self, now: float) -> None:
-        """See that one connection is open or being opened."""
-        if not self.connections and not self._dials and self._may_dial():
+        """See that one connection is open or being opened; not too often, and not while DOWN."""
+        if (
+            now >= self._warm_dial_at
+            and not (self._down or self.connections or self._dials)
+            and self._may_dial(single=False)
+        ):
             self._warm_dial_at = now + self._limits.warm_retry_s
             self._start_dial(early_data=False, upgrade=False)
 
@@ -403,9 +425,10 @@ class OriginPool:
 
     def ping(self, timeout_s: float) -> bool:
         """PING a warm connection; the sample is reported by it. False if there is none."""
-        for connection in self.connections:
-            if not connection.draining and connection.ping(_ignore, timeout_s):
-                return True
+        for carrier in (Carrier.H3, Carrier.H2):
+            for connection in reversed(self.connections) if self._live[carrier] else ():
+                if connection.carrier is carrier and not connection.draining:
+                    return connection.ping(_ignore, timeout_s)
         return False
 
     def sockets(self) -> Iterator[int]:
@@ -433,12 +456,7 @@ class OriginPool:
         )
 
     def _update_warm(self) -> None:
-        warm = None
-        for connection in self.connections:
-            if not connection.draining and (
-                warm is None or PREFERENCE.index(connection.carrier) < PREFERENCE.index(warm)
-            ):
-                warm = connection.carrier
+        warm = next((carrier for carrier, count in self._live.items() if count), None)
         if warm is not self._warm:
             self._warm = warm
             self._tools.set_warm(self.path.name, warm)

@@ -31,7 +31,7 @@ class PoolLimits:
     backup_dial_s: float = 0.25
     """How late a PING may be answered before a dial starts beside it."""
     wait_s: float = 10.0
-    """Longest wait for a stream while all connections are in use."""
+    """Longest wait for a stream while all connections are in use, beyond the connect timeout."""
     warm_retry_s: float = 5.0
 
 

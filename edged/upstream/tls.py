@@ -11,6 +11,8 @@ import ssl
 from collections import OrderedDict
 from typing import cast
 
+import certifi
+
 from policies.model import Path
 
 SESSIONS_MAX = 1024
@@ -25,7 +27,7 @@ class Tls:
     """Contexts and sessions of all upstream connections over TCP."""
 
     def __init__(self, ca_file: str | None = None) -> None:
-        """Trust the system's authorities and, additionally, those in ``ca_file`` (PEM).
+        """Trust the system's authorities (Mozilla's where it has none) and, additionally, those in ``ca_file`` (PEM).
 
         Raises `TlsConfigError` when the file cannot be used.
         """
@@ -55,6 +57,9 @@ class Tls:
         context = self._contexts.get(alpn)
         if context is None:
             context = ssl.create_default_context()
+            system = ssl.get_default_verify_paths()
+            if system.cafile is None and system.capath is None:
+                context.load_verify_locations(cafile=certifi.where())
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.set_alpn_protocols(list(alpn))
             if self.ca_file is not None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 import pytest
+from hyperframe.frame import SettingsFrame
 
 from edged.upstream.connection import Connection
 from edged.upstream.pool_types import PoolLimits
@@ -147,7 +148,8 @@ def test_a_cancelled_wait_gets_nothing():
 def test_a_wait_for_a_busy_pool_ends():
     async def main():
         limits = PoolLimits(h1_connections=1, wait_s=0.05)
-        async with server(gated(asyncio.Event())) as port, setup(limits=limits) as pools:
+        options = {"limits": limits, "connect_timeout": lambda name: 0.5}
+        async with server(gated(asyncio.Event())) as port, setup(**options) as pools:
             path = path_to(port)
             pools.open(path, get())
             late = pools.open(path, get())
@@ -415,6 +417,48 @@ def test_a_standby_is_opened_kept_and_opened_again():
             pools.pools.keep_warm(path, wanted=False)
             only_pool(pools).tick(asyncio.get_running_loop().time())
             assert pools.stat(path).connections == {}
+
+    asyncio.run(main())
+
+
+def test_a_standby_waits_while_its_path_is_down():
+    async def main():
+        limits = PoolLimits(warm_retry_s=0.0)
+        async with server(polite) as port, setup(limits=limits) as pools:
+            path = path_to(port)
+            pools.pools.keep_warm(path)
+            pools.pools.path_changed(change(path, Verdict.DOWN))
+            pools.pools.keep_warm(path)
+            only_pool(pools).tick(asyncio.get_running_loop().time())
+            assert pools.stat(path).dialing == 0
+            pools.pools.path_changed(change(path, Verdict.UP, Verdict.DOWN))
+            pools.pools.keep_warm(path)
+            await eventually(lambda: pools.stat(path).connections == {"h1": 1})
+
+    asyncio.run(main())
+
+
+def test_upgrades_have_the_bound_of_h1_and_leave_h2_its_own():
+    async def main():
+        async def both(reader, writer):
+            if (await reader.readexactly(3)) == b"PRI":
+                peer = Peer(reader, writer)
+                await reader.readexactly(21)
+                peer.send(SettingsFrame(0))
+                while True:
+                    stream_id, _ = await peer.request()
+                    peer.send(peer.headers(stream_id, end=True))
+            await reader.read()
+
+        limits = PoolLimits(multiplexed_connections=1)
+        async with server(both) as port, setup(limits=limits) as pools:
+            path = path_to(port, protocols=(H2,))
+            head = get(upgrade=b"websocket")
+            sockets = [pools.open(path, head, upgrade=True) for _ in range(5)]
+            for events in sockets:
+                await events.until(lambda e: e.stream)
+            assert pools.stat(path).connections == {"h1": 5}
+            assert (await pools.fetch(path, get())).stream.carrier is H2
 
     asyncio.run(main())
 
