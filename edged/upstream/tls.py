@@ -27,7 +27,7 @@ class Tls:
     """Contexts and sessions of all upstream connections over TCP."""
 
     def __init__(self, ca_file: str | None = None) -> None:
-        """Trust the system's authorities (Mozilla's where it has none) and, additionally, those in ``ca_file`` (PEM).
+        """Trust the system's authorities (Mozilla's where it has none) and those in ``ca_file``.
 
         Raises `TlsConfigError` when the file cannot be used.
         """
@@ -58,7 +58,7 @@ class Tls:
         if context is None:
             context = ssl.create_default_context()
             system = ssl.get_default_verify_paths()
-            if system.cafile is None and system.capath is None:
+            if not (system.cafile or system.capath):
                 context.load_verify_locations(cafile=certifi.where())
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.set_alpn_protocols(list(alpn))
