@@ -225,6 +225,9 @@ class ResponseReader:
             elif name == b"upgrade":
                 switched = value
             elif name == b"connection":
+                if value == b"keep-alive":
+                    keep_alive = True  # the common case, spared the set
+                    continue
                 options = {option.strip() for option in value.lower().split(b",")}
                 if b"close" in options:
                     keep_alive = False

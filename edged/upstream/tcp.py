@@ -60,11 +60,7 @@ class TcpConnector:
             async with asyncio.timeout(max(timeout_s - (opened_at - began_at), 0.001)):
                 await self._open(path, dialed, opening)
         except (OSError, EOFError) as error:
-            dialed.sock.close()
             raise self._failed(path, error, opened_at) from None
-        except BaseException:
-            dialed.sock.close()
-            raise
         if opening.handshake is not None:
             rtt_s = (monotonic() - opened_at) / opening.handshake.round_trips
             self._report(Sample(path.name, Kind.TLS, opened_at, rtt_s))
@@ -93,6 +89,7 @@ class TcpConnector:
         return dialed
 
     async def _open(self, path: Path, dialed: Dialed, opening: _Opening) -> None:
+        # The loop owns the socket from here on, and closes it when this fails or is cancelled.
         loop = asyncio.get_running_loop()
         if opening.handshake is None:
             await loop.create_connection(lambda: opening, sock=dialed.sock)

@@ -11,8 +11,8 @@ import trustme
 import uvloop
 
 from edged.upstream.tls import Tls, TlsConfigError
-from policies.model import Carrier, Kind, Line, Outcome
-from tests.edged.upstream.support import get, path_to, server, setup
+from policies.model import Blame, Carrier, Change, Kind, Line, Outcome, Verdict
+from tests.edged.upstream.support import eventually, get, path_to, server, setup
 
 RUNNERS = [pytest.param(asyncio.run, id="asyncio"), pytest.param(uvloop.run, id="uvloop")]
 GET = get(scheme=b"https")
@@ -143,6 +143,32 @@ def test_a_silent_handshake_ends_with_the_connect_timeout(run, authority):
             failure = (await pools.fetch(path_to(port, scheme="https"), GET)).failure
             assert failure.outcome is Outcome.TIMEOUT
             assert failure.unprocessed
+
+    run(main())
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+def test_a_handshake_that_ends_early_leaves_no_socket(run, how, authority):
+    ended = []
+
+    async def handler(reader, writer):
+        while await reader.read(1000):
+            pass
+        ended.append(True)
+
+    async def main():
+        timeout_s = 0.1 if how == "timeout" else 30
+        options = {"connect_timeout": lambda name: timeout_s}
+        async with serving(handler, None, authority[1], **options) as (port, pools):
+            path = path_to(port, scheme="https")
+            events = pools.open(path, GET)
+            await eventually(lambda: pools.samples)
+            if how == "cancelled":
+                down = Change(path.name, Verdict.UP, Verdict.DOWN, Blame.LINE, "silent", 0.0)
+                pools.pools.path_changed(down)
+            await events.done()
+            await eventually(lambda: ended)
 
     run(main())
 
