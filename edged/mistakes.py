@@ -89,7 +89,8 @@ def show(value: object, loc: Loc = ()) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     text = repr(_USERINFO.sub("//...@", value)) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else text[:76] + "...'"
+    # The end of a long value tells more than its middle: a path's file name, a URL's path.
+    return text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}"
 
 
 def _nested(value: Collection[object]) -> bool:
