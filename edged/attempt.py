@@ -112,6 +112,8 @@ class Attempt:
             self._send(stream, piece)
         if spool.complete and self._cursor == spool.size and not self._blocked:
             self._end_body(stream)
+        else:
+            exchange.body_moved()
 
     def pass_on(self, data: bytes) -> None:
         """Send body bytes that are the spool's newest, without reading them back if possible."""
@@ -206,12 +208,10 @@ class Attempt:
     def resume_body(self) -> None:
         """The stream takes on."""
         self._blocked = False
-        exchange = self.exchange
-        if exchange.upgraded:
-            exchange.responder.resume_body()
+        if self.exchange.upgraded:
+            self.exchange.responder.resume_body()
         else:
             self.feed()
-            exchange.body_moved()
 
     # -- parts ------------------------------------------------------------------------------------
 

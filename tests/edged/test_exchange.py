@@ -235,6 +235,29 @@ async def test_backpressure_from_the_client_reaches_the_stream():
     assert not stream.paused
 
 
+@pytest.mark.parametrize("spool_bytes", [64 << 20, 100_000])
+def test_a_client_paused_for_want_of_a_stream_goes_on_with_it(spool_bytes):
+    @staged
+    async def play():
+        stage = Stage(policy=Policy(limits=Limits(spool_bytes=spool_bytes)))
+        stage.upstreams.busy = {p.name for p in stage.paths}
+        client = stage.request(b"POST", length=1_000_000)
+        client.sink.body(bytes(500_000))
+        assert client.paused
+        (pending,) = stage.upstreams.pending
+        stream = stage.upstreams.grant(pending.path, pending.events)
+        assert len(stream.body) == 500_000  # it took all at once and will ask for nothing
+        assert not client.paused
+        client.sink.body(bytes(500_000))
+        client.sink.body_end(None)
+        assert stream.ended
+        stream.answer(200, (), 2, b"ok")
+        assert client.over == "end"
+        assert stage.idle()
+
+    play()
+
+
 @staged
 async def test_a_client_that_leaves_cancels_its_attempt():
     stage = Stage()
