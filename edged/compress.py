@@ -239,30 +239,6 @@ def accepted_codings(value: bytes | None) -> frozenset[str]:
     return frozenset(c for c in CODINGS if weights.get(c, default) > 0)
 
 
-def untouchable(headers: Headers) -> bool:
-    """Whether Cache-Control forbids transforming the message (RFC 9111 section 5.2)."""
-    for name, value in headers:
-        if name == b"cache-control" and b"no-transform" in value.lower():
-            return True
-    return False
-
-
-def may_ask_for_coding(head: RequestHead) -> bool:
-    """Whether edged may replace the request's Accept-Encoding by its own.
-
-    Not for HEAD and Range (lengths and offsets are those of one representation), nor against
-    no-transform, nor for protocol upgrades.
-    """
-    if head.method == b"HEAD" or head.upgrade is not None:
-        return False
-    for name, value in head.headers:
-        if name == b"range" or name == b"if-range":
-            return False
-        if name == b"cache-control" and b"no-transform" in value.lower():
-            return False
-    return True
-
-
 def response_decoder(head: ResponseHead, client_accepts: frozenset[str]) -> Decoder | None:
     """What must decode this response before the client gets it, or ``None`` to pass it untouched.
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from edged.accesslog import AttemptRecord
+from edged.accesslog import AttemptRecord, ExchangeRecord
 from edged.downstream.base import Responder
+from edged.headers import new_request_id
 from edged.messages import RequestHead
 from edged.outcome import error_type
 from policies import attempts
@@ -69,28 +70,18 @@ class Driver(ABC, Generic[TryT]):
 
     __slots__ = (
         "_timer",
-        "bucket",
-        "bytes_down",
-        "bytes_down_wire",
-        "bytes_up",
-        "bytes_up_wire",
-        "carrier",
         "deadline",
         "ended",
-        "error",
-        "first_byte_s",
         "house",
         "live",
         "machine",
-        "past",
         "plan",
+        "record",
         "request",
-        "request_id",
         "responder",
         "service",
         "started_at",
-        "status",
-        "winner_path",
+        "winner",
     )
 
     def __init__(
@@ -100,7 +91,6 @@ class Driver(ABC, Generic[TryT]):
         machine: attempts.Exchange,
         request: RequestHead,
         responder: Responder,
-        request_id: str,
     ) -> None:
         self.house = house
         self.plan = plan
@@ -108,23 +98,23 @@ class Driver(ABC, Generic[TryT]):
         self.machine = machine
         self.request = request
         self.responder = responder
-        self.request_id = request_id
-        self.started_at = monotonic()
-        self.deadline = self.started_at + plan.first_byte_timeout_s
+        self.started_at = now = monotonic()
+        self.record = ExchangeRecord(
+            new_request_id(),
+            house.wall_offset_s + now,
+            plan.service.name,
+            request.method.decode("latin-1"),
+            request.authority.decode("latin-1"),
+            request.path.partition(b"?")[0].decode("latin-1"),
+            client=responder.client,
+            ranking=plan.ranking,
+        )
+        """What will be told of this exchange when it is over; kept up to date."""
+        self.deadline = now + plan.first_byte_timeout_s
         """Monotonic time at which `deadline_passed` is called unless there is progress."""
-        self.bucket = 0
         self.live: dict[int, TryT] = {}
-        self.past: list[AttemptRecord] = []
-        self.status: int | None = None
-        """What the client got."""
-        self.error: str | None = None
-        self.first_byte_s: float | None = None
-        self.winner_path: str | None = None
-        self.carrier: Carrier | None = None
-        self.bytes_up = 0
-        self.bytes_up_wire = 0
-        self.bytes_down = 0
-        self.bytes_down_wire = 0
+        self.winner: TryT | None = None
+        """The attempt whose response the client gets."""
         self.ended = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -140,7 +130,7 @@ class Driver(ABC, Generic[TryT]):
 
     @abstractmethod
     def deadline_passed(self, now: float) -> None:
-        """Too long without progress (see `edged.deadlines`)."""
+        """Too long without progress (`Exchanges.tick`)."""
 
     @abstractmethod
     def release(self) -> None:
@@ -161,7 +151,7 @@ class Driver(ABC, Generic[TryT]):
         if not self.ended:
             self.carry_out(self.machine.client_gone(monotonic()))
             self.service.counters.client_gone += 1
-            self.error = "client_gone"
+            self.record.error = "client_gone"
             self.close()
 
     def attempt_failed(self, attempt: TryT, failure: Failure) -> None:
@@ -234,8 +224,8 @@ class Driver(ABC, Generic[TryT]):
 
     def fail(self, status: int, error: str, detail: str) -> None:
         """Answer the client ourselves: no response of the upstream will come."""
-        self.error = error
-        self.status = status
+        self.record.error = error
+        self.record.status = status
         self.service.counters.errors[error] += 1
         self.house.send_error(self, error, detail)
         self.close()
@@ -246,14 +236,17 @@ class Driver(ABC, Generic[TryT]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for number in tuple(self.live):
-            self._cancel(number)
+        if self.live:
+            for number in tuple(self.live):
+                self._cancel(number)
         self.release()
         self.house.closed(self)
+        self.winner = None  # it refers to us: a cycle would leave both to the garbage collector
 
     def _remember(self, attempt: TryT, failure: Failure | None) -> None:
-        self.bytes_up_wire += attempt.bytes_up_wire
-        self.past.append(
+        record = self.record
+        record.bytes_up_wire += attempt.bytes_up_wire
+        record.attempts += (
             AttemptRecord(
                 attempt.target.path.name,
                 attempt.carrier,
@@ -261,5 +254,5 @@ class Driver(ABC, Generic[TryT]):
                 monotonic() - self.started_at,
                 failure,
                 attempt.why,
-            )
+            ),
         )

@@ -14,22 +14,20 @@ from edged.attempt import Attempt
 from edged.compress import (
     ACCEPT_ENCODING,
     accepted_codings,
-    may_ask_for_coding,
     response_decoder,
 )
 from edged.delivery import Decoding
 from edged.downstream.base import Responder
 from edged.driver import UPGRADED_IDLE_S, Driver
-from edged.headers import NOT_FORWARDED
-from edged.messages import Headers, RequestHead, ResponseHead, header
+from edged.messages import Headers, RequestHead, ResponseHead
 from edged.outcome import judge
+from edged.preferences import Preferences
 from edged.spool import Spool
 from edged.targets import Target
 from policies.model import Failure, Outcome
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
-    from edged.routes import Routed
 
 HOLD_BYTES = 64 << 10
 """A request whose body is announced to be at most this long goes out once all of it is here."""
@@ -37,7 +35,7 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _LAG_HIGH_BYTES = 256 << 10  # body bytes that no attempt has taken yet: the client is paused
 _LAG_LOW_BYTES = 64 << 10
 
-_REPLACED = NOT_FORWARDED | {b"accept-encoding"}
+_ACCEPT_ENCODING = (b"accept-encoding", ACCEPT_ENCODING)
 
 _NO_BODY = Spool(0)
 _NO_BODY.complete = True
@@ -51,9 +49,8 @@ class Exchange(Driver[Attempt]):
         "_client_slow",
         "_decoding",
         "_paused_client",
-        "_winner",
+        "prefix",
         "request_trailers",
-        "routed",
         "safe_method",
         "spool",
         "upgraded",
@@ -63,17 +60,17 @@ class Exchange(Driver[Attempt]):
     def __init__(
         self,
         house: Exchanges,
-        routed: Routed,
         plan: Plan,
         request: RequestHead,
+        preferences: Preferences,
         responder: Responder,
-        request_id: str,
+        prefix: bytes,
     ) -> None:
         self.safe_method = request.method in SAFE_METHODS
-        repeatable = self.safe_method or header(request.headers, b"idempotency-key") is not None
+        repeatable = self.safe_method or preferences.idempotency_key
         machine = plan.machine(repeatable, plan.candidates)
-        super().__init__(house, plan, machine, request, responder, request_id)
-        self.routed = routed
+        super().__init__(house, plan, machine, request, responder)
+        self.prefix = prefix
         self.request_trailers: Headers | None = None
         self.spool = _NO_BODY
         if request.body_length != 0:
@@ -81,8 +78,7 @@ class Exchange(Driver[Attempt]):
             self.spool = Spool(limit, house.spool_dir, house.spool_failed)
         self.upgraded = False
         self._client_codings: frozenset[str] | None = None
-        self.upstream_headers = self._make_upstream_headers()
-        self._winner: Attempt | None = None
+        self.upstream_headers = self._make_upstream_headers(preferences)
         self._decoding: Decoding | None = None
         self._client_slow = False
         self._paused_client = False
@@ -108,8 +104,8 @@ class Exchange(Driver[Attempt]):
             return
         if self.upgraded:
             self.touch(UPGRADED_IDLE_S)
-            if self._winner is not None and self._winner.stream is not None:
-                self._winner.stream.send_data(data)
+            if self.winner is not None and self.winner.stream is not None:
+                self.winner.stream.send_data(data)
             return
         spool = self.spool
         limit = self.service.policy.limits.body_bytes
@@ -132,8 +128,8 @@ class Exchange(Driver[Attempt]):
         if self.ended:
             return
         if self.upgraded:
-            if self._winner is not None and self._winner.stream is not None:
-                self._winner.stream.send_end()
+            if self.winner is not None and self.winner.stream is not None:
+                self.winner.stream.send_end()
             return
         self.request_trailers = trailers
         if self.spool is not _NO_BODY:
@@ -149,15 +145,15 @@ class Exchange(Driver[Attempt]):
         self._client_slow = True
         if self._decoding is not None:
             self._decoding.pause()
-        if self._winner is not None and self._winner.stream is not None:
-            self._winner.stream.pause_reading()
+        if self.winner is not None and self.winner.stream is not None:
+            self.winner.stream.pause_reading()
 
     def resume_response(self) -> None:
         """The client caught up."""
         self._client_slow = False
         if self._decoding is not None:
             self._decoding.resume()
-        winner = self._winner
+        winner = self.winner
         if not self._client_slow and winner is not None and winner.stream is not None:
             winner.stream.resume_reading()
 
@@ -169,38 +165,56 @@ class Exchange(Driver[Attempt]):
 
     def attempt_sent(self, attempt: Attempt, now: float) -> None:
         """The request's head went out on it."""
-        self.carry_out(self.machine.sent(attempt.number, now))
+        commands = self.machine.sent(attempt.number, now)
+        if commands:
+            self.carry_out(commands)
         if self.request.expects_continue:
             self.responder.resume_body()
 
     def attempt_answered(self, attempt: Attempt, head: ResponseHead) -> None:
         """A final head came: it is the answer."""
         now = monotonic()
-        outcome, retry_after_s = judge(head)
-        rtt_s = None if attempt.asked_at is None else now - attempt.asked_at
-        attempt.report(now, rtt_s, outcome, retry_after_s)
-        self._winner = attempt
-        self.carry_out(self.machine.head_received(attempt.number, now))
-        self._commit(attempt, head, now)
+        status = head.status
+        if status < 429:
+            attempt.answered(now, Outcome.OK, None)
+        else:
+            attempt.answered(now, *judge(head))
+        self.winner = attempt
+        commands = self.machine.head_received(attempt.number, now)
+        if len(commands) > 1:
+            self.carry_out(commands)
+        self.record.ttfb_s = now - self.started_at
+        self.record.status = status
+        if self._client_codings is not None:
+            decoder = response_decoder(head, self._client_codings)
+            if decoder is not None:
+                self._decoding = Decoding(decoder, self._send_plain, self._finish, self._break)
+        self.house.dress(head, attempt.target, self.record.request_id, self.prefix)
+        if status == 101:
+            self.upgraded = True
+            self.deadline = now + UPGRADED_IDLE_S
+        else:
+            self.deadline = now + self.plan.idle_timeout_s
+        self.responder.head(head)
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """It is over without a complete response."""
-        if attempt is self._winner:
+        if attempt is self.winner:
             self._break(failure.detail)
         else:
             super().attempt_failed(attempt, failure)
 
     def informational(self, status: int, headers: Headers) -> None:
         """Pass an interim response on, unless the final head is out."""
-        if self.status is None and not self.ended:
+        if self.record.status is None and not self.ended:
             self.responder.informational(status, headers)
 
     def response_data(self, data: bytes) -> None:
         """Body bytes of the winner: they leave in this loop turn."""
-        self.bytes_down_wire += len(data)
+        self.record.bytes_down_wire += len(data)
         self.touch(UPGRADED_IDLE_S if self.upgraded else self.plan.idle_timeout_s)
         if self._decoding is None:
-            self.bytes_down += len(data)
+            self.record.bytes_down += len(data)
             self.responder.data(data)
         else:
             self._decoding.data(data)
@@ -222,8 +236,8 @@ class Exchange(Driver[Attempt]):
 
     def deadline_passed(self, now: float) -> None:
         """Too long without progress (see `edged.deadlines`)."""
-        if self._winner is not None:
-            self.error = "http_response_timeout"
+        if self.winner is not None:
+            self.record.error = "http_response_timeout"
             self._break("the response paused for longer than the policy's idle_timeout_s")
         else:
             self.carry_out(self.machine.expired(now))
@@ -234,25 +248,8 @@ class Exchange(Driver[Attempt]):
 
     # -- the response -----------------------------------------------------------------------------
 
-    def _commit(self, attempt: Attempt, head: ResponseHead, now: float) -> None:
-        self.first_byte_s = now - self.started_at
-        self.status = head.status
-        self.winner_path = attempt.target.path.name
-        self.carrier = attempt.carrier
-        if self._client_codings is not None:
-            decoder = response_decoder(head, self._client_codings)
-            if decoder is not None:
-                self._decoding = Decoding(decoder, self._send_plain, self._finish, self._break)
-        self.house.dress(head, attempt.target, self, self.routed.prefix)
-        if head.status == 101:
-            self.upgraded = True
-            self.touch(UPGRADED_IDLE_S)
-        else:
-            self.touch(self.plan.idle_timeout_s)
-        self.responder.head(head)
-
     def _send_plain(self, piece: bytes) -> None:
-        self.bytes_down += len(piece)
+        self.record.bytes_down += len(piece)
         self.responder.data(piece)
 
     def _finish(self, trailers: Headers | None) -> None:
@@ -264,30 +261,34 @@ class Exchange(Driver[Attempt]):
     def _break(self, detail: str) -> None:
         """The response cannot be completed: the client must be able to tell."""
         if not self.ended:
-            self.error = self.error or "http_response_incomplete"
+            self.record.error = self.record.error or "http_response_incomplete"
             self.house.broken(self, detail)
             self.responder.abort()
             self.close()
 
     def release(self) -> None:
         """Free the spool."""
-        self.bytes_up = self.bytes_up or self.spool.size
         if self.spool is not _NO_BODY:
+            self.record.bytes_up = self.spool.size
             self.spool.close()
         self._decoding = None
-        self._winner = None
 
     # -- parts ------------------------------------------------------------------------------------
 
-    def _make_upstream_headers(self) -> Headers:
+    def _make_upstream_headers(self, preferences: Preferences) -> Headers:
         """The request's fields as every attempt sends them, but for what an endpoint adds."""
         request = self.request
-        if self.service.policy.compression.responses and may_ask_for_coding(request):
-            self._client_codings = accepted_codings(header(request.headers, b"accept-encoding"))
-            headers = [item for item in request.headers if item[0] not in _REPLACED]
-            headers.append((b"accept-encoding", ACCEPT_ENCODING))
-        else:
-            headers = [item for item in request.headers if item[0] not in NOT_FORWARDED]
+        headers = preferences.forwarded.copy()
+        if (
+            self.plan.codes_responses
+            and not preferences.one_representation
+            and request.upgrade is None
+            and request.method != b"HEAD"  # a length of one representation, too
+        ):
+            self._client_codings = accepted_codings(preferences.accept_encoding)
+            headers.append(_ACCEPT_ENCODING)
+        elif preferences.accept_encoding is not None:
+            headers.append((b"accept-encoding", preferences.accept_encoding))
         headers.append(self.house.via[request.version])
         return headers
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from edged.accesslog import ExchangeRecord
 from edged.counters import UpstreamCounters
-from edged.deadlines import Deadlines
 from edged.downstream.base import RequestSink, Responder
 from edged.driver import Driver, candidates
 from edged.exchange import Exchange
-from edged.headers import REQUEST_ID, answer, error_response, new_request_id, via_value
+from edged.headers import REQUEST_ID, answer, error_response, via_value
 from edged.messages import RequestHead, ResponseHead, header
+from edged.preferences import read as preferences_of
 from edged.targets import Target, Targets
 from edged.tunnel import Tunnel
 from edged.upstream.base import Upstreams
@@ -85,6 +85,7 @@ class Plan:
         "_race_delay_s",
         "_safe",
         "candidates",
+        "codes_responses",
         "connect_timeout_s",
         "first_byte_timeout_s",
         "idle_timeout_s",
@@ -97,6 +98,7 @@ class Plan:
         self.service = service
         self.ranking = ranking
         self.candidates = candidates(ranking)
+        self.codes_responses = policy.compression.responses
         self.first_byte_timeout_s = policy.failover.first_byte_timeout_s
         self.idle_timeout_s = policy.failover.idle_timeout_s
         self.connect_timeout_s = policy.failover.connect_timeout_s
@@ -153,7 +155,6 @@ class Exchanges:
         self.spool_dir = spool_dir
         self.services: dict[str, Service] = {}
         self.live: dict[Driver[Any], None] = {}
-        self.deadlines = Deadlines(monotonic())
         self.targets = Targets(lambda name: table.snapshot.paths[name].path)
         self._pseudonym = node.encode()
         self.via = {
@@ -165,6 +166,7 @@ class Exchanges:
         self._plans: dict[tuple[str, RequestClass, bool], Plan] = {}
         self._disk_warned_at: float | None = None
         self._metered_at = monotonic()
+        self.wall_offset_s = time.time() - monotonic()
 
     # -- configuration ----------------------------------------------------------------------------
 
@@ -183,17 +185,17 @@ class Exchanges:
 
     def __call__(self, routed: Routed, head: RequestHead, responder: Responder) -> RequestSink:
         """Handle one request."""
-        plan = self._plan(routed, head)
-        plan.service.counters.requests += 1
-        plan.service.counters.in_flight += 1
-        request_id = new_request_id()
+        preferences = preferences_of(head.headers)
+        plan = self._plan(routed, head, preferences.streaming)
+        counters = plan.service.counters
+        counters.requests += 1
+        counters.in_flight += 1
         exchange: Exchange | Tunnel
         if head.method == b"CONNECT":
-            exchange = Tunnel(self, plan, head, responder, request_id)
+            exchange = Tunnel(self, plan, head, responder)
         else:
-            exchange = Exchange(self, routed, plan, head, responder, request_id)
+            exchange = Exchange(self, plan, head, preferences, responder, routed.prefix)
         self.live[exchange] = None
-        self.deadlines.add(exchange)
         exchange.begin()
         return exchange
 
@@ -213,8 +215,16 @@ class Exchanges:
                 exchange.path_suspect(change.path)
 
     def tick(self, now: float) -> None:
-        """Call about once a second: deadlines, and how much each line carries."""
-        self.deadlines.tick(now)
+        """Call about once a second: deadlines, and how much each line carries.
+
+        A loop timer per exchange would cost more than looking at all of them once a second: nearly
+        all meet their deadline, which is minutes away.
+        """
+        for exchange in [e for e in self.live if e.deadline <= now]:
+            if not exchange.ended:
+                exchange.deadline_passed(now)
+        self.wall_offset_s = time.time() - monotonic()
+        self.targets.flush(self.table, now)
         span_s = now - self._metered_at
         if span_s > 0:
             self._metered_at = now
@@ -223,27 +233,28 @@ class Exchanges:
 
     # -- for exchanges ----------------------------------------------------------------------------
 
-    def dress(
-        self, head: ResponseHead, target: Target, exchange: Driver[Any], prefix: bytes
-    ) -> None:
+    def dress(self, head: ResponseHead, target: Target, request_id: str, prefix: bytes) -> None:
         """Add what a proxy adds to a response, remove what only the upstream's own client needs."""
-        headers = [item for item in head.headers if item[0] != b"alt-svc"]
-        headers.append((b"via", via_value(head.version, self._pseudonym)))
-        headers.append((b"proxy-status", target.proxy_status))
-        headers.append((REQUEST_ID, exchange.request_id.encode()))
+        headers = [field for field in head.headers if field[0] != b"alt-svc"]
+        headers += (
+            self.via[head.version],
+            target.proxy_status,
+            (REQUEST_ID, request_id.encode()),
+        )
+        head.headers = headers
         if 300 <= head.status < 400 or head.status == 201:
             location = header(headers, b"location")
             local = None if location is None else target.local_location(location, prefix)
             if local is not None:
-                headers = [item for item in headers if item[0] != b"location"]
-                headers.append((b"location", local))
-        head.headers = headers
+                head.headers = [field for field in headers if field[0] != b"location"]
+                head.headers.append((b"location", local))
 
     def send_error(self, exchange: Driver[Any], error: str, detail: str) -> None:
         """Answer with one of edged's own errors (RFC 9209)."""
-        status = exchange.status
+        record = exchange.record
+        status = record.status
         assert status is not None
-        last = exchange.past[-1].path if exchange.past else ""
+        last = record.attempts[-1].path if record.attempts else ""
         state = self.table.snapshot.paths.get(last)
         answer(
             exchange.responder,
@@ -251,23 +262,23 @@ class Exchanges:
                 status,
                 error,
                 detail,
-                _HINTS.get(status, "").format(id=exchange.request_id),
-                request_id=exchange.request_id,
+                _HINTS.get(status, "").format(id=record.request_id),
+                request_id=record.request_id,
                 proxy_error=error,
                 line=None if state is None else state.path.line.name,
                 endpoint=None if state is None else state.path.endpoint.key,
             ),
         )
-        _log.warning("%s %d %s: %s", exchange.request_id, status, error, detail)
+        _log.warning("%s %d %s: %s", record.request_id, status, error, detail)
 
     def broken(self, exchange: Driver[Any], detail: str) -> None:
         """A response was broken after its head had gone out."""
         exchange.service.counters.aborted += 1
         _log.warning(
             "%s response broken after %d bytes on %s: %s",
-            exchange.request_id,
-            exchange.bytes_down,
-            exchange.winner_path,
+            exchange.record.request_id,
+            exchange.record.bytes_down,
+            exchange.winner.target.path.name if exchange.winner else None,
             detail,
         )
 
@@ -286,55 +297,31 @@ class Exchanges:
     def closed(self, exchange: Driver[Any]) -> None:
         """An exchange is over: count it and hand in its record."""
         self.live.pop(exchange, None)
-        self.deadlines.remove(exchange)
-        total_s = monotonic() - exchange.started_at
-        machine = exchange.machine
-        self._count(exchange, total_s)
-        request = exchange.request
-        self._record(
-            ExchangeRecord(
-                exchange.request_id,
-                time.time() - total_s,
-                exchange.service.name,
-                request.method.decode("latin-1"),
-                request.authority.decode("latin-1"),
-                request.path.partition(b"?")[0].decode("latin-1"),
-                client=exchange.responder.client,
-                status=exchange.status,
-                path_name=exchange.winner_path,
-                carrier=exchange.carrier,
-                attempts=tuple(exchange.past),
-                bytes_up=exchange.bytes_up,
-                bytes_down=exchange.bytes_down,
-                bytes_up_wire=exchange.bytes_up_wire,
-                bytes_down_wire=exchange.bytes_down_wire,
-                ttfb_s=exchange.first_byte_s,
-                total_s=total_s,
-                error=exchange.error,
-                hedged=machine.hedged,
-                replayed=machine.doubled > 0 and not machine.hedged,
-                ranking=exchange.plan.ranking,
-            )
-        )
-
-    # -- parts ------------------------------------------------------------------------------------
-
-    def _count(self, exchange: Driver[Any], total_s: float) -> None:
+        record, winner, machine = exchange.record, exchange.winner, exchange.machine
+        record.total_s = total_s = monotonic() - exchange.started_at
+        if winner is not None:
+            record.path_name = winner.target.path.name
+            record.carrier = winner.carrier
         counters = exchange.service.counters
         counters.in_flight -= 1
         counters.total.add(total_s)
-        counters.bytes_down += exchange.bytes_down
-        counters.bytes_down_wire += exchange.bytes_down_wire
-        counters.bytes_up += exchange.bytes_up
-        counters.bytes_up_wire += exchange.bytes_up_wire
-        counters.double_executions += exchange.machine.doubled
-        if exchange.first_byte_s is not None:
-            counters.ttfb.add(exchange.first_byte_s)
-        if exchange.status is not None:
-            counters.statuses[exchange.status] += 1
+        counters.bytes_down += record.bytes_down
+        counters.bytes_down_wire += record.bytes_down_wire
+        counters.bytes_up += record.bytes_up
+        counters.bytes_up_wire += record.bytes_up_wire
+        if record.ttfb_s is not None:
+            counters.ttfb.add(record.ttfb_s)
+        if record.status is not None:
+            counters.statuses[record.status] += 1
+        if machine.starts > 1:
+            record.hedged = machine.hedged
+            record.replayed = machine.doubled > 0 and not machine.hedged
+            counters.double_executions += machine.doubled
+        self._record(record)
 
-    def _plan(self, routed: Routed, head: RequestHead) -> Plan:
-        streaming = header(head.headers, b"accept") == b"text/event-stream"
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _plan(self, routed: Routed, head: RequestHead, streaming: bool) -> Plan:
         request_class = RequestClass.of(head.body_length, streaming=streaming)
         upstream = routed.upstream
         if routed.endpoint is not None:

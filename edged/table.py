@@ -127,6 +127,19 @@ class PathTable:
         if changes or moved or now >= self._republish_at:
             self._publish(now, changes)
 
+    def answered(self, path: str, ttfbs_s: Sequence[float], now: float) -> None:
+        """Further exchanges on ``path`` were answered well, with these times to first byte.
+
+        For those between two samples of real traffic: they count for the tail of the latency and
+        for the rate of success, and tell nothing new otherwise.
+        """
+        record = self._records.get(path)
+        if record is not None:
+            record.goods += len(ttfbs_s)
+            for ttfb_s in ttfbs_s:
+                record.latency.observe(ttfb_s, now)
+            self._dirty.add(record)
+
     def sent(self, path: str, kind: Kind, now: float) -> None:
         """A probe or PING was sent on ``path``: from now on its silence counts."""
         record = self._records.get(path)
@@ -274,8 +287,8 @@ class PathTable:
     def ensure(self, endpoint: Endpoint, now: float) -> str:
         """Paths over every line for a host that is in no upstream; gives its upstream's name.
 
-        ``host:port`` is that name (``http://host:port`` for cleartext on an odd port). The 1024 hosts used last are kept;
-        one with exchanges in flight is never dropped.
+        ``host:port`` is that name (``http://host:port`` for cleartext on an odd port). The 1024
+        hosts used last are kept; one with exchanges in flight is never dropped.
         """
         name = f"{endpoint.host}:{endpoint.port}"
         if endpoint.scheme == "http" and endpoint.port != 80:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from edged.driver import Driver
+    from edged.table import PathTable
 
 _MOST_TARGETS = 8192  # listed paths are few; those of unlisted hosts come and go
 
@@ -44,7 +45,9 @@ class Target:
         "notes",
         "path",
         "proxy_status",
+        "report_at",
         "scheme",
+        "ttfbs_s",
     )
 
     def __init__(self, path: Path, notes: EndpointNotes) -> None:
@@ -57,11 +60,21 @@ class Target:
         self.scheme = endpoint.scheme.encode()
         self.authority = f"{host}{port}".encode()
         self.base_path = endpoint.base_path.encode()
-        self.proxy_status = proxy_status(line=path.line.name, endpoint=endpoint.key)
-        """A Proxy-Status member (RFC 9209) that names the path a response came by."""
+        status = proxy_status(line=path.line.name, endpoint=endpoint.key)
+        self.proxy_status = (b"proxy-status", status)
+        """The field (RFC 9209) that names the path a response came by."""
         self.live: dict[Tenant, None] = {}
         self.moved_bytes = 0
         """Body bytes both ways since the last `Targets.take_moved`."""
+        self.report_at = 0.0
+        """When the next good answer is a sample of its own."""
+        self.ttfbs_s: list[float] = []
+        """Times to first byte since the last sample, not yet told to the table."""
+
+    def flush(self, table: PathTable, now: float) -> None:
+        """Tell the table what was held back."""
+        table.answered(self.path.name, self.ttfbs_s, now)
+        self.ttfbs_s = []
 
     def local_location(self, location: bytes, prefix: bytes) -> bytes | None:
         """``location`` (RFC 9110 section 10.2.2) as seen by a gateway client, if it is ours.
@@ -107,6 +120,12 @@ class Targets:
         """The attempts in flight on path ``name``."""
         target = self._targets.get(name)
         return () if target is None else tuple(target.live)
+
+    def flush(self, table: PathTable, now: float) -> None:
+        """Tell the table what was held back on any path."""
+        for target in self._targets.values():
+            if target.ttfbs_s:
+                target.flush(table, now)
 
     def take_moved(self) -> dict[str, int]:
         """Body bytes by line name since the last call."""

@@ -30,7 +30,6 @@ class Tunnel(Driver["Leg"]):
 
     __slots__ = (
         "_transport",
-        "_winner",
         "broken",
         "client_ended",
         "early",
@@ -44,12 +43,10 @@ class Tunnel(Driver["Leg"]):
         plan: Plan,
         request: RequestHead,
         responder: Responder,
-        request_id: str,
     ) -> None:
         self.host = split_authority(request.authority, 443)[0]
         machine = plan.machine(True, candidates(plan.ranking, self.suits))
-        super().__init__(house, plan, machine, request, responder, request_id)
-        self._winner: Leg | None = None
+        super().__init__(house, plan, machine, request, responder)
         self._transport: asyncio.Transport | None = None
         self.broken = False
         self.client_ended = False
@@ -74,15 +71,15 @@ class Tunnel(Driver["Leg"]):
         """Bytes from the client."""
         if self.ended:
             return
-        self.bytes_up += len(data)
+        self.record.bytes_up += len(data)
         if self._transport is None:
             self.early.append(data)
-            if self.bytes_up > _HIGH_BYTES:
+            if self.record.bytes_up > _HIGH_BYTES:
                 self.responder.pause_body()
             return
         self.touch(UPGRADED_IDLE_S)
-        if self._winner is not None:
-            self._winner.target.moved_bytes += len(data)
+        if self.winner is not None:
+            self.winner.target.moved_bytes += len(data)
         self._transport.write(data)
 
     def body_end(self, trailers: Headers | None) -> None:
@@ -110,19 +107,18 @@ class Tunnel(Driver["Leg"]):
     def connected(self, leg: Leg, transport: asyncio.Transport) -> None:
         """The first path is there: the others are cancelled."""
         now = monotonic()
-        self._winner = leg
+        self.winner = leg
         self.carry_out(self.machine.head_received(leg.number, now))
         self._transport = transport
-        self.status = 200
-        self.first_byte_s = now - self.started_at
-        self.winner_path = leg.target.path.name
+        self.record.status = 200
+        self.record.ttfb_s = now - self.started_at
         self.touch(UPGRADED_IDLE_S)
         head = ResponseHead(200, [], None, reason=b"Connection established")
-        self.house.dress(head, leg.target, self, b"")
+        self.house.dress(head, leg.target, self.record.request_id, b"")
         self.responder.head(head)
         if self.early:
             transport.write(b"".join(self.early))
-            if self.bytes_up > _HIGH_BYTES:
+            if self.record.bytes_up > _HIGH_BYTES:
                 self.responder.resume_body()
             self.early.clear()
         if self.client_ended:
@@ -131,8 +127,8 @@ class Tunnel(Driver["Leg"]):
     def received(self, data: bytes) -> None:
         """Bytes from the upstream."""
         self.touch(UPGRADED_IDLE_S)
-        self.bytes_down += len(data)
-        self.bytes_down_wire += len(data)
+        self.record.bytes_down += len(data)
+        self.record.bytes_down_wire += len(data)
         self.responder.data(data)
 
     def half_closed(self) -> None:
@@ -156,14 +152,14 @@ class Tunnel(Driver["Leg"]):
 
     def path_down(self, path: str, ranking: Ranking) -> None:
         """DOWN closes an established tunnel at once; one that is still connecting moves."""
-        if self._winner is not None:
+        if self.winner is not None:
             self._break("connection_terminated", f"path {path} is down")
         else:
             super().path_down(path, ranking)
 
     def deadline_passed(self, now: float) -> None:
         """No connection in time, or a silent hour."""
-        if self._winner is None:
+        if self.winner is None:
             self.carry_out(self.machine.expired(now))
         else:
             self._break("connection_timeout", "nothing was sent either way for an hour")
@@ -175,7 +171,7 @@ class Tunnel(Driver["Leg"]):
 
     def _break(self, error: str, detail: str) -> None:
         if not self.ended:
-            self.error = error
+            self.record.error = error
             self.broken = True
             self.house.broken(self, detail)
             self.responder.abort()
@@ -200,7 +196,7 @@ class Leg(asyncio.Protocol):
     @property
     def bytes_up_wire(self) -> int:
         """All bytes of the client, if this is the one that was connected."""
-        return self.exchange.bytes_up if self._transport is not None else 0
+        return self.exchange.record.bytes_up if self._transport is not None else 0
 
     def start(self) -> None:
         """Dial."""

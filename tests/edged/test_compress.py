@@ -13,7 +13,6 @@ from edged.compress import (
     accepted_codings,
     decoder,
     encoder,
-    may_ask_for_coding,
     request_coding,
     response_decoder,
 )
@@ -119,14 +118,6 @@ def test_what_is_encoded_decodes(coding, level):
 )
 def test_accept_encoding(value, codings):
     assert accepted_codings(value) == codings
-
-
-def test_edged_asks_for_codings_but_not_where_bytes_must_stay():
-    assert may_ask_for_coding(request(method=b"GET", length=0))
-    assert not may_ask_for_coding(request(method=b"HEAD", length=0))
-    assert not may_ask_for_coding(request((b"range", b"bytes=0-1")))
-    assert not may_ask_for_coding(request((b"cache-control", b"No-Transform")))
-    assert not may_ask_for_coding(request(upgrade=b"websocket"))
 
 
 def test_a_response_the_client_can_decode_is_not_touched():

@@ -96,7 +96,7 @@ async def test_a_refused_attempt_is_repeated_on_the_other_path_whatever_the_meth
     client.sink.body(b"hello")
     client.sink.body_end(None)
     stage.streams[0].fail(Outcome.PROTOCOL, "REFUSED_STREAM", unprocessed=True)
-    first, second = stage.streams
+    second = stage.streams[1]
     assert second.path.name == "bgp>up/e1"
     assert bytes(second.body) == b"hello"
     second.answer(200, (), 2, b"ok")
@@ -570,3 +570,38 @@ async def test_the_table_learns_how_much_each_line_carries():
     assert stage.table.usage["cn2"] == pytest.approx(100_000, rel=0.2)
     stage.exchanges.tick(now + 20)
     assert stage.table.usage["cn2"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"method": b"HEAD"}, b"identity"),
+        ({"headers": [(b"range", b"bytes=0-1"), (b"accept-encoding", b"identity")]}, b"identity"),
+        ({}, b"zstd, br, gzip"),
+    ],
+)
+def test_edged_asks_for_codings_but_not_where_bytes_must_stay(fields, asked):
+    @staged
+    async def play():
+        stage = Stage()
+        stage.request(**{"headers": [(b"accept-encoding", b"identity")], **fields})
+        assert dict(stage.streams[0].head.headers)[b"accept-encoding"] == asked
+
+    play()
+
+
+@staged
+async def test_good_answers_in_quick_succession_reach_the_table_together():
+    stage = Stage()
+    for _ in range(5):
+        stage.request()
+        stage.streams[-1].answer(200, (), 2, b"ok")
+    assert len(stage.table.samples) == 1
+    stage.request()
+    stage.streams[-1].answer(500, (), 2, b"no")
+    assert [s.outcome for s in stage.table.samples] == [Outcome.OK, Outcome.HTTP_ERROR]
+    assert len(stage.table.held) == 4
+    stage.request()
+    stage.streams[-1].answer(200, (), 2, b"ok")
+    stage.exchanges.tick(asyncio.get_running_loop().time() + 1)
+    assert len(stage.table.held) == 5

@@ -69,6 +69,9 @@ class Table:
     def observe(self, sample, now):
         self.samples.append(sample)
 
+    def answered(self, path, ttfbs_s, now):
+        self.held = [*getattr(self, "held", []), *ttfbs_s]
+
     def set_line_usage(self, line, used_bps):
         self.usage[line] = used_bps
 
@@ -226,7 +229,6 @@ class Stage:
         """Nothing is left behind."""
         return (
             not self.exchanges.live
-            and not len(self.exchanges.deadlines)
             and not any(self.table.in_flight.values())
             and not any(self.exchanges.targets.live_on(p.name) for p in self.paths)
         )
