@@ -17,6 +17,11 @@ def header(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
+def index(headers: Headers) -> dict[bytes, bytes]:
+    """The first value of each name."""
+    return dict(reversed(headers))
+
+
 class RequestHead:
     """A request's head: control data and fields.
 
@@ -32,6 +37,7 @@ class RequestHead:
         "authority",
         "body_length",
         "expects_continue",
+        "first",
         "headers",
         "method",
         "path",
@@ -53,6 +59,7 @@ class RequestHead:
         absolute_form: bool = False,
         expects_continue: bool = False,
         upgrade: bytes | None = None,
+        first: dict[bytes, bytes] | None = None,
     ) -> None:
         self.method = method
         self.scheme = scheme
@@ -67,6 +74,9 @@ class RequestHead:
         self.expects_continue = expects_continue
         self.upgrade = upgrade
         """The Upgrade field's value when the request asks for another protocol, else ``None``."""
+        self.first = first
+        """The first value of each name in ``headers``, so that nobody scans them; ``None`` where
+        the fields were not indexed. See `index`."""
 
 
 class ResponseHead:

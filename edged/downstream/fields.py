@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from edged.downstream.limits import Limits
-from edged.messages import Headers, RequestHead
+from edged.messages import Headers, RequestHead, index
 
 
 class BadMessage(Exception):
@@ -166,7 +166,8 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
         name, value = special[0]
         if name == b"host":  # the common case: nothing about framing or the connection is said
             host = authority(value) if value else b""
-            return RequestHead(method, b"http", host, target, headers), True
+            head = RequestHead(method, b"http", host, target, headers, first=index(headers))
+            return head, True
     return _complete(method, target, minor, headers, special)
 
 
@@ -201,10 +202,12 @@ def _complete(
         raise BadMessage(400, "trace_body", "TRACE has no body.")
     if options:
         head.headers = [f for f in head.headers if f[0] not in options]
+    if b"te" in values and minor == b"1.1":
+        if any(b"trailers" in _list(v.lower()) for v in values[b"te"]):
+            head.headers.append((b"te", b"trailers"))
+    head.first = index(head.headers)
     if minor == b"1.0":
         return head, b"keep-alive" in options and b"close" not in options
-    if b"te" in values and any(b"trailers" in _list(v.lower()) for v in values[b"te"]):
-        head.headers.append((b"te", b"trailers"))
     if b"upgrade" in options and length == 0 and method != b"CONNECT":
         head.upgrade = _upgrade(values.get(b"upgrade"))
     for expectation in values.get(b"expect", ()):

@@ -183,7 +183,7 @@ class H1Connection(HeldOutput):
         """
         hub = self._hub
         limits = hub.limits
-        if data[0] == 13:
+        if data[:1] == b"\r":
             while data.startswith(b"\r\n"):  # RFC 9112 section 2.2: empty lines before a request
                 data = data[2:]
                 self._scanned = 0
@@ -314,6 +314,10 @@ class H1Connection(HeldOutput):
             self.keep_alive = False
         return self.keep_alive
 
+    def forget_tunnel(self) -> None:
+        """The raw connection that took over is closed."""
+        self._tunnel = None
+
     def become_raw(self, exchange: H1Exchange) -> RawConnection:
         """The response head switched protocols: bytes pass unread from here on."""
         if self._out:
@@ -371,16 +375,18 @@ class H1Connection(HeldOutput):
     # Ends.
 
     def _forget(self, exchange: H1Exchange) -> None:
-        exchange.done = True
+        """The exchange ends without its handler, which is told."""
+        sink = exchange.sink
+        exchange.over()
         self._exchange = None
         self._hub.requests_open -= 1
+        if sink is not None:
+            sink.gone()
 
     def _lose_exchange(self) -> None:
         exchange = self._exchange
         if exchange is not None and not exchange.done:
             self._forget(exchange)
-            if exchange.sink is not None:
-                exchange.sink.gone()
 
     def _await_next(self) -> None:
         if not self.keep_alive or self._hub.draining:
@@ -411,8 +417,6 @@ class H1Connection(HeldOutput):
         if exchange is None:
             return
         self._forget(exchange)
-        if exchange.sink is not None:
-            exchange.sink.gone()
         if exchange.started:
             self._hub.requests_bad += 1
             self._reset()

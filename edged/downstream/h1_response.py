@@ -202,18 +202,23 @@ class H1Exchange:
                 self.abort()
                 return
             connection.hold(b"0\r\n" + fields + b"\r\n")
-        self.done = True
+        self.over()
         connection.response_done(self)
 
     def abort(self) -> None:
         """Cut the connection so that the response can't be taken for complete."""
         if self.done:
             return
-        self.done = True
+        self.over()
         if self.tunnel is not None:
             self.tunnel.cut()
         else:
             self.connection.cut(self, hard=self.left == _HUGE and not self.chunked)
+
+    def over(self) -> None:
+        """Nothing follows: let go of the sink, which holds this as its responder."""
+        self.done = True
+        self.sink = None
 
     def pause_body(self) -> None:
         """Stop reading from the client."""

@@ -373,6 +373,7 @@ class H2Connection(asyncio.Protocol):
     def _remove(self, exchange: H2Exchange) -> None:
         if not exchange.done:
             exchange.done = True
+            exchange.sink = None  # it holds the exchange as its responder
             exchange.queue.clear()
             exchange.queued = 0
             del self._streams[exchange.stream_id]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from edged.downstream.fields import BadMessage, authority, content_length, valid_target
 from edged.downstream.limits import Limits
-from edged.messages import Headers, RequestHead
+from edged.messages import Headers, RequestHead, index
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z")
@@ -78,6 +78,7 @@ def request_head(
     if head.method == b"TRACE" and length != 0:
         raise Malformed("TRACE with content")
     head.expects_continue = expects and length != 0
+    head.first = index(headers)
     return head
 
 

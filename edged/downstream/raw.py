@@ -71,6 +71,9 @@ class RawConnection(asyncio.Protocol):
         """The connection is closed, by whomever."""
         self._hub.leave(self)
         self._lose()
+        exchange = self._exchange  # it and its connection hold this: let the three go one by one
+        exchange.tunnel = None
+        exchange.connection.forget_tunnel()
 
     def pause_writing(self) -> None:
         """The write buffer is above its high watermark."""
@@ -100,7 +103,7 @@ class RawConnection(asyncio.Protocol):
 
     def _close_if_over(self) -> None:
         if self._input_ended and self._write_ended and not self._exchange.done:
-            self._exchange.done = True
+            self._exchange.over()
             self._hub.requests_open -= 1
             self._close()
 
@@ -152,10 +155,11 @@ class RawConnection(asyncio.Protocol):
     def _lose(self) -> None:
         exchange = self._exchange
         if not exchange.done:
-            exchange.done = True
+            sink = exchange.sink
+            exchange.over()
             self._hub.requests_open -= 1
-            if exchange.sink is not None:
-                exchange.sink.gone()
+            if sink is not None:
+                sink.gone()
 
     def expired(self, now: float) -> None:
         """A client that takes nothing for so long is cut off."""

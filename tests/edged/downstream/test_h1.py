@@ -643,3 +643,23 @@ def test_client_of_a_tunnel_that_vanishes_is_told_to_the_handler(loop):
             assert served.hub.requests_open == 0
 
     run(scenario, loop)
+
+
+def test_first_values_are_indexed(loop):
+    async def scenario():
+        recorder = Recorder(ok)
+        async with Served(recorder) as served:
+            client = await served.connect(
+                b"GET / HTTP/1.1\r\nHost: x\r\nVia: 1.1 a\r\nAccept: b\r\nvia: 1.1 c\r\n\r\n"
+            )
+            await client.response()
+            client.send(
+                b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: Via, TE\r\n"
+                b"TE: trailers\r\nVia: 1.1 a\r\nAccept: b\r\n\r\n"
+            )
+            await client.response()
+        first, second = (request.head.first for request in recorder.requests)
+        assert first == {b"via": b"1.1 a", b"accept": b"b"}
+        assert second == {b"accept": b"b", b"te": b"trailers"}
+
+    run(scenario, loop)

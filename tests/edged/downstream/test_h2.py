@@ -52,6 +52,7 @@ def test_head_and_answer():
                 b"/",
             )
             assert head.headers == [(b"x", b"y"), (b"te", b"trailers"), (b"cookie", b"a=1; b=2")]
+            assert head.first == dict(head.headers)
             assert (head.version, head.body_length, head.absolute_form) == (b"2", 0, False)
             assert recorder.requests[0].events == []
             assert recorder.requests[0].responder.client.startswith("127.0.0.1:")
