@@ -25,8 +25,11 @@ check: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@$(BIN)/python bench/proxy.py
+	@$(BIN)/python bench/latency.py
 	@$(BIN)/python bench/streams.py
+	@$(BIN)/python bench/hotpath.py --functions 5
 
 clean:
 	rm -rf $(VENV)

@@ -120,7 +120,7 @@ def edged(directory: Path, url: str, protocol: str, ca: str = "null") -> Iterato
 def peer(name: str, directory: Path, origin: int) -> Iterator[tuple[int, int] | None]:
     """A peer in front of ``origin``; yields port and pid, or ``None`` if it is not installed."""
     port = free_port()
-    config = directory / f"{name}-{port}.conf"
+    config = directory / f"{name}-{port}.yaml"  # Envoy goes by the ending; the others do not mind
     if name == "haproxy":
         binary = tool("haproxy")
         config.write_text(HAPROXY.format(port=port, origin=origin))
