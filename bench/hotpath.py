@@ -4,8 +4,8 @@
 
 A client connection and an upstream connection of the real daemon, with transports that only take
 bytes: head parsed, routed, exchanged, pooled, answered, recorded. Bytecodes do not depend on the
-machine or its other tenants, so that a change of a few per cent shows; `tests/edged/test_hotpath.py`
-holds the sum to a budget. ``--time`` adds the CPU time, in us, least of several rounds.
+machine or its other tenants, so that a change of a few per cent shows; `tests/test_hotpath.py`
+holds the sums to a budget. ``--time`` adds the CPU time, in us, least of several rounds.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ _RESPONSE = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Sat, 21 Nov 2026 21:20:58 GMT\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 1024\r\nConnection: keep-alive\r\n\r\n"
 ) + b"x" * 1024
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+_EVENT = b'38\r\ndata: {"choices":[{"delta":{"content":" word"}}]}     \n\n\r\n'
 
 
 class Transport:
@@ -93,14 +97,25 @@ class Rig:
         daemon.exchanges.configure(policies, daemon.config.unlisted_policy)
         (state,) = daemon.table.snapshot.paths.values()
         pool: Any = daemon.pools._pool(state.path)
-        origin = OriginConnection(state.path, pool, loop=loop)
-        asked = Transport(lambda: loop.call_soon(origin.data_received, _RESPONSE))
-        origin.connection_made(asked)  # type: ignore[arg-type]  # a transport by its shape
+        origin = self.origin = OriginConnection(state.path, pool, loop=loop)
+        self.asked = Transport(lambda: loop.call_soon(origin.data_received, _RESPONSE))
+        origin.connection_made(self.asked)  # type: ignore[arg-type]  # a transport by its shape
         pool.connections[origin] = None
         pool.capacity_changed(origin)
         self.answers = Transport()
         self.client = ClientConnection(daemon.proxy.hub)
         self.client.connection_made(self.answers)  # type: ignore[arg-type]  # the same
+
+    def open_stream(self) -> None:
+        """A response of server-sent events begins."""
+        self.asked.on_write = None
+        self.client.data_received(_REQUEST)
+        self.origin.data_received(_STREAM_HEAD)
+
+    async def events(self, number: int) -> None:
+        """So many events of the open stream, each in a segment of its own."""
+        for _ in range(number):
+            self.origin.data_received(_EVENT)
 
     async def run(self, requests: int) -> None:
         """So many requests, one after another."""
@@ -132,16 +147,18 @@ class Counts:
         return self.trace
 
 
-async def count(requests: int) -> Counts:
-    """Counts of ``requests`` plain requests on a warm daemon."""
+async def count(requests: int, *, events: bool = False) -> Counts:
+    """Counts of ``requests`` plain requests (or events of one stream) on a warm daemon."""
     with tempfile.TemporaryDirectory() as name:
         rig = Rig(Path(name))
         try:
             await rig.run(50)
+            if events:
+                rig.open_stream()
             counts = Counts()
             sys.settrace(counts.trace)
             try:
-                await rig.run(requests)
+                await (rig.events if events else rig.run)(requests)
             finally:
                 sys.settrace(None)
         finally:
@@ -198,6 +215,9 @@ def main() -> None:
         files[code.co_filename.removeprefix(f"{ROOT}/")] += number
     print(f"{sum(counts.bytecodes.values()) / requests:.0f} bytecodes a request")
     print(f"{sum(counts.calls.values()) / requests:.0f} Python calls a request")
+    stream = uvloop.run(count(requests, events=True))
+    print(f"{sum(stream.bytecodes.values()) / requests:.0f} bytecodes an event of a stream")
+    print(f"{sum(stream.calls.values()) / requests:.0f} Python calls an event")
     print(f"garbage: {dict(uvloop.run(garbage(requests))) or 'none'} in {requests} requests")
     if arguments.time:
         print(f"{uvloop.run(cpu_us(2000)):.1f} us CPU a request, without system calls")
