@@ -137,14 +137,20 @@ def _protocol_class(engine: str) -> Any:
                     reply.request.body.end(reply.request.body.trailers)
 
         def headers(self, stream_id: int, fields: Fields, end: bool) -> None:
-            """Send a field section."""
+            """Send a field section. Raises `ConnectionResetError` if the client gave it up."""
             encoded = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields]
-            self._h3.send_headers(stream_id, encoded, end_stream=end)
+            try:
+                self._h3.send_headers(stream_id, encoded, end_stream=end)
+            except (ValueError, RuntimeError) as error:
+                raise ConnectionResetError(str(error)) from error
             self._transmit_soon()
 
         def body(self, stream_id: int, data: bytes, end: bool) -> None:
-            """Send body bytes."""
-            self._h3.send_data(stream_id, data, end_stream=end)
+            """Send body bytes. Raises `ConnectionResetError` if the client gave the stream up."""
+            try:
+                self._h3.send_data(stream_id, data, end_stream=end)
+            except (ValueError, RuntimeError) as error:
+                raise ConnectionResetError(str(error)) from error
             self._transmit_soon()
 
         def reset(self, stream_id: int) -> None:

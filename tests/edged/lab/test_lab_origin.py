@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import hashlib
 import json
@@ -317,6 +318,29 @@ def test_h3_serves_the_same_resources(tmp_path, engine):
                     await client.request("GET", "a", "/cut?n=100")
                 several = [client.request("GET", "a", f"/bytes/{n}") for n in range(1, 20)]
                 assert [len(b) for _, b in await asyncio.gather(*several)] == list(range(1, 20))
+
+    asyncio.run(main())
+
+
+def test_a_client_may_give_an_h3_stream_up_in_the_same_breath(tmp_path):
+    async def main():
+        complaints = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        async with running(tmp_path) as (origin, ca_file):
+            address = ("127.0.0.1", origin.port)
+            async with h3_client("127.0.0.1", address, "api.lab.test", ca_file) as client:
+                for _ in range(10):
+                    stream = client._quic.get_next_available_stream_id()
+                    client.done[stream] = loop.create_future()
+                    fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/echo")]
+                    client.h3.send_headers(stream, [*fields, (b":authority", b"a")], True)
+                    client._quic.stop_stream(stream, 0x10C)
+                    client.transmit()
+                _, body = await client.request("GET", "a", "/echo")
+                assert json.loads(body)["method"] == "GET"
+        gc.collect()  # a task's unheard exception is told when the task goes
+        assert complaints == []
 
     asyncio.run(main())
 
