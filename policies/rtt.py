@@ -5,6 +5,8 @@ One `RttEstimator` per kind of sample, because layers measure different things. 
 * A lower layer can only look too short: a transparent TCP accelerator (or the loopback lab)
   answers SYNs and acknowledges data locally, while TLS, QUIC and PING go end to end. So R is the
   *greatest* srtt among the transport kinds (`TRANSPORT`) that have fresh data. One sample counts.
+* PING and PULSE go end to end, often, and cost the peer nothing. Fresh and with `SETTLED` samples
+  they alone count: a handshake is rare and slow on a busy host, and would stand for `FRESH_S`.
 * ICMP is often handled by another box or at another priority: only when no transport kind is fresh.
 * HTTP and TTFB contain the server's thinking: only when nothing else was ever measured.
 * A kind without a sample for `FRESH_S` is stale and does not count while a kind of its rank is
@@ -29,6 +31,10 @@ FORGET_S: Final = 120.0
 MIN_WINDOW_S: Final = 10
 """Span of the windowed minimum, in slots of one second."""
 
+SETTLED: Final = 3
+"""Samples from which a PING's srtt outranks all others."""
+
+_END_TO_END: Final = frozenset((Kind.PING, Kind.PULSE))
 _RANK: Final = {
     **dict.fromkeys(TRANSPORT, 0),
     Kind.ICMP: 1,
@@ -119,11 +125,12 @@ class PathRtt:
     def governing(self, now: float) -> tuple[Kind, RttEstimator] | None:
         """The kind that yields R at ``now`` by the rule in the module's head, or ``None``."""
         best: tuple[Kind, RttEstimator] | None = None
-        best_key: tuple[int, int, float] | None = None
+        best_key: tuple[bool, int, int, float] | None = None
         for kind, estimator in self._kinds.items():
             fresh = now - estimator.last_at <= FRESH_S
             rank = _RANK[kind]
             key = (
+                fresh and kind in _END_TO_END and estimator.count >= SETTLED,
                 -1 if rank > 1 else fresh,
                 -rank,
                 estimator.srtt_s if fresh else estimator.last_at,

@@ -90,3 +90,17 @@ def governing(now, **samples):
 )
 def test_the_kind_that_governs(samples, kind):
     assert governing(100.0, **samples) is kind
+
+
+def test_pings_outrank_a_handshake_that_was_slow():
+    path = PathRtt()
+    path.observe(Kind.TLS, 0.3, 100.0)
+    path.observe(Kind.PING, 0.06, 100.0)
+    path.observe(Kind.PING, 0.06, 101.0)
+    assert path.governing(101.0)[0] is Kind.TLS  # two of them may be luck
+    path.observe(Kind.PING, 0.06, 102.0)
+    assert path.governing(102.0)[0] is Kind.PING
+    path.observe(Kind.TCP, 0.1, 102.0 + FRESH_S)
+    path.observe(Kind.TLS, 0.2, 102.0 + FRESH_S)
+    assert path.governing(102.0 + FRESH_S)[0] is Kind.PING
+    assert path.governing(103.0 + FRESH_S)[0] is Kind.TLS  # stale: the greatest of the others
