@@ -21,8 +21,8 @@ from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import PREFERENCE
 from edged.upstream.connection import Connection
 from edged.upstream.dial import Dial
-from edged.upstream.pool_types import PoolStats, PoolTools, Waiter
-from policies.model import Carrier, Endpoint, Failure, Outcome, Path
+from edged.upstream.pool_types import PoolStats, PoolTools, Waiter, may_multiplex
+from policies.model import Carrier, Failure, Outcome, Path
 from probes.base import DialError
 
 _CLOSED = Failure(Outcome.LOCAL, "edged is shutting down")
@@ -46,6 +46,9 @@ class OriginPool:
             carrier: OrderedDict() for carrier in PREFERENCE
         }
         self._preferred = tuple(self._ready.values())
+        self._idle_h1 = self._ready[Carrier.H1]
+        self._plain = True
+        """Nothing but h1 is live and nothing is suspect: requests take the short way."""
         self._live = dict.fromkeys(PREFERENCE, 0)
         """Connections that are not draining."""
         self._early: OrderedDict[Connection, None] = OrderedDict()
@@ -55,7 +58,7 @@ class OriginPool:
         self._dials: OrderedDict[Dial, None] = OrderedDict()
         self._promised = 0
         """Sum of ``expected`` over the dials that are not for upgrades."""
-        self._room = MULTIPLEXED if _may_multiplex(path.endpoint) else 1
+        self._room = MULTIPLEXED if may_multiplex(path.endpoint) else 1
         """Streams that a new connection is expected to carry: as many as the newest does."""
         self._newest: Connection | None = None
         self._backup: asyncio.TimerHandle | None = None
@@ -78,6 +81,20 @@ class OriginPool:
 
     def open(self, events: StreamEvents, *, early_data: bool, upgrade: bool) -> Waiter | None:
         """A stream now (``None``), or a wait; see `Upstreams.open`."""
+        if self._plain and (idle := self._idle_h1) and (early_data or self._fresh(idle)):
+            connection, _ = idle.popitem()
+            self._streams_total += 1
+            events.stream_ready(connection.open_stream(events))
+            return None
+        return self._open(events, early_data=early_data, upgrade=upgrade)
+
+    def _fresh(self, idle: OrderedDict[Connection, None]) -> bool:
+        """Whether the newest of ``idle`` may be given any request; only while ``_plain``."""
+        since = next(reversed(idle)).idle_since
+        return since is None or self._loop.time() - since <= self._limits.h1_trust_s
+
+    def _open(self, events: StreamEvents, *, early_data: bool, upgrade: bool) -> Waiter | None:
+        """The long way of `open`: several carriers, doubts, or nothing ready."""
         connection = self._pick(early_data=early_data, upgrade=upgrade)
         if connection is not None:
             self._assign(connection, events)
@@ -97,7 +114,7 @@ class OriginPool:
 
     def _pick(self, *, early_data: bool, upgrade: bool) -> Connection | None:
         """A connection that may carry the request now."""
-        candidates = (self._ready[Carrier.H1],) if upgrade else self._preferred
+        candidates = (self._idle_h1,) if upgrade else self._preferred
         for ready in candidates:
             while ready:
                 connection = next(reversed(ready))
@@ -158,7 +175,7 @@ class OriginPool:
 
     def _serve(self) -> None:
         """Give what is ready to those who wait, first come first served."""
-        idle_h1 = self._ready[Carrier.H1]
+        idle_h1 = self._idle_h1
         while self._upgrades and idle_h1:
             waiter, _ = self._upgrades.popitem(last=False)
             self._assign(next(reversed(idle_h1)), waiter.events)
@@ -276,6 +293,11 @@ class OriginPool:
         """A stream ended, a limit changed, or early became confirmed."""
         if connection not in self.connections:
             return
+        if self._plain and connection.capacity:
+            self._idle_h1[connection] = None
+            if self._waiters or self._upgrades:
+                self._serve()
+            return
         ready = self._ready[connection.carrier]
         if connection.capacity <= 0:
             ready.pop(connection, None)
@@ -331,12 +353,14 @@ class OriginPool:
         """Silence on the path: trust nothing that was not heard since."""
         self._down = False
         self.suspect_since = now
+        self._plain = False
 
     def up(self) -> None:
         """The path is well again."""
         self.suspect_since = None
         self._down = False
         self._warm_dial_at = 0.0
+        self._update_plain()
 
     def down(self, reason: str) -> None:
         """The path is DOWN: all that is on it fails now, in this loop turn."""
@@ -379,7 +403,7 @@ class OriginPool:
     def tick(self, now: float) -> None:
         """Once a second or so: idle expiry, waits that lasted too long, warm standby."""
         limits = self._limits
-        idle = self._ready[Carrier.H1]
+        idle = self._idle_h1
         while idle:
             oldest = next(iter(idle))
             if now - (oldest.idle_since or now) < limits.h1_idle_s or self._last(oldest):
@@ -455,18 +479,18 @@ class OriginPool:
             self._streams_total,
         )
 
+    def _update_plain(self) -> None:
+        live = self._live
+        many = live[Carrier.H2] or live[Carrier.H3]
+        self._plain = self.suspect_since is None and not many
+
     def _update_warm(self) -> None:
+        """After every change of ``_live``."""
+        self._update_plain()
         warm = next((carrier for carrier, count in self._live.items() if count), None)
         if warm is not self._warm:
             self._warm = warm
             self._tools.set_warm(self.path.name, warm)
-
-
-def _may_multiplex(endpoint: Endpoint) -> bool:
-    """Whether a connection not made yet may turn out to carry several streams."""
-    if endpoint.scheme == "https":
-        return endpoint.protocols != (Carrier.H1,)
-    return Carrier.H1 not in endpoint.protocols
 
 
 def _ignore(rtt_s: float | None) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import Carriers
 from edged.upstream.connection import Connector
-from policies.model import Carrier
+from policies.model import Carrier, Endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +85,10 @@ class Waiter:
     def cancel(self) -> None:
         """Stop waiting."""
         self.queue.pop(self, None)
+
+
+def may_multiplex(endpoint: Endpoint) -> bool:
+    """Whether a connection not made yet may turn out to carry several streams."""
+    if endpoint.scheme == "https":
+        return endpoint.protocols != (Carrier.H1,)
+    return Carrier.H1 not in endpoint.protocols

@@ -387,6 +387,58 @@ def test_suspect_trusts_only_what_was_heard_since():
     asyncio.run(main())
 
 
+def test_suspect_and_up_again_for_an_idle_h1_connection():
+    async def main():
+        async with server(polite) as port, setup() as pools:
+            path = path_to(port, protocols=(H1,))
+            await pools.fetch(path, get())
+            await asyncio.sleep(0.01)
+            pools.pools.path_changed(change(path, Verdict.SUSPECT))
+            assert not (await pools.fetch(path, get())).stream.reused
+            pools.pools.path_changed(change(path, Verdict.UP, Verdict.SUSPECT))
+            assert (await pools.fetch(path, get(method=b"POST"))).stream.reused
+            assert pools.dialer.dials == 2
+
+    asyncio.run(main())
+
+
+def test_an_idle_h1_connection_is_not_preferred_to_h2():
+    async def main():
+        async def both(reader, writer):
+            if (await reader.readexactly(3)) != b"PRI":
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(OK)
+                await polite(reader, writer)
+            peer = Peer(reader, writer)
+            await reader.readexactly(21)
+            peer.send(SettingsFrame(0))
+            while True:
+                stream_id, _ = await peer.request()
+                peer.send(peer.headers(stream_id, end=True))
+
+        async with server(both) as port, setup() as pools:
+            path = path_to(port, protocols=(H2,))
+            refused = pools.open(path, get(upgrade=b"websocket"), upgrade=True)
+            await refused.done()
+            for reused in (False, True):
+                events = pools.open(path, get(), early_data=False)
+                await events.done()
+                carrier = H2 if reused else H1
+                assert events.stream.carrier is carrier
+                if not reused:  # h1 was all there was
+                    held = pools.open(path, early_data=True)
+                    await held.until(lambda e: e.stream)
+                    other = await pools.fetch(path, get())
+                    assert other.stream.carrier is H2
+                    held.stream.cancel()
+            assert pools.stat(path).connections == {"h1": 1, "h2": 1}
+            again = pools.open(path, get(upgrade=b"websocket"), upgrade=True)
+            assert again.stream.carrier is H1
+            await again.done()
+
+    asyncio.run(main())
+
+
 def test_idle_connections_expire():
     async def main():
         limits = PoolLimits(h1_idle_s=0.0, multiplexed_idle_s=0.0)
