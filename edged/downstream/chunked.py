@@ -14,10 +14,28 @@ _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*"
     % (_TOKEN, _TOKEN, _QUOTED)
 )
+_PLAIN_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _LINE_BYTES = 1024
 _OVERHEAD_BYTES = 65536
 
+_REMEMBERED = 4096
+
 _SIZE, _DATA, _DATA_END, _TRAILERS, _DONE = range(5)
+
+
+class _Sizes(dict[bytes, int]):
+    """Chunk sizes by their plain size lines; 0 for any other line."""
+
+    def __missing__(self, line: bytes) -> int:
+        if not _PLAIN_SIZE.fullmatch(line):
+            return 0
+        size = int(line, 16)
+        if len(self) < _REMEMBERED:
+            self[line] = size
+        return size
+
+
+_size_of = _Sizes().__getitem__
 
 
 class ChunkedDecoder:
@@ -34,6 +52,7 @@ class ChunkedDecoder:
         "_overhead",
         "_state",
         "_trailer_lines",
+        "done",
         "failed",
         "trailers",
     )
@@ -45,13 +64,22 @@ class ChunkedDecoder:
         self._line = b""
         self._overhead = 0
         self._trailer_lines: list[bytes] = []
+        self.done = False
+        """The last chunk and the trailer section are complete."""
         self.failed: BadMessage | None = None
         self.trailers: Headers | None = None
 
-    @property
-    def done(self) -> bool:
-        """Whether the last chunk and the trailer section are complete."""
-        return self._state == _DONE
+    def whole(self, data: bytes) -> bytes:
+        """The body bytes of ``data`` if it is exactly one more chunk, as events of a stream are.
+
+        Otherwise nothing, and nothing has happened: `feed` it.
+        """
+        if self._state != _SIZE or self._line or self._overhead:
+            return b""
+        end = data.find(b"\r\n", 0, 10)
+        if _size_of(data[:end]) != len(data) - end - 4 or not data.endswith(b"\r\n"):
+            return b""
+        return data[end + 2 : -2]
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Body bytes, and what follows the body once it is `done`."""
@@ -63,6 +91,10 @@ class ChunkedDecoder:
             self._line = b""
         pieces: list[bytes] = []
         pos = 0
+        if self._state == _SIZE:
+            pos = self._take_whole(data, pieces)
+            if pos == len(data):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces), b""
         try:
             while self._state != _DONE:
                 ahead = self._step(data, pos, pieces)
@@ -74,6 +106,22 @@ class ChunkedDecoder:
             self.failed = error
             return b"".join(pieces), b""
         return b"".join(pieces), data[pos:]
+
+    def _take_whole(self, data: bytes, pieces: list[bytes]) -> int:
+        """Take the complete chunks with plain size lines that ``data`` begins with.
+
+        The short way of `_step`, which reads what is left and finds every defect.
+        """
+        pos = 0
+        while (end := data.find(b"\r\n", pos, pos + 10)) > 0 and (size := _size_of(data[pos:end])):
+            stop = end + 2 + size
+            if data[stop : stop + 2] != b"\r\n":
+                break
+            pieces.append(data[end + 2 : stop])
+            if self._overhead:
+                self._overhead = max(0, self._overhead + end - pos - 12 - 2 * size)
+            pos = stop + 2
+        return pos
 
     def _step(self, data: bytes, pos: int, pieces: list[bytes]) -> int:
         """Take one element from ``pos``; the new position, or -1 when it is not complete."""
@@ -132,4 +180,5 @@ class ChunkedDecoder:
                 block = b"\r\n".join(self._trailer_lines)
                 self.trailers = parse_trailers(block, self._limits) or None
             self._state = _DONE
+            self.done = True
         return end + 1

@@ -11,6 +11,8 @@ idle connection.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from edged.downstream.limits import Limits
 from edged.messages import Headers, RequestHead, index
@@ -26,9 +28,10 @@ class BadMessage(Exception):
         self.message = message
 
 
-ParsedHead = tuple[RequestHead, bool]
-"""A request head, and whether its client wants the connection kept."""
-
+ParsedHead = tuple[RequestHead, bool, bool]
+"""A request head; whether its client wants the connection kept; whether nothing but status and
+length decides how its response is framed (HTTP/1.1, no upgrade, neither HEAD nor CONNECT)."""
+Field = tuple[bytes, bytes]
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"[!-\"$-~]+")
@@ -42,7 +45,9 @@ _BAD_CONTROL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x
 _HARMLESS = bytes(b for b in range(256) if b == 9 or (b >= 32 and b != 127))
 """Without these a block must be nothing but the CRLF pairs it was split at."""
 
-_METHODS = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+_USUAL_LINE = re.compile(
+    rb"(GET|POST|HEAD|PUT|PATCH|DELETE|OPTIONS) (/[!-\"$-~]*) HTTP/1\.1"
+).fullmatch
 _SPECIAL = frozenset(
     (
         b"connection",
@@ -71,9 +76,29 @@ _NOT_IN_TRAILERS = _SPECIAL | {
 }
 """Framing, routing and control data; dropped from trailers (RFC 9110 section 6.5.1)."""
 
-_CACHE_SIZE = 2048
+# Memos. Clients repeat themselves: all but a few lines of a head are, byte for byte, lines met
+# before, and what one of them was read as needs no second reading. A memo that is full starts anew.
+_CACHE_SIZE = 1024
+_KEPT_BYTES = 200
 _names: dict[bytes, bytes] = {}
 _authorities: dict[bytes, bytes] = {}
+_host_lines: dict[bytes, bytes] = {}
+_field_lines: dict[bytes, Field | tuple[()]] = {}
+"""Good lines as HTTP/1.1 reads them, none of them special; ``()``: one that says nothing new."""
+_known_field: Callable[[bytes], Any] = _field_lines.get
+_NOT_KEPT = frozenset(
+    (
+        b"api-key",
+        b"authorization",
+        b"cookie",
+        b"idempotency-key",
+        b"proxy-authorization",
+        b"traceparent",
+        b"x-api-key",
+        b"x-request-id",
+    )
+)
+"""Secrets, which are not to outlive their request, and what differs from each to the next."""
 
 
 def field_name(raw: bytes) -> bytes:
@@ -81,7 +106,9 @@ def field_name(raw: bytes) -> bytes:
     if not _TOKEN.fullmatch(raw):
         raise BadMessage(400, "bad_field", "A header line has no valid field name.")
     name = raw.lower()
-    if len(_names) < _CACHE_SIZE and len(raw) < 64:
+    if len(raw) < 64:
+        if len(_names) >= _CACHE_SIZE:
+            _names.clear()
         _names[raw] = name
     return name
 
@@ -94,7 +121,9 @@ def authority(raw: bytes) -> bytes:
     if not _AUTHORITY.fullmatch(raw) or _port_too_large(raw):
         raise BadMessage(400, "bad_authority", "The host name or port is not valid.")
     value = raw.lower()
-    if len(_authorities) < _CACHE_SIZE and len(raw) < 256:
+    if len(raw) <= _KEPT_BYTES:
+        if len(_authorities) >= _CACHE_SIZE:
+            _authorities.clear()
         _authorities[raw] = value
     return value
 
@@ -132,15 +161,38 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
     Raises `BadMessage` with the status that RFC 9110 or 9112 names.
     """
     lines = block.split(b"\r\n")
-    if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
-        raise BadMessage(400, "bad_control", "The head has a bare CR or LF or a control character.")
+    usual = _USUAL_LINE(lines[0])
+    if usual is not None and 1 < len(lines) <= limits.header_fields + 1:
+        host = _host_lines.get(lines[1])
+        method, target = usual.groups()
+        if host is not None and len(target) <= limits.uri_bytes:
+            del lines[:2]
+            fields: Headers = list(map(_known_field, lines))
+            length = 0
+            if not all(fields):
+                _check_controls(block)
+                special = _fill_in(lines, fields)
+                if special:
+                    if len(special) > 1 or special[0][0] != b"content-length":
+                        special.append((b"host", host))
+                        return _complete(method, target, b"1.1", fields, special)
+                    length = content_length(special[0][1])
+            first = dict(reversed(fields))
+            head = RequestHead(method, b"http", host, target, fields, length, first=first)
+            return head, True, method != b"HEAD"
+    return _parse_unusual(block, lines, limits)
+
+
+def _parse_unusual(block: bytes, lines: list[bytes], limits: Limits) -> ParsedHead:
+    """Read a head in which nothing is taken for granted."""
+    _check_controls(block)
     parts = lines[0].split(b" ")
     if len(parts) != 3:
         raise BadMessage(400, "bad_request_line", "The request line is not METHOD TARGET VERSION.")
     method, target, version = parts
-    if method not in _METHODS and not _TOKEN.fullmatch(method):
+    if not _TOKEN.fullmatch(method):
         raise BadMessage(400, "bad_method", "The method is not a token.")
-    minor = b"1.1" if version == b"HTTP/1.1" else _minor(version)
+    minor = _minor(version)
     if len(target) > limits.uri_bytes:
         raise BadMessage(414, "uri_too_long", "The request target is too long.")
     if not _TARGET.fullmatch(target):
@@ -149,26 +201,62 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
         )
     if len(lines) > limits.header_fields + 1:
         raise BadMessage(431, "too_many_fields", "The request has too many header fields.")
-    headers: Headers = []
-    special: Headers = []
-    known = _names.get
     del lines[0]
-    for line in lines:
+    fields: list[Any] = [None] * len(lines)
+    special = _fill_in(lines, fields)
+    parsed = _complete(method, target, minor, fields, special)
+    if lines:
+        _learn_host(lines[0])
+    return parsed
+
+
+def _check_controls(block: bytes) -> None:
+    if block.translate(None, _HARMLESS) != b"\r\n" * block.count(b"\r\n"):
+        raise BadMessage(400, "bad_control", "The head has a bare CR or LF or a control character.")
+
+
+def _fill_in(lines: list[bytes], fields: list[Any]) -> Headers:
+    """Read the ``lines`` whose place in ``fields`` is open; the special ones among them.
+
+    These, and those known to say nothing, are gone from ``fields`` afterwards.
+    """
+    special: Headers = []
+    at = -1
+    for _ in range(fields.count(None)):
+        at = fields.index(None, at + 1)
+        line = lines[at]
         raw, colon, value = line.partition(b":")
-        name = known(raw) or field_name(raw)
+        name = _names.get(raw) or field_name(raw)
         if not colon:
             raise BadMessage(400, "bad_field", "A header line has no colon.")
+        field = (name, value.strip(b" \t"))
         if name in _SPECIAL:
-            special.append((name, value.strip(b" \t")))
+            special.append(field)
+            if name == b"connection" and field[1].lower() == b"keep-alive":
+                _learn(line, ())
         else:
-            headers.append((name, value.strip(b" \t")))
-    if len(special) == 1 and target[0] == 47 and minor == b"1.1" and method in _METHODS:
-        name, value = special[0]
-        if name == b"host":  # the common case: nothing about framing or the connection is said
-            host = authority(value) if value else b""
-            head = RequestHead(method, b"http", host, target, headers, first=index(headers))
-            return head, True
-    return _complete(method, target, minor, headers, special)
+            fields[at] = field
+            if name not in _NOT_KEPT:
+                _learn(line, field)
+    fields[:] = filter(None, fields)
+    return special
+
+
+def _learn(line: bytes, field: Field | tuple[()]) -> None:
+    if len(line) <= _KEPT_BYTES:
+        if len(_field_lines) >= _CACHE_SIZE:
+            _field_lines.clear()
+        _field_lines[line] = field
+
+
+def _learn_host(line: bytes) -> None:
+    """Keep the line after the request line, of a good head, if it is Host."""
+    name, _, value = line.partition(b":")
+    if name.lower() == b"host" and len(line) <= _KEPT_BYTES:
+        if len(_host_lines) >= _CACHE_SIZE:
+            _host_lines.clear()
+        value = value.strip(b" \t")
+        _host_lines[line] = authority(value) if value else b""
 
 
 def _minor(version: bytes) -> bytes:
@@ -202,19 +290,20 @@ def _complete(
         raise BadMessage(400, "trace_body", "TRACE has no body.")
     if options:
         head.headers = [f for f in head.headers if f[0] not in options]
-    if b"te" in values and minor == b"1.1":
-        if any(b"trailers" in _list(v.lower()) for v in values[b"te"]):
-            head.headers.append((b"te", b"trailers"))
-    head.first = index(head.headers)
     if minor == b"1.0":
-        return head, b"keep-alive" in options and b"close" not in options
+        head.first = index(head.headers)
+        return head, b"keep-alive" in options and b"close" not in options, False
+    if b"te" in values and any(b"trailers" in _list(v.lower()) for v in values[b"te"]):
+        head.headers.append((b"te", b"trailers"))
+    head.first = index(head.headers)
     if b"upgrade" in options and length == 0 and method != b"CONNECT":
         head.upgrade = _upgrade(values.get(b"upgrade"))
     for expectation in values.get(b"expect", ()):
         if expectation.lower() != b"100-continue":
             raise BadMessage(417, "expectation_failed", "Only Expect: 100-continue is known.")
         head.expects_continue = length != 0
-    return head, b"close" not in options
+    plain = head.upgrade is None and method != b"HEAD" and method != b"CONNECT"
+    return head, b"close" not in options, plain
 
 
 def _list(value: bytes) -> list[bytes]:

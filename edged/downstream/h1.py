@@ -42,7 +42,6 @@ class H1Connection(HeldOutput):
     __slots__ = (
         "_body_paused",
         "_buffer",
-        "_client",
         "_decoder",
         "_exchange",
         "_left",
@@ -53,6 +52,7 @@ class H1Connection(HeldOutput):
         "_state",
         "_tunnel",
         "_write_paused",
+        "client",
         "deadline",
         "keep_alive",
     )
@@ -68,11 +68,13 @@ class H1Connection(HeldOutput):
         self._progress = 0
         self._served = False
         self.keep_alive = True
+        """Neither the client nor edged has asked for the connection's end."""
         self._body_paused = False
         self._reading = True
         self._write_paused = False
         self._tunnel: RawConnection | None = None
-        self._client: str | None = None
+        self.client = ""
+        """The client's address and port, as it would stand in a URL."""
         self.deadline = NEVER
 
     # The transport's side.
@@ -84,6 +86,7 @@ class H1Connection(HeldOutput):
             self._state = _CLOSED
             self._transport.abort()
             return
+        self.client = client_address(self._transport)
         self._transport.set_write_buffer_limits(high=self._hub.limits.write_high_bytes)
         self.deadline = self._hub.now + self._hub.limits.idle_s
 
@@ -100,7 +103,7 @@ class H1Connection(HeldOutput):
                 self._consume(data)
         finally:
             self._corked = False
-            if self._out:
+            if self._held:
                 self.flush()
 
     def eof_received(self) -> bool:
@@ -116,7 +119,7 @@ class H1Connection(HeldOutput):
         """The connection is closed, by whomever."""
         self._state = _CLOSED
         self._buffer = b""
-        self._out.clear()
+        self._held.clear()
         self._hub.leave(self)
         self._lose_exchange()
 
@@ -183,51 +186,30 @@ class H1Connection(HeldOutput):
         """
         hub = self._hub
         limits = hub.limits
-        if data[:1] == b"\r":
-            while data.startswith(b"\r\n"):  # RFC 9112 section 2.2: empty lines before a request
-                data = data[2:]
-                self._scanned = 0
-            if not data:
-                self._await_head()
-                return b""
-        end = data.find(b"\r\n\r\n", max(0, self._scanned - 3), limits.header_bytes + 4)
+        seen = self._scanned
+        while data.startswith(b"\r\n"):  # RFC 9112 section 2.2: empty lines before a request
+            data = data[2:]
+            seen = 0
+        end = data.find(b"\r\n\r\n", seen and max(0, seen - 3), limits.header_bytes + 4)
         if end < 0:
-            defect = first_defect(data, limits, max(0, self._scanned - 2))
-            if defect is not None:
-                self._refuse(defect)
-                return b""
-            self._await_head()
-            self._scanned = len(data)
-            return data
+            return self._keep_part(data, seen)
         self._scanned = 0
         try:
-            head, self.keep_alive = parse_head(data[:end], limits)
+            head, keep_alive, plain = parse_head(data[:end], limits)
         except BadMessage as error:
             if data.startswith(PREFACE_HEAD) and not self._served:
                 self._become_h2(data)
             else:
                 self._refuse(error)
             return b""
-        self._begin(head)
-        return data[end + 4 :]
-
-    def _begin(self, head: RequestHead) -> None:
-        """Start the exchange of ``head``."""
-        hub = self._hub
-        length = head.body_length
-        http10 = head.version == b"1.0"
-        exchange = H1Exchange(self, head.method, http10=http10, upgrade=head.upgrade)
-        self._exchange = exchange
+        self.keep_alive = keep_alive and not hub.draining
+        exchange = self._exchange = H1Exchange(self, head, plain)
         self._served = True
-        if length == 0:
+        if head.body_length == 0:
             self._state = _WAIT
             self.deadline = NEVER
         else:
-            self._state = _BODY
-            self._left = length or 0
-            self._decoder = ChunkedDecoder(hub.limits) if length is None else None
-            exchange.awaits_continue = head.expects_continue
-            self._open_window()
+            self._await_body(head, exchange)
         hub.requests_total += 1
         hub.requests_open += 1
         sink = hub.handler(head, exchange)
@@ -235,10 +217,28 @@ class H1Connection(HeldOutput):
             exchange.sink = sink
             if self._write_paused:
                 sink.pause_response()
+        return data[end + 4 :]
 
-    def _await_head(self) -> None:
-        """The first byte of a head starts its clock; further ones don't move it."""
+    def _keep_part(self, data: bytes, seen: int) -> bytes:
+        """An incomplete head, ``seen`` bytes of which are known to be good so far; it remains."""
+        defect = first_defect(data, self._hub.limits, max(0, seen - 2))
+        if defect is not None:
+            self._refuse(defect)
+            return b""
+        self._scanned = len(data)
+        # The first byte of a head starts its clock; further ones don't move it.
         self.deadline = min(self.deadline, self._hub.now + self._hub.limits.header_time_s)
+        return data
+
+    def _await_body(self, head: RequestHead, exchange: H1Exchange) -> None:
+        length = head.body_length
+        self._state = _BODY
+        self._left = length or 0
+        self._decoder = ChunkedDecoder(self._hub.limits) if length is None else None
+        if head.expects_continue:
+            exchange.awaits_continue = True
+            exchange.plain = False
+        self._open_window()
 
     def _take_body(self, data: bytes) -> bytes:
         """Hand the body's bytes in ``data`` on; what follows the body."""
@@ -288,29 +288,14 @@ class H1Connection(HeldOutput):
 
     # What the exchange asks for.
 
-    @property
-    def client(self) -> str:
-        """The client's address and port, as it would stand in a URL."""
-        if self._client is None:
-            self._client = client_address(self._transport)
-        return self._client
-
-    def may_stay(self) -> bool:
-        """Whether neither the client nor edged has asked for the connection's end."""
-        return self.keep_alive and not self._hub.draining
-
     def keep_alive_after(self, exchange: H1Exchange) -> bool:
         """Decide, when the head is written, whether another request may follow.
 
         Not after a refused CONNECT or Upgrade, as the client may already have sent bytes meant for
         the other protocol; nor when it is open whether it will send the body it announced.
         """
-        if (
-            self._hub.draining
-            or exchange.method == b"CONNECT"
-            or exchange.upgrade is not None
-            or exchange.awaits_continue
-        ):
+        request = exchange.request
+        if request.method == b"CONNECT" or request.upgrade is not None or exchange.awaits_continue:
             self.keep_alive = False
         return self.keep_alive
 
@@ -320,7 +305,7 @@ class H1Connection(HeldOutput):
 
     def become_raw(self, exchange: H1Exchange) -> RawConnection:
         """The response head switched protocols: bytes pass unread from here on."""
-        if self._out:
+        if self._held:
             self.flush()
         self._state = _CLOSED
         self._exchange = None
@@ -348,17 +333,21 @@ class H1Connection(HeldOutput):
                 self._hub.loop.call_soon(self._continue)
             self._set_reading()
 
-    def response_done(self, exchange: H1Exchange) -> None:
+    def response_done(self) -> None:
         """The response has ended: on to the next request, or close."""
-        self._hub.requests_open -= 1
+        hub = self._hub
+        hub.requests_open -= 1
         self._exchange = None
-        if self._state == _REFUSED:
+        if self._state == _WAIT and self.keep_alive and not self._buffer:
+            self._state = _HEAD
+            self.deadline = hub.now + hub.limits.idle_s
+        elif self._state == _REFUSED:
             self._linger()
         elif self._state == _BODY:
             self._drop_rest_of_body()
         else:
             self._await_next()
-        if self._out and not self._corked:
+        if self._held and not self._corked:
             self.flush()
 
     def cut(self, exchange: H1Exchange, *, hard: bool) -> None:
@@ -368,7 +357,7 @@ class H1Connection(HeldOutput):
         if hard or not exchange.started:
             self._reset()
             return
-        if self._out:
+        if self._held:
             self.flush()
         self._close()
 
@@ -389,7 +378,7 @@ class H1Connection(HeldOutput):
             self._forget(exchange)
 
     def _await_next(self) -> None:
-        if not self.keep_alive or self._hub.draining:
+        if not self.keep_alive:
             if self._buffer:
                 self._linger()
             else:
@@ -431,7 +420,7 @@ class H1Connection(HeldOutput):
         self._state = _REFUSED
         self.keep_alive = False
         self._scanned = 0
-        exchange = H1Exchange(self, b"", http10=False, upgrade=None)
+        exchange = H1Exchange(self)
         hint = "Send one well-formed HTTP/1.1 request; this connection is closed."
         response = error_response(
             error.status, error.code, error.message, hint, proxy_error="http_request_error"
@@ -447,13 +436,13 @@ class H1Connection(HeldOutput):
         self._progress = -1
         self.deadline = self._hub.now + self._hub.limits.linger_s
         self._set_reading()
-        if self._out:
+        if self._held:
             self.flush()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _close(self) -> None:
-        if self._out:
+        if self._held:
             self.flush()
         self._state = _CLOSED
         self._buffer = b""
@@ -464,7 +453,7 @@ class H1Connection(HeldOutput):
     def _reset(self) -> None:
         self._state = _CLOSED
         self._buffer = b""
-        self._out.clear()
+        self._held.clear()
         reset(self._transport)
 
     # The hub's side.
@@ -504,6 +493,7 @@ class H1Connection(HeldOutput):
 
     def drain(self) -> None:
         """Close now if nothing is in flight; else after the response at hand."""
+        self.keep_alive = False
         if self._state == _HEAD and not self._buffer:
             self._close()
 

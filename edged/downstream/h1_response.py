@@ -6,18 +6,26 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from edged.downstream.base import RequestSink
-from edged.messages import Headers, ResponseHead, header
+from edged.messages import Headers, RequestHead, ResponseHead, header
 
 if TYPE_CHECKING:
     from edged.downstream.h1 import H1Connection
     from edged.downstream.raw import RawConnection
 
 _REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
-_WITH_BODY = frozenset(range(200, 1000)) - {204, 304}
-_STATUS_LINES = {s: b"HTTP/1.1 %d %b\r\n" % (s, r) for s, r in _REASONS.items()}
+_STATUS_LINES = {s: b"HTTP/1.1 %d %b" % (s, r) for s, r in _REASONS.items()}
+_WITH_BODY = [s for s in _REASONS if s >= 200 and s not in (204, 304)]
+_PLAIN_LINES = {(s, r): _STATUS_LINES[s] for s in _WITH_BODY for r in (b"", _REASONS[s])}
+"""Status lines by status and reason, of responses whose length alone says how they end."""
 _HARMLESS = bytes(set(range(256)) - set(b"\r\n\0"))
+_field_line = b": ".join
+_join_lines = b"\r\n".join
 _LARGE = 32768
-_HUGE = 1 << 62
+
+_UNSTARTED, _OVER, _CHUNKED, _UNTIL_CLOSE, _RAW = range(-5, 0)
+"""What stands in `H1Exchange.left` where no number of bytes is owed."""
+
+_NO_REQUEST = RequestHead(b"", b"", b"", b"", [])
 
 
 class UnsafeHead(ValueError):
@@ -28,16 +36,17 @@ def status_line(status: int, reason: bytes = b"") -> bytes:
     """The first line of a response. A reason with control characters is replaced."""
     if not reason or reason == _REASONS.get(status):
         line = _STATUS_LINES.get(status)
-        return line if line is not None else b"HTTP/1.1 %d \r\n" % status
+        return line if line is not None else b"HTTP/1.1 %d " % status
     if min(reason) < 32:
-        return b"HTTP/1.1 %d \r\n" % status
-    return b"HTTP/1.1 %d %b\r\n" % (status, reason)
+        return b"HTTP/1.1 %d " % status
+    return b"HTTP/1.1 %d %b" % (status, reason)
 
 
-def field_lines(headers: Headers) -> bytes:
-    """Field lines as bytes. Raises `UnsafeHead`."""
-    block = b"".join([b"%b: %b\r\n" % field for field in headers])
-    if block.translate(None, _HARMLESS) != b"\r\n" * len(headers):
+def section(line: bytes, headers: Headers, *more: bytes) -> bytes:
+    """A head or trailer: ``line``, the fields, ``more`` field lines. Raises `UnsafeHead`."""
+    lines = [line, *map(_field_line, headers), *more, b"", b""]
+    block = _join_lines(lines)
+    if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
         raise UnsafeHead("a response field holds a CR, LF or NUL")
     return block
 
@@ -51,173 +60,193 @@ class H1Exchange:
 
     __slots__ = (
         "awaits_continue",
-        "chunked",
+        "client",
         "connection",
         "done",
-        "http10",
         "left",
-        "method",
         "plain",
+        "request",
         "sink",
         "started",
         "tunnel",
-        "upgrade",
     )
 
     def __init__(
-        self, connection: H1Connection, method: bytes, *, http10: bool, upgrade: bytes | None
+        self, connection: H1Connection, request: RequestHead = _NO_REQUEST, plain: bool = False
     ) -> None:
         self.connection = connection
-        self.method = method
-        self.http10 = http10
-        self.upgrade = upgrade
-        """What the client offered to switch to."""
-        self.plain = not (http10 or upgrade or method in (b"HEAD", b"CONNECT"))
+        self.client = connection.client
+        self.request = request
+        self.plain = plain
         """Nothing but the response's own status and length decides how it is framed."""
         self.awaits_continue = False
         self.sink: RequestSink | None = None
         self.started = False
         self.done = False
-        self.chunked = False
-        self.left = 0
-        """Body bytes still owed; `_HUGE` where the end is marked otherwise."""
+        self.left = _UNSTARTED
+        """Body bytes still owed, or where this is no number of bytes, a negative constant."""
         self.tunnel: RawConnection | None = None
-
-    @property
-    def client(self) -> str:
-        """The client's address and port."""
-        return self.connection.client
 
     def informational(self, status: int, headers: Headers) -> None:
         """Write a 1xx head, unless the client speaks HTTP/1.0, which has none."""
-        if self.done or self.started or self.http10 or not 100 <= status < 200 or status == 101:
+        if self.done or self.started or not 100 <= status < 200 or status == 101:
+            return
+        if self.request.version == b"1.0":
             return
         if status == 100:
             self.awaits_continue = False
         try:
-            self.connection.write_now(status_line(status) + field_lines(headers) + b"\r\n")
+            self.connection.write_now(section(status_line(status), headers))
         except UnsafeHead:
             self.abort()
 
     def head(self, head: ResponseHead) -> None:
         """Queue the final head; it leaves with the first body bytes or at the end of this turn."""
-        if self.done or self.started:
+        if self.left != _UNSTARTED:
             return
-        connection = self.connection
-        status = head.status
         length = head.body_length
+        connection = self.connection
+        if self.plain and length is not None and connection.keep_alive:
+            line = _PLAIN_LINES.get((head.status, head.reason))
+            if line is not None:
+                headers = head.headers
+                last = b"content-length: %d\r\n\r\n" % length
+                block = _join_lines([line, *map(_field_line, headers), last])
+                if block.translate(None, _HARMLESS) != b"\r\n" * (len(headers) + 3):
+                    self.abort()
+                    return
+                self.started = True
+                self.left = length
+                connection.hold(block)
+                return
         try:
-            block = field_lines(head.headers)
+            self._head(head)
         except UnsafeHead:
             self.abort()
-            return
-        self.started = True
-        plain = self.plain and not self.awaits_continue and status in _WITH_BODY
-        if plain and length is not None and connection.may_stay():
-            self.left = length
-            line = status_line(status, head.reason)
-            connection.hold(b"%b%bcontent-length: %d\r\n\r\n" % (line, block, length))
-            return
-        if (status == 101 and self.upgrade is not None) or (
-            self.method == b"CONNECT" and 200 <= status < 300
+
+    def _head(self, head: ResponseHead) -> None:
+        """`head` where more than status and length is to be minded. Raises `UnsafeHead`."""
+        connection, request, status = self.connection, self.request, head.status
+        line = status_line(status, head.reason)
+        if (status == 101 and request.upgrade is not None) or (
+            request.method == b"CONNECT" and 200 <= status < 300
         ):
-            connection.write_now(status_line(status, head.reason) + block + self._switch(head))
+            block = section(line, head.headers, *self._switch(head))
+            self.started = True
+            self.left = _RAW
+            connection.write_now(block)
             self.tunnel = connection.become_raw(self)
             return
+        left, last = self._framing(status, head.body_length, head.declared_length)
+        if not connection.keep_alive_after(self):
+            last.append(b"connection: close")
+        elif request.version == b"1.0":
+            last.append(b"connection: keep-alive")
+        block = section(line, head.headers, *last)
+        self.started = True
+        self.left = left
         if status < 200:  # a switch that nobody asked for
             self.abort()
-            return
-        framing = self._framing(status, length, head.declared_length)
-        keep = connection.keep_alive_after(self)
-        if not keep:
-            framing += b"connection: close\r\n\r\n"
-        elif self.http10:
-            framing += b"connection: keep-alive\r\n\r\n"
         else:
-            framing += b"\r\n"
-        connection.hold(status_line(status, head.reason) + block + framing)
+            connection.hold(block)
 
-    def _switch(self, head: ResponseHead) -> bytes:
-        """The end of a head that switches; the protocol is named unless the origin did."""
+    def _switch(self, head: ResponseHead) -> list[bytes]:
+        """The last lines of a head that switches; the protocol is named unless the origin did."""
         if head.status != 101:
-            return b"\r\n"
-        if header(head.headers, b"upgrade") is not None:
-            return b"connection: upgrade\r\n\r\n"
-        return b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % (self.upgrade or b"")
+            return []
+        lines = [b"connection: upgrade"]
+        if header(head.headers, b"upgrade") is None:
+            lines.append(b"upgrade: %b" % (self.request.upgrade or b""))
+        return lines
 
-    def _framing(self, status: int, length: int | None, declared: int | None) -> bytes:
-        """RFC 9112 section 6: how this response's body ends, and the fields that say so."""
-        if self.method == b"HEAD" or status == 304:
+    def _framing(
+        self, status: int, length: int | None, declared: int | None
+    ) -> tuple[int, list[bytes]]:
+        """RFC 9112 section 6: how this response's body ends, and the field that says so."""
+        if self.request.method == b"HEAD" or status == 304:
             if declared is None:
                 declared = length or None
-            return b"" if declared is None else b"content-length: %d\r\n" % declared
+            return 0, [] if declared is None else [b"content-length: %d" % declared]
         if status == 204:
-            return b""
+            return 0, []
         if length is not None:
-            self.left = length
-            return b"content-length: %d\r\n" % length
-        self.left = _HUGE
-        if self.http10:
+            return length, [b"content-length: %d" % length]
+        if self.request.version == b"1.0":
             self.connection.keep_alive = False
-            return b""
-        self.chunked = True
-        return b"transfer-encoding: chunked\r\n"
+            return _UNTIL_CLOSE, []
+        return _CHUNKED, [b"transfer-encoding: chunked"]
 
     def data(self, data: bytes) -> None:
         """Write body bytes; with the head, if that still waits."""
-        if self.done or not data:
-            return
-        left = self.left
-        if not self.chunked:
-            if self.tunnel is not None:
-                self.tunnel.write(data)
-                return
-            if len(data) > left:
-                if self.method != b"HEAD":
-                    self.abort()
-                return
-            if left != _HUGE:
-                self.left = left - len(data)
+        size = len(data)
+        left = self.left - size
+        if left >= 0 and size:
+            self.left = left
             self.connection.write_now(data)
-        elif len(data) < _LARGE:
-            self.connection.write_now(b"%x\r\n%b\r\n" % (len(data), data))
+        elif self.left == _CHUNKED and 0 < size < _LARGE:
+            self.connection.write_now(b"%x\r\n%b\r\n" % (size, data))
         else:
+            self._data(data)
+
+    def _data(self, data: bytes) -> None:
+        """`data` where it is large, not owed, or ends otherwise than by number."""
+        left = self.left
+        if left == _OVER or not data:
+            return
+        if left == _CHUNKED:
             self.connection.write_many((b"%x\r\n" % len(data), data, b"\r\n"))
+        elif left == _UNTIL_CLOSE:
+            self.connection.write_now(data)
+        elif self.tunnel is not None:
+            self.tunnel.write(data)
+        elif self.request.method != b"HEAD":
+            self.abort()
 
     def end(self, trailers: Headers | None = None) -> None:
         """End the body; in raw mode close this direction. A body cut short is an abort."""
-        if self.done:
+        if self.left:
+            self._end(trailers)
             return
-        if not self.started or 0 < self.left < _HUGE:
-            self.abort()
+        self.done = True
+        self.left = _OVER
+        self.sink = None
+        self.connection.response_done()
+
+    def _end(self, trailers: Headers | None) -> None:
+        """`end` where the end isn't marked by the number of bytes."""
+        left = self.left
+        if left == _OVER:
             return
         if self.tunnel is not None:
             self.tunnel.half_close()
             return
-        connection = self.connection
-        if self.chunked:
+        if left == _CHUNKED:
             try:
-                fields = field_lines(trailers) if trailers else b""
+                self.connection.hold(section(b"0", trailers or []))
             except UnsafeHead:
                 self.abort()
                 return
-            connection.hold(b"0\r\n" + fields + b"\r\n")
+        elif left != _UNTIL_CLOSE:
+            self.abort()
+            return
         self.over()
-        connection.response_done(self)
+        self.connection.response_done()
 
     def abort(self) -> None:
         """Cut the connection so that the response can't be taken for complete."""
         if self.done:
             return
+        hard = self.left == _UNTIL_CLOSE
         self.over()
         if self.tunnel is not None:
             self.tunnel.cut()
         else:
-            self.connection.cut(self, hard=self.left == _HUGE and not self.chunked)
+            self.connection.cut(self, hard=hard)
 
     def over(self) -> None:
         """Nothing follows: let go of the sink, which holds this as its responder."""
         self.done = True
+        self.left = _OVER
         self.sink = None
 
     def pause_body(self) -> None:

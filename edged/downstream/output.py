@@ -17,48 +17,39 @@ class HeldOutput(asyncio.Protocol):
     head waits for the first body bytes or the end of the loop turn; what follows leaves at once.
     """
 
-    __slots__ = ("_corked", "_flush_due", "_hub", "_out", "_transport")
+    __slots__ = ("_corked", "_held", "_hub", "_transport")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
         self._corked = False
-        self._flush_due = False
-        self._out: list[bytes] = []
+        self._held: list[bytes] = []
 
     def write_now(self, data: bytes) -> None:
         """Write, together with what is held; within a parser callback, when that returns."""
-        out = self._out
-        if not out and not self._corked:
+        held = self._held
+        if not held and not self._corked:
             self._transport.write(data)
             return
-        out.append(data)
+        held.append(data)
         if len(data) >= _LARGE:
             self.flush()
 
     def write_many(self, parts: Sequence[bytes]) -> None:
         """Write large pieces without joining them."""
-        if self._out:
+        if self._held:
             self.flush()
         self._transport.writelines(parts)
 
     def hold(self, data: bytes) -> None:
         """Write at the latest at the end of this loop turn."""
-        self._out.append(data)
-        if not self._corked and not self._flush_due:
-            self._flush_due = True
-            self._hub.loop.call_soon(self._flush_held)
-
-    def _flush_held(self) -> None:
-        self._flush_due = False
-        if self._out:
-            self.flush()
+        self._held.append(data)
+        if not self._corked:
+            self._hub.flush_soon(self)
 
     def flush(self) -> None:
-        """Write what is held, at once."""
-        out = self._out
-        if len(out) == 1:
-            self._transport.write(out[0])
-        else:
-            self._transport.write(b"".join(out))
-        out.clear()
+        """Write what is held, if anything, at once."""
+        held = self._held
+        if held:
+            self._transport.write(b"".join(held))
+            held.clear()

@@ -1,5 +1,7 @@
 """How responses leave: in few writes, and never late."""
 
+import pytest
+
 from edged.downstream.h1 import H1Connection
 from edged.downstream.hub import Hub
 from edged.downstream.limits import Limits
@@ -90,3 +92,36 @@ def test_large_data_does_not_wait_behind_the_cork():
     checks = []
     connection.data_received(GET)
     assert checks[0] > 100_000
+
+
+def test_heads_of_one_turn_share_a_callback_and_none_waits_for_another():
+    recorder = Recorder()
+    loop = NoLoop()
+    hub = Hub(recorder, Limits(), loop)
+    transports = [Counting() for _ in range(3)]
+    for transport in transports:
+        connection = H1Connection(hub)
+        connection.connection_made(transport)
+        connection.data_received(GET)
+    transports[1].closed = True  # its write fails
+    for request in recorder.requests:
+        request.responder.head(ResponseHead(200, [], 1))
+    assert len(loop.soon) == 1
+    with pytest.raises(AssertionError):
+        loop.run()
+    loop.run()
+    assert [len(transport.writes) for transport in transports] == [1, 0, 1]
+
+
+def test_nothing_is_left_to_flush_once_the_body_has_left():
+    recorder = Recorder()
+    connection, transport, loop = connected(recorder)
+    connection.data_received(GET)
+    recorder.requests[0].responder.head(ResponseHead(200, [], 2))
+    recorder.requests[0].responder.data(b"ok")
+    recorder.requests[0].responder.end()
+    loop.run()
+    assert len(transport.writes) == 1
+    connection.data_received(GET)
+    recorder.requests[1].answer(body=b"ok")
+    assert len(transport.writes) == 2
