@@ -107,6 +107,7 @@ class ExchangeRecord:
         """The path whose response the client got."""
         self.carrier = carrier
         self.attempts = attempts
+        """Every try in the order of their ends; empty if there was one and it gave the response."""
         self.bytes_up = bytes_up
         """Request body as the client sent it."""
         self.bytes_down = bytes_down
@@ -126,6 +127,13 @@ class ExchangeRecord:
         self.ranking = ranking
         """The ranking it was decided by, for ``/why``."""
 
+    @property
+    def tries(self) -> tuple[AttemptRecord, ...]:
+        """Every try, also where there was only the one that gave the response."""
+        if self.attempts or self.path_name is None:
+            return self.attempts
+        return (AttemptRecord(self.path_name, self.carrier, 0.0, self.total_s),)
+
 
 _quote = json.encoder.encode_basestring_ascii
 _LINE = (
@@ -142,13 +150,7 @@ def format_line(record: ExchangeRecord) -> str:
     ms = int(r.started * 1e3)
     second = ms // 1000
     attempts = r.attempts
-    plain = (
-        r.error is None
-        and not r.hedged
-        and not r.replayed
-        and len(attempts) < 2
-        and (not attempts or attempts[0].failure is None)
-    )
+    plain = r.error is None and not attempts
     # One format of everything: this runs for each request.
     return _LINE % (
         _second_text(second),
@@ -162,7 +164,7 @@ def format_line(record: ExchangeRecord) -> str:
         "null" if r.status is None else r.status,
         _word(r.path_name),
         _word(r.carrier),
-        len(attempts),
+        len(r.tries),
         "null" if r.ttfb_s is None else "%.1f" % (r.ttfb_s * 1e3),
         r.total_s * 1e3,
         r.bytes_up,

@@ -74,22 +74,23 @@ class Attempt:
 
     def start(self) -> None:
         """Ask for a stream; `stream_ready` or `failed` follows, perhaps inside this call."""
-        exchange = self.exchange
-        self.target.live[self] = None
-        exchange.house.table.started(self.target.path.name)
-        self._open()
-
-    def _open(self) -> None:
-        exchange = self.exchange
-        pending = exchange.house.upstreams.open(
-            self.target.path,
+        target, exchange = self.target, self.exchange
+        target.live[self] = None
+        house = exchange.house
+        path = target.path
+        house.table.started(path.name)
+        pending = house.upstreams.open(
+            path,
             self,
             early_data=exchange.safe_method,
             upgrade=exchange.request.upgrade is not None,
         )
         if pending is not None:
-            self._pending = pending
-            exchange.attempt_pending(self)
+            self._wait(pending)
+
+    def _wait(self, pending: Pending) -> None:
+        self._pending = pending
+        self.exchange.attempt_pending(self)
 
     def cancel(self) -> None:
         """Give up; nothing is reported any more."""
@@ -311,7 +312,9 @@ class Attempt:
         self._blocked = False
         self._body_ended = False
         self.asked_at = None
-        self._open()
+        pending = exchange.house.upstreams.open(self.target.path, self, early_data=False)
+        if pending is not None:
+            self._wait(pending)
         return True
 
     def _send(self, stream: Stream, piece: bytes) -> None:

@@ -56,6 +56,8 @@ class Try(Protocol):
     @property
     def carrier(self) -> Carrier | None: ...
     @property
+    def over(self) -> bool: ...
+    @property
     def bytes_up_wire(self) -> int: ...
 
     def start(self) -> None: ...
@@ -236,9 +238,12 @@ class Driver(ABC, Generic[TryT]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.live:
-            for number in tuple(self.live):
-                self._cancel(number)
+        live, winner, record = self.live, self.winner, self.record
+        if winner is not None and winner.over and len(live) == 1 and not record.attempts:
+            record.bytes_up_wire = winner.bytes_up_wire
+            live.clear()
+        for number in tuple(live):
+            self._cancel(number)
         self.release()
         self.house.closed(self)
         self.winner = None  # it refers to us: a cycle would leave both to the garbage collector

@@ -211,10 +211,12 @@ class Exchange(Driver[Attempt]):
 
     def response_data(self, data: bytes) -> None:
         """Body bytes of the winner: they leave in this loop turn."""
-        self.record.bytes_down_wire += len(data)
-        self.touch(UPGRADED_IDLE_S if self.upgraded else self.plan.idle_timeout_s)
+        record = self.record
+        record.bytes_down_wire += len(data)
+        limit_s = UPGRADED_IDLE_S if self.upgraded else self.plan.idle_timeout_s
+        self.deadline = monotonic() + limit_s
         if self._decoding is None:
-            self.record.bytes_down += len(data)
+            record.bytes_down += len(data)
             self.responder.data(data)
         else:
             self._decoding.data(data)

@@ -191,7 +191,7 @@ class Leg(asyncio.Protocol):
         self.started_at = monotonic()
         self._task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
-        self._over = False
+        self.over = False
 
     @property
     def bytes_up_wire(self) -> int:
@@ -229,7 +229,7 @@ class Leg(asyncio.Protocol):
             )
         except DialError as error:
             self._task = None
-            if not self._over:
+            if not self.over:
                 self._leave()
                 self._report(None, error.outcome)
                 failure = Failure(error.outcome, error.detail, unprocessed=True)
@@ -246,7 +246,7 @@ class Leg(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by type
-        if self._over:
+        if self.over:
             transport.abort()
             return
         self._transport = transport
@@ -254,25 +254,25 @@ class Leg(asyncio.Protocol):
         self.exchange.connected(self, transport)
 
     def data_received(self, data: bytes) -> None:
-        if not self._over:
+        if not self.over:
             self.target.moved_bytes += len(data)
             self.exchange.received(data)
 
     def eof_received(self) -> bool:
-        if not self._over:
+        if not self.over:
             self.exchange.half_closed()
-        return not self._over
+        return not self.over
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._over:
+        if not self.over:
             self.exchange.lost(exc)
 
     def pause_writing(self) -> None:
-        if not self._over:
+        if not self.over:
             self.exchange.responder.pause_body()
 
     def resume_writing(self) -> None:
-        if not self._over:
+        if not self.over:
             self.exchange.responder.resume_body()
 
     def _report(self, rtt_s: float | None, outcome: Outcome) -> None:
@@ -280,7 +280,7 @@ class Leg(asyncio.Protocol):
         self.exchange.house.table.observe(sample, monotonic())
 
     def _leave(self) -> None:
-        if not self._over:
-            self._over = True
+        if not self.over:
+            self.over = True
             self.target.live.pop(self, None)
             self.exchange.house.table.finished(self.target.path.name)

@@ -285,7 +285,7 @@ def why_record(record: ExchangeRecord, now: float) -> Data:
             "hedged": r.hedged,
             "replayed": r.replayed,
         },
-        "attempts": [attempt_json(attempt) for attempt in r.attempts],
+        "attempts": [attempt_json(attempt) for attempt in r.tries],
         "ranking": None if r.ranking is None else ranking_data(r.ranking, now),
     }
 
