@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeVar
 from policies.model import Carrier, Endpoint
 
 _MOST_UNLISTED = 1024
+_MOST_WAYS = 1024
+_KEPT_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def split_authority(authority: bytes, default_port: int) -> tuple[str, int]:
 
 
 class RouteTable:
-    """Immutable but for a memo of unlisted hosts; a reload makes another one."""
+    """Immutable but for memos; a reload makes another one."""
 
     __slots__ = (
         "_authorities",
@@ -57,6 +59,7 @@ class RouteTable:
         "_most_segments",
         "_prefixes",
         "_unlisted",
+        "ways",
     )
 
     def __init__(self, entries: Iterable[RouteEntry]) -> None:
@@ -65,6 +68,8 @@ class RouteTable:
         self._prefixes: dict[bytes, Routed] = {}
         self._unlisted: dict[tuple[str, str, int], Routed] = {}
         self._authorities: dict[bytes, Routed | None] = {}
+        self.ways: dict[tuple[bytes, bytes], tuple[Routed, bytes]] = {}
+        """Where gateway requests with this authority and path went, and with which path."""
         for entry in entries:
             ports = entry.ports | {80, 443}
             proxied = Routed(entry.upstream, None, False, b"")
@@ -103,6 +108,13 @@ class RouteTable:
             found = self.by_host(split_authority(authority, 0)[0])
             self._authorities[authority] = found
             return found
+
+    def remember(self, authority: bytes, path: bytes, way: tuple[Routed, bytes]) -> None:
+        """Keep a way, unless its path is unlikely to come again."""
+        if len(authority) + len(path) <= _KEPT_BYTES and b"?" not in path:
+            if len(self.ways) >= _MOST_WAYS:
+                self.ways.clear()
+            self.ways[authority, path] = way
 
     def by_prefix(self, path: bytes) -> Routed | None:
         """The upstream with the longest prefix of ``path``, on a segment's border."""

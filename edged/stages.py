@@ -28,6 +28,7 @@ __all__ = ["Access", "AccessRules", "Credentials", "Route", "Routed", "forbidden
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MOST_CLIENTS = 4096
+_USUAL = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _METADATA_NAMES = frozenset(
     (
         "instance-data",
@@ -110,12 +111,14 @@ def forbidden_target(host: str, *, client_is_local: bool) -> str | None:
 class Access:
     """Refuses clients, loops and targets that are not allowed."""
 
-    __slots__ = ("_clients", "_next", "_rules")
+    __slots__ = ("_clients", "_free", "_next", "_rules")
 
     def __init__(self, rules: AccessRules, proceed: Handler) -> None:
         self._rules = rules
         self._next = proceed
         self._clients: dict[str, tuple[bool, bool]] = {}
+        self._free: set[str] = set()
+        """Connections' clients (address and port) who may ask without credentials."""
 
     @property
     def rules(self) -> AccessRules:
@@ -126,17 +129,36 @@ class Access:
     def rules(self, rules: AccessRules) -> None:
         self._rules = rules
         self._clients = {}
+        self._free = set()
 
     def __call__(self, head: RequestHead, responder: Responder) -> RequestSink:
         """Handle one request."""
+        first = head.first
+        if (
+            responder.client in self._free
+            and first is not None
+            and b"via" not in first
+            and not head.absolute_form
+            and head.method in _USUAL
+        ):
+            return self._next(head, responder)
+        return self._judge(head, responder)
+
+    def _judge(self, head: RequestHead, responder: Responder) -> RequestSink:
+        """Handle a request of which nothing is known yet, or that is not a plain one."""
         rules = self._rules
-        address = responder.client.rpartition(":")[0]
+        client = responder.client
+        address = client.rpartition(":")[0]
         known = self._clients.get(address)
         if known is None:
             known = self._judge_client(address)
         allowed, local = known
         if not allowed:
             return answer(responder, _client_refused())
+        if rules.credentials is None:
+            if len(self._free) >= _MOST_CLIENTS:
+                self._free.clear()
+            self._free.add(client)
         explicit = head.absolute_form or head.method == b"CONNECT"
         if rules.credentials is not None and not _authorised(rules.credentials, head.headers):
             return answer(responder, _unauthorised(explicit))
@@ -198,19 +220,32 @@ class Route:
 
     def __call__(self, head: RequestHead, responder: Responder) -> RequestSink:
         """Handle one request."""
-        if head.absolute_form or head.method == b"CONNECT":
+        if head.absolute_form:
             return self._explicit(head, responder)
-        routed = self.table.by_authority(head.authority)
-        if routed is None:
-            path = head.path
-            routed = self.table.by_prefix(path)
-            if routed is None:
-                return answer(responder, _no_route(path, self.table))
-            dotted = b"." in path or b"%2" in path
-            if dotted and _DOT_SEGMENT.search(path.partition(b"?")[0]):
-                return answer(responder, _dot_segments())
-            head.path = _stripped(path, routed.prefix)
-        return self._next(routed, head, responder)
+        way = self.table.ways.get((head.authority, head.path))
+        if way is not None:  # never for CONNECT, which has no path
+            routed, head.path = way
+            return self._next(routed, head, responder)
+        if head.method == b"CONNECT":
+            return self._explicit(head, responder)
+        return self._gateway(head, responder)
+
+    def _gateway(self, head: RequestHead, responder: Responder) -> RequestSink:
+        table = self.table
+        authority, path = head.authority, head.path
+        by_authority = table.by_authority(authority)
+        if by_authority is not None:
+            table.remember(authority, path, (by_authority, path))
+            return self._next(by_authority, head, responder)
+        by_prefix = table.by_prefix(path)
+        if by_prefix is None:
+            return answer(responder, _no_route(path, table))
+        dotted = b"." in path or b"%2" in path
+        if dotted and _DOT_SEGMENT.search(path.partition(b"?")[0]):
+            return answer(responder, _dot_segments())
+        head.path = _stripped(path, by_prefix.prefix)
+        table.remember(authority, path, (by_prefix, head.path))
+        return self._next(by_prefix, head, responder)
 
     def _explicit(self, head: RequestHead, responder: Responder) -> RequestSink:
         plain = head.scheme == b"http"

@@ -424,3 +424,74 @@ def test_stages_compose():
 )
 def test_split_authority(authority, split):
     assert split_authority(authority, 80) == split
+
+
+# What is remembered changes how fast requests pass, and nothing else.
+
+
+def twice(access, head, client="127.0.0.1:5"):
+    """The codes of the first and the second answer, ``None`` where it was passed on."""
+    responders = [Client(client), Client(client)]
+    for responder in responders:
+        access(head, responder)
+    return [None if r.response is None else r.code for r in responders]
+
+
+def indexed(method=b"GET", headers=(), **more):
+    return request(method, headers=headers, first=dict(headers), **more)
+
+
+def test_known_client_is_still_asked_what_each_request_must_answer():
+    access = Access(AccessRules(NODE), Next())
+    assert twice(access, indexed()) == [None, None]
+    assert twice(access, indexed(b"TRACE")) == ["method_not_allowed"] * 2
+    assert twice(access, indexed(headers=[(b"via", b"1.1 bj-1")])) == ["loop"] * 2
+    assert twice(access, request(headers=[(b"via", b"1.1 bj-1")])) == ["loop"] * 2
+    assert twice(access, explicit(b"169.254.169.254", first={})) == ["target_not_allowed"] * 2
+    assert twice(access, indexed(), "192.0.2.1:5") == ["client_not_allowed"] * 2
+
+
+def test_known_client_is_judged_anew_by_other_rules():
+    access = Access(AccessRules(NODE, networks("192.0.2.0/24")), Next())
+    assert twice(access, indexed(), "192.0.2.1:5") == [None, None]
+    access.rules = AccessRules(NODE)
+    assert twice(access, indexed(), "192.0.2.1:5") == ["client_not_allowed"] * 2
+
+
+def test_credentials_are_asked_for_with_every_request():
+    access = Access(AccessRules(NODE, credentials=Known()), Next())
+    good = [(b"proxy-authorization", b"Basic " + base64.b64encode(b"me:secret"))]
+    assert twice(access, indexed(headers=good)) == [None, None]
+    assert twice(access, indexed()) == ["credentials_missing"] * 2
+
+
+def test_known_ways_are_those_first_found():
+    following = Next()
+    table = RouteTable([RouteEntry("a", ("a.example",)), RouteEntry("b", prefix="/b")])
+    route = Route(table, following)
+    for _ in range(2):
+        for authority, path in (
+            (b"a.example", b"/b/x"),
+            (b"edged", b"/b/x"),
+            (b"edged", b"/b/x?y"),
+        ):
+            route(request(authority=authority, path=path), Client())
+        refused, unknown = Client(), Client()
+        route(request(path=b"/b/../x"), refused)
+        route(request(path=b"/c"), unknown)
+        assert (refused.code, unknown.code) == ("dot_segments", "no_route")
+    went = [(routed.upstream, head.path) for routed, head, _ in following.calls]
+    assert went == [("a", b"/b/x"), ("b", b"/x"), ("b", b"/x?y")] * 2
+    route(explicit(b"edged"), Client())
+    assert not following.calls[-1][0].gateway
+
+
+def test_memos_are_bounded():
+    access = Access(AccessRules(NODE), Next())
+    table = RouteTable([RouteEntry("all", prefix="/")])
+    route = Route(table, Next())
+    for n in range(5000):
+        access(indexed(), Client(f"127.0.0.1:{n}"))
+        route(request(path=b"/%d" % n), Client())
+    assert 0 < len(access._free) <= 4096
+    assert 0 < len(table.ways) <= 1024
