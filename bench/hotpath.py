@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import sys
 import tempfile
 import time
@@ -207,9 +208,19 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--functions", type=int, default=30)
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     requests = arguments.requests
     counts = uvloop.run(count(requests))
+    if arguments.json:
+        stream = uvloop.run(count(requests, events=True))
+        figures = {
+            "request": sum(counts.bytecodes.values()) / requests,
+            "event": sum(stream.bytecodes.values()) / requests,
+            "garbage": dict(uvloop.run(garbage(requests))),
+        }
+        print(json.dumps(figures))
+        return
     files: Counter[str] = Counter()
     for code, number in counts.bytecodes.items():
         files[code.co_filename.removeprefix(f"{ROOT}/")] += number
