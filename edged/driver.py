@@ -220,7 +220,7 @@ class Driver(ABC, Generic[TryT]):
             self._remember(attempt, None)
 
     def _give_up(self, command: attempts.GiveUp) -> None:
-        error = error_type(command.failure.outcome, command.status)
+        error = error_type(command.failure, command.status)
         detail = f"{self.service.name}: {command.failure.detail} ({command.reason})"
         self.fail(command.status, error, detail)
 

@@ -45,13 +45,16 @@ UNLISTED = "*"
 """The service of hosts in no upstream."""
 _MOST_PLANS = 4096
 
+_TRIED = "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`"
 _HINTS = {
-    502: "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`",
-    503: "no path exists: check `lines` and the endpoint's `lines` in the configuration",
-    504: "raise first_byte_timeout_s in the upstream's policy if the service may take this long",
+    502: _TRIED,
+    503: "see `edged status`: every path is DOWN, or none exists; then check `lines` in the "
+    "configuration, and the endpoint's `lines`",
+    504: _TRIED,
     403: "link-local and cloud-metadata addresses are not reachable through edged",
     413: "raise limits.body_bytes in the upstream's policy",
 }
+_SLOW_HINT = "raise first_byte_timeout_s in the upstream's policy if the service may take this long"
 
 
 class Service:
@@ -256,13 +259,14 @@ class Exchanges:
         assert status is not None
         last = record.attempts[-1].path if record.attempts else ""
         state = self.table.snapshot.paths.get(last)
+        hint = _SLOW_HINT if error == "http_response_timeout" else _HINTS.get(status, "")
         answer(
             exchange.responder,
             error_response(
                 status,
                 error,
                 detail,
-                _HINTS.get(status, "").format(id=record.request_id),
+                hint.format(id=record.request_id),
                 request_id=record.request_id,
                 proxy_error=error,
                 line=None if state is None else state.path.line.name,

@@ -6,7 +6,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from edged.messages import ResponseHead, header
-from policies.model import Outcome
+from policies.model import Failure, Outcome
 
 _SERVER_FAULTS = frozenset({500, 502, 504})
 _OVERLOADED = 529  # not registered; Anthropic's "overloaded_error"
@@ -54,10 +54,10 @@ _ERROR_TYPES = {
 }
 
 
-def error_type(outcome: Outcome, status: int) -> str:
+def error_type(failure: Failure, status: int) -> str:
     """The Proxy-Status error type (RFC 9209 section 2.3) for giving up with ``status``."""
     if status == 503:
         return "destination_unavailable"
-    if status == 504:
+    if status == 504 and not failure.unprocessed:
         return "http_response_timeout"
-    return _ERROR_TYPES.get(outcome, "proxy_internal_error")
+    return _ERROR_TYPES.get(failure.outcome, "proxy_internal_error")

@@ -9,7 +9,7 @@ import pytest
 
 from edged.messages import ResponseHead
 from policies.model import Blame, Change, Outcome, Verdict
-from policies.schema import Compression, Failover, Hedge, Limits, Policy
+from policies.schema import Compression, Failover, Hedge, Limits, Policy, Retry
 from tests.harness.scripted import Stage, make_path, staged
 
 
@@ -385,7 +385,21 @@ async def test_waiting_too_long_for_a_head_is_a_504():
     now = asyncio.get_running_loop().time()
     stage.exchanges.tick(now + 5)
     assert client.status == 504
+    assert b"error=http_response_timeout" in client.headers[b"proxy-status"]
+    assert b"first_byte_timeout_s" in client.body
     assert stage.streams[0].cancelled
+    assert stage.idle()
+
+
+@staged
+async def test_connections_that_time_out_are_told_from_a_slow_answer():
+    stage = Stage(policy=Policy(retry=Retry(max_attempts=1)))
+    stage.upstreams.busy = {p.name for p in stage.paths}
+    client = stage.request()
+    stage.upstreams.pending.pop(0).fail()
+    assert client.status == 504
+    assert b"error=connection_timeout" in client.headers[b"proxy-status"]
+    assert b"edged status" in client.body
     assert stage.idle()
 
 
