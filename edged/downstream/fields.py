@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import compress
+from operator import not_
 from typing import Any
 
 from edged.downstream.limits import Limits
@@ -145,9 +147,7 @@ def first_defect(buffer: bytes, limits: Limits, start: int = 0) -> BadMessage | 
     earlier call has seen.
     """
     if _BAD_CONTROL.search(buffer, start, limits.header_bytes + 4):
-        return BadMessage(
-            400, "bad_control", "The head has a bare CR or LF or a control character."
-        )
+        return _bad_control()
     if len(buffer) >= limits.header_bytes + 4:
         if buffer.find(b"\r\n", 0, limits.header_bytes) < 0:
             return BadMessage(414, "uri_too_long", "The request target is too long.")
@@ -170,7 +170,6 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
             fields: Headers = list(map(_known_field, lines))
             length = 0
             if not all(fields):
-                _check_controls(block)
                 special = _fill_in(lines, fields)
                 if special:
                     if len(special) > 1 or special[0][0] != b"content-length":
@@ -185,7 +184,8 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
 
 def _parse_unusual(block: bytes, lines: list[bytes], limits: Limits) -> ParsedHead:
     """Read a head in which nothing is taken for granted."""
-    _check_controls(block)
+    if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
+        raise _bad_control()
     parts = lines[0].split(b" ")
     if len(parts) != 3:
         raise BadMessage(400, "bad_request_line", "The request line is not METHOD TARGET VERSION.")
@@ -210,9 +210,8 @@ def _parse_unusual(block: bytes, lines: list[bytes], limits: Limits) -> ParsedHe
     return parsed
 
 
-def _check_controls(block: bytes) -> None:
-    if block.translate(None, _HARMLESS) != b"\r\n" * block.count(b"\r\n"):
-        raise BadMessage(400, "bad_control", "The head has a bare CR or LF or a control character.")
+def _bad_control() -> BadMessage:
+    return BadMessage(400, "bad_control", "The head has a bare CR or LF or a control character.")
 
 
 def _fill_in(lines: list[bytes], fields: list[Any]) -> Headers:
@@ -220,6 +219,8 @@ def _fill_in(lines: list[bytes], fields: list[Any]) -> Headers:
 
     These, and those known to say nothing, are gone from ``fields`` afterwards.
     """
+    if b"".join(compress(lines, map(not_, fields))).translate(None, _HARMLESS):
+        raise _bad_control()
     special: Headers = []
     at = -1
     for _ in range(fields.count(None)):

@@ -43,13 +43,13 @@ class Hub:
     """Shared by a listener's connections. Counters are plain ints, read by whoever reports."""
 
     __slots__ = (
-        "_holding",
         "_timer",
         "connections",
         "connections_refused",
         "connections_total",
         "draining",
         "handler",
+        "holding",
         "limits",
         "loop",
         "now",
@@ -75,7 +75,8 @@ class Hub:
         self.requests_bad = 0
         self.draining = False
         self.on_empty: Callable[[], None] | None = None
-        self._holding: list[Holding] = []
+        self.holding: list[Holding] = []
+        """Who holds bytes back: flushed together at the end of this loop turn."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -99,21 +100,17 @@ class Hub:
         for connection in [c for c in self.connections if c.deadline <= now]:
             connection.expired(now)
 
-    def flush_soon(self, holding: Holding) -> None:
-        """Flush it at the end of this loop turn: one callback for all who ask in the same turn."""
-        if not self._holding:
-            self.loop.call_soon(self._flush)
-        self._holding.append(holding)
-
-    def _flush(self) -> None:
-        holding, self._holding = self._holding, []
+    def flush(self) -> None:
+        """Write what is held back."""
+        holding = self.holding
+        self.holding = []
         try:
             while holding:
                 holding.pop().flush()
         finally:
             if holding:  # a defect of one must not keep the others waiting
-                self._holding += holding
-                self.loop.call_soon(self._flush)
+                self.holding += holding
+                self.loop.call_soon(self.flush)
 
     def admit(self, connection: Connection) -> bool:
         """Count a new connection, or refuse it (limit reached, or draining)."""

@@ -45,7 +45,10 @@ class HeldOutput(asyncio.Protocol):
         """Write at the latest at the end of this loop turn."""
         self._held.append(data)
         if not self._corked:
-            self._hub.flush_soon(self)
+            hub = self._hub
+            if not hub.holding:  # one callback for all who hold something in this turn
+                hub.loop.call_soon(hub.flush)
+            hub.holding.append(self)
 
     def flush(self) -> None:
         """Write what is held, if anything, at once."""
