@@ -21,58 +21,68 @@ from policies.model import Carrier, Failure, Outcome, Path
 WRITE_HIGH_BYTES = 1 << 18
 _JOIN_BELOW_BYTES = 1 << 14
 _METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+_PLAIN_METHODS = frozenset((b"GET", b"DELETE", b"OPTIONS"))
+_FIELD = b": ".join
+_COMPLETE = Progress.COMPLETE
+_MORE = Progress.MORE
 _SHUTDOWN = Failure(Outcome.LOCAL, "the connection was closed by this host")
 
 
-class H1Stream:
-    """One exchange on an `H1Connection`."""
+class H1Stream(ResponseReader):
+    """One exchange on an `H1Connection`: writes the request, and reads the response."""
 
-    __slots__ = ("_chunked", "_connection", "_left", "events", "request_done", "reused", "sent")
     carrier = Carrier.H1
+    sent = False
+    """A byte of the request was given to the transport: no proof of being unprocessed."""
+    request_done = False
+    _chunked = False
+    _left: int | None = None
 
-    def __init__(self, connection: H1Connection, events: StreamEvents, *, reused: bool) -> None:
+    def __init__(self, connection: H1Connection, events: StreamEvents, reused: bool) -> None:
         self._connection = connection
         self.events = events
         self.reused = reused
-        self.sent = False
-        """A byte of the request was given to the transport: no proof of being unprocessed."""
-        self.request_done = False
-        self._chunked = False
-        self._left: int | None = None
 
     def send_head(self, head: RequestHead, *, end: bool) -> None:
         """Write the request line and fields; framing follows ``body_length`` and ``end``."""
         connection = self._connection
         if connection.stream is not self:
             return
-        method = head.method
-        lines = [method + b" " + head.path + b" HTTP/1.1\r\nhost: " + head.authority]
-        lines += [name + b": " + value for name, value in head.headers]
-        breaks = len(lines) + 1
-        length = 0 if end else head.body_length
-        if length is None:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n\r\n")
-        elif length or not end or method in _METHODS_WITH_BODY:
-            lines.append(b"content-length: %d\r\n\r\n" % length)
+        fields = head.headers
+        if end and head.method in _PLAIN_METHODS and head.upgrade is None:
+            self.request_done = True
+            last = b"\r\n"
         else:
-            lines.append(b"\r\n")
-        if head.upgrade is not None:
-            breaks += 2
-            lines.insert(1, b"connection: upgrade\r\nupgrade: " + head.upgrade)
-        block = b"\r\n".join(lines)
+            fields, last = self._frame(head, end=end)
+        first = b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, head.path, head.authority)
+        block = b"\r\n".join((first, *map(_FIELD, fields), last))
         # A line break inside a value would be a second field or request; parsers refuse it on the
         # way in, and this is the last place where it can be stopped.
-        if block.count(b"\n") != breaks + lines[-1].count(b"\n"):
+        if block.count(b"\n") != len(fields) + 2 + last.count(b"\n"):
             connection.refuse(self, "the request head holds a line break")
             return
-        self._left = length
         self.sent = True
-        self.request_done = end
-        connection.reader.begin(
-            self.events, head_request=method == b"HEAD", upgrade=head.upgrade is not None
-        )
         connection.transport.write(block)
+
+    def _frame(self, head: RequestHead, *, end: bool) -> tuple[Headers, bytes]:
+        """The field lines, and what ends them, of a request that is more than a plain GET."""
+        self.request_done = end
+        self.head_request = head.method == b"HEAD"
+        fields = head.headers
+        if head.upgrade is not None:
+            self.upgrade = True
+            fields = [(b"connection", b"upgrade"), (b"upgrade", head.upgrade), *fields]
+        self._left = length = 0 if end else head.body_length
+        if length is None:
+            self._chunked = True
+            return fields, b"transfer-encoding: chunked\r\n\r\n"
+        if length or not end or head.method in _METHODS_WITH_BODY:
+            return fields, b"content-length: %d\r\n\r\n" % length
+        return fields, b"\r\n"
+
+    def advertised(self, value: bytes) -> None:
+        """An Alt-Svc value came."""
+        self._connection.advertised(value)
 
     def send_data(self, data: bytes) -> None:
         """Write body bytes, or raw bytes after a switch of protocols."""
@@ -155,7 +165,7 @@ class H1Connection(asyncio.Protocol):
         self.stream: H1Stream | None = None
         self.raw = False
         """The protocol was switched: bytes go both ways as they are."""
-        self.reader = ResponseReader(lambda value: owner.alt_svc(self, value))
+        self._alt_svc = b""
         self._owner = owner
         self._loop = loop
         self._closed_cleanly = closed_cleanly
@@ -167,12 +177,13 @@ class H1Connection(asyncio.Protocol):
 
     def open_stream(self, events: StreamEvents) -> H1Stream:
         """The stream of the next exchange; only while ``capacity`` is 1."""
-        assert self.capacity == 1
+        assert self.capacity
         self.capacity = 0
         self.in_flight = 1
         self.idle_since = None
-        self.stream = stream = H1Stream(self, events, reused=self.served > 0)
-        self.served += 1
+        served = self.served
+        self.served = served + 1
+        self.stream = stream = H1Stream(self, events, served > 0)
         return stream
 
     def ping(self, done: Callable[[float | None], None], timeout_s: float) -> bool:
@@ -207,12 +218,18 @@ class H1Connection(asyncio.Protocol):
         if self.stream is not stream:
             return
         self.stream = None
-        self.reader.stop()
+        stream.stopped = True
         if stream.sent:
             self._end(None, abort=True)
         else:
             self.served -= 1
             self._free()
+
+    def advertised(self, value: bytes) -> None:
+        """An Alt-Svc value came: tell the owner once."""
+        if value != self._alt_svc:
+            self._alt_svc = value
+            self._owner.alt_svc(self, value)
 
     def refuse(self, stream: H1Stream, why: str) -> None:
         """Fail ``stream`` before anything of it was sent; the connection stays good."""
@@ -242,16 +259,17 @@ class H1Connection(asyncio.Protocol):
             # Unasked bytes (often 408 before a close) belong to no request, and must not be
             # taken for the next one's response.
             self._end(Failure(Outcome.RESET, "the server spoke unasked"), abort=True)
-        elif self.raw:
-            stream.events.data(data)
-        else:
-            try:
-                progress = self.reader.feed(data)
-            except BaseException:
-                self.close(Failure(Outcome.PROTOCOL, "internal error while reading the response"))
-                raise
-            if progress is not Progress.MORE and self.stream is stream:
-                self._advance(stream, progress)
+            return
+        try:
+            progress = stream.feed(data)
+        except BaseException:
+            self.close(Failure(Outcome.PROTOCOL, "internal error while reading the response"))
+            raise
+        if self.stream is stream:
+            if progress is _COMPLETE:
+                self._finish(stream)
+            elif progress is not _MORE:
+                self._leave_http(stream, progress)
 
     def eof_received(self) -> bool:
         """The peer ended its side; the transport closes after this."""
@@ -274,29 +292,30 @@ class H1Connection(asyncio.Protocol):
 
     # Inside
 
-    def _advance(self, stream: H1Stream, progress: Progress) -> None:
-        if progress is Progress.COMPLETE:
-            self._finish(stream)
-        elif progress is Progress.SWITCHED:
-            self.raw = True
-            if self.reader.rest:
-                stream.events.data(self.reader.rest)
-        else:
-            self._end(Failure(Outcome.PROTOCOL, self.reader.fault), abort=True)
+    def _leave_http(self, stream: H1Stream, progress: Progress) -> None:
+        if progress is Progress.BROKEN:
+            self._end(Failure(Outcome.PROTOCOL, stream.fault), abort=True)
+            return
+        self.raw = True
+        if stream.rest:
+            stream.events.data(stream.rest)
 
     def _finish(self, stream: H1Stream) -> None:
         """The response is complete: end it, then serve again or close."""
-        reader = self.reader
-        again = reader.keep_alive and stream.request_done and not reader.surplus
         self.stream = None
-        stream.events.end(reader.trailers or None)
+        stream.events.end(stream.trailers)
         if self._settled is not None:
             self._settled()
             self._settled = None
-        if again:
+        if not stream.reusable or not stream.request_done:
+            self._end(None, abort=not stream.request_done)
+        elif self.draining or not self._reading:
             self._free()
         else:
-            self._end(None, abort=not stream.request_done)
+            self.in_flight = 0
+            self.idle_since = self.heard_at
+            self.capacity = 1
+            self._owner.capacity_changed(self)
 
     def _free(self) -> None:
         """Ready for the next exchange, or closed if it was draining."""
@@ -326,12 +345,12 @@ class H1Connection(asyncio.Protocol):
             return
         if stream is None:
             self._end(None, abort=False)
-        elif exc is None and (self.raw or (self.reader.until_close and self._orderly())):
+        elif exc is None and (self.raw or (stream.until_close and self._orderly())):
             self.stream = None
             stream.events.end(None)
             self._end(None, abort=False)
         else:
-            when = "in the middle of the response" if self.reader.head_done else "before a response"
+            when = "in the middle of the response" if stream.head_done else "before a response"
             self._end(Failure(outcome_of(exc), f"{describe(exc)} {when}"), abort=True)
 
     def _orderly(self) -> bool:
@@ -345,12 +364,12 @@ class H1Connection(asyncio.Protocol):
         self.draining = True
         self.capacity = 0
         self.in_flight = 0
-        self.reader.stop()
         if abort:
             self.transport.abort()
         else:
             self.transport.close()
         stream, self.stream = self.stream, None
         if stream is not None:
+            stream.stopped = True
             stream.events.failed(replace(failure or _SHUTDOWN, unprocessed=not stream.sent))
         self._owner.closed(self, failure)

@@ -1,34 +1,36 @@
 """Reads the response of one HTTP/1.1 exchange (RFC 9112 sections 4 to 7): bytes in, events out.
 
-What ends a response: its length, its last chunk, or, without either, an orderly close. llhttp
-refuses what is ambiguous (both Content-Length and Transfer-Encoding, several lengths, bare CR or
-LF, folded fields, NUL); a transfer coding other than ``chunked`` is refused here.
+What ends a response: its length, its last chunk, or, without either, an orderly close. What is
+ambiguous is refused (`edged.upstream.h1_head`), and so is a transfer coding other than
+``chunked``. What comes out does not depend on how the input was cut.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 
-import httptools
-
+from edged.downstream.chunked import ChunkedDecoder
+from edged.downstream.limits import Limits
 from edged.messages import Headers, ResponseHead
 from edged.upstream.base import StreamEvents
+from edged.upstream.h1_head import (
+    Framing,
+    Malformed,
+    Special,
+    StatusLine,
+    field_of,
+    first_defect,
+    keeps_alive,
+    read_line,
+    read_special,
+    read_status_line,
+    special_of,
+    without,
+)
 
 HEAD_BYTES_MAX = 1 << 18
-_SPECIAL = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-        b"content-length",
-        b"alt-svc",
-    )
-)
-_KNOWN_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
+"""All heads of one response together, interim ones included."""
+_TRAILER_LIMITS = Limits()
 
 
 class Progress(enum.Enum):
@@ -37,206 +39,203 @@ class Progress(enum.Enum):
     MORE = "more"
     COMPLETE = "complete"
     SWITCHED = "switched"
-    """101: ``rest`` and all that follows are raw bytes."""
+    """101: all that follows is raw bytes, which go on being handed over as data."""
     BROKEN = "broken"
     """``fault`` says why. Nothing may be read from the connection any more."""
 
 
+_MORE = Progress.MORE
+_COMPLETE = Progress.COMPLETE
+
+
 class ResponseReader:
-    """The response side of one connection, used again by `begin` for each exchange."""
+    """The response side of one exchange.
 
-    __slots__ = (
-        "_alt_svc",
-        "_complete",
-        "_events",
-        "_head_bytes",
-        "_head_request",
-        "_headers",
-        "_interim",
-        "_on_alt_svc",
-        "_parser",
-        "_reason",
-        "_special",
-        "_upgrade",
-        "fault",
-        "head_done",
-        "keep_alive",
-        "rest",
-        "surplus",
-        "trailers",
-        "until_close",
-    )
+    The state of its beginning stands in the class: most responses arrive whole, in one piece, and
+    end without having changed more of it than ``head_done``.
+    """
 
-    def __init__(self, on_alt_svc: Callable[[bytes], None]) -> None:
-        self._on_alt_svc = on_alt_svc
-        self._alt_svc = b""
-        self._parser = httptools.HttpResponseParser(self)
-        self.rest = b""
-        self.begin(None, head_request=False, upgrade=False)
+    head_request = False
+    """The request was HEAD: no body follows, whatever the head says."""
+    upgrade = False
+    """The request asked for another protocol."""
+    stopped = False
+    """Tell the events object nothing any more."""
+    head_done = False
+    """The final head was handed over."""
+    until_close = False
+    """Only the end of the connection ends the body."""
+    reusable = True
+    """The peer lets the connection serve again, and not one byte came after the response."""
+    trailers: Headers | None = None
+    fault = ""
+    rest = b""
+    """After SWITCHED: the first raw bytes."""
+    _held: bytearray | None = None
+    """An incomplete head."""
+    _head_room = HEAD_BYTES_MAX - 4
+    _missing: int | None = None
+    """Body bytes to come; ``None``: chunked, until the close, or raw."""
+    _chunks: ChunkedDecoder | None = None
 
-    def begin(self, events: StreamEvents | None, *, head_request: bool, upgrade: bool) -> None:
-        """Expect the response to a request that was HEAD, or asked for another protocol."""
-        self._events = events
-        self._head_request = head_request
-        self._upgrade = upgrade
-        self._headers: Headers = []
-        self._special: Headers = []
-        self._reason = b""
-        self._head_bytes = 0
-        self._interim = False
-        self._complete = False
-        self.fault = ""
-        self.trailers: Headers = []
-        self.head_done = False
-        """The final head was handed over."""
-        self.until_close = False
-        """Only the end of the connection ends the body."""
-        self.keep_alive = True
-        """The peer lets the connection serve again."""
-        self.surplus = False
-        """Bytes came after the response: they belong to no request."""
+    def __init__(self, events: StreamEvents) -> None:
+        self.events = events
 
-    def stop(self) -> None:
-        """Tell the events object nothing any more."""
-        self._events = None
+    def advertised(self, value: bytes) -> None:
+        """The origin sent this Alt-Svc value; for those who want to know."""
 
     def feed(self, data: bytes) -> Progress:
-        """Parse ``data``; events are called inside. Raises only what an events object raised."""
-        if not self.head_done:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as switch:
-            self.rest = data[switch.args[0] :]
-            return Progress.BROKEN if self.fault else Progress.SWITCHED
-        except httptools.HttpParserCallbackError as error:
-            raise error.__context__ or error from None
-        except httptools.HttpParserError as error:
-            if not self._complete:
-                self.fault = self.fault or f"malformed response: {error}"
-                return Progress.BROKEN
-            self.surplus = True
-        if self._complete:
-            if self._head_request and not data.endswith(b"\r\n\r\n"):
-                self.surplus = True
-            return Progress.COMPLETE
-        if not self.fault:
-            if self.head_done or self._head_bytes <= HEAD_BYTES_MAX:
-                return Progress.MORE
-            self.fault = "response head too large"
+        """Read ``data``; events are called inside. Raises only what an events object raised.
+
+        Not to be called again once the progress was COMPLETE or BROKEN.
+        """
+        while not self.head_done:
+            if self._held is not None and not (data := self._gather(self._held, data)):
+                return Progress.BROKEN if self.fault else _MORE
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._held = bytearray()
+                continue
+            lines = data[:end].split(b"\r\n")
+            try:
+                start = read_status_line(lines.pop(0))
+                read = list(map(read_line, lines))
+            except Malformed as error:
+                return self._broken(str(error))
+            if end > self._head_room:
+                return self._broken("the head is too large")
+            headers = list(filter(None, map(field_of, read)))
+            special = list(filter(None, map(special_of, read)))
+            data = data[end + 4 :]
+            status, reason, version, plain = start
+            if (
+                plain
+                and len(special) == 1
+                and (length := special[0][2]) > 0
+                and not self.head_request
+            ):
+                # The common case: a body, as long as it is said to be, and nothing else is said.
+                self.head_done = True
+                self.events.head(
+                    ResponseHead(status, headers, length, reason=reason, version=version)
+                )
+                if len(data) == length:
+                    if not self.stopped:
+                        self.events.data(data)
+                    return _COMPLETE
+                self._missing = length
+                if not data or self.stopped:
+                    return _MORE
+                break
+            progress = self._respond(start, headers, special, lines)
+            if progress is not _MORE:
+                if data and progress is _COMPLETE:
+                    self.reusable = False
+                self.rest = data
+                return progress
+            self._head_room -= end + 4
+            if not data or self.stopped:
+                return _MORE
+        chunks = self._chunks
+        if chunks is None:
+            return self._body(data)
+        if body := chunks.whole(data):
+            self.events.data(body)
+            return _MORE
+        return self._decode(chunks, data)
+
+    def _gather(self, held: bytearray, data: bytes) -> bytes:
+        """Add ``data`` to an incomplete head: all of it once it is complete, else nothing."""
+        seen = max(len(held) - 3, 0)
+        held += data
+        if held.find(b"\r\n\r\n", seen) >= 0:
+            self._held = None
+            return bytes(held)
+        defect = first_defect(held, seen)
+        if not defect and len(held) - 4 > self._head_room:
+            defect = "the head is too large"
+        if defect:
+            self._broken(defect)
+        return b""
+
+    def _broken(self, why: str) -> Progress:
+        self.fault = f"malformed response: {why}"
         return Progress.BROKEN
 
-    # What the parser calls
-
-    def on_message_begin(self) -> None:
-        """A head begins: after an interim response, or, as surplus, after the complete one."""
-        if self._complete:
-            self.surplus = True
-        elif self._interim:
-            self._interim = False
-            self._headers = []
-            self._special = []
-
-    def on_status(self, reason: bytes) -> None:
-        """The reason phrase."""
-        self._reason = reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A field line of the head or of the trailers."""
-        name = name.lower()
-        value = value.rstrip()
-        if self.head_done:
-            if name not in _SPECIAL:
-                self.trailers.append((name, value))
-            return
-        if name in _SPECIAL:
-            self._special.append((name, value))
-            if name != b"alt-svc":
-                return
-        self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        """Decide the framing and hand the head over."""
-        events = self._events
-        if events is None or self._complete:
-            return
-        status = self._parser.get_status_code()
-        version = self._parser.get_http_version().encode()
-        coding, declared, switched = self._read_special(version)
-        if 100 <= status < 200 and status != 101:
-            self._interim = True
-            events.informational(status, self._headers)
-            return
-        self.head_done = True
+    def _respond(
+        self, start: StatusLine, headers: Headers, special: list[Special], lines: list[bytes]
+    ) -> Progress:
+        """Any head: decide the framing (RFC 9112 section 6.3) and hand it over."""
+        try:
+            framing = read_special(special)
+        except Malformed as error:
+            return self._broken(str(error))
+        status, reason, version, _ = start
+        if framing.options:
+            headers = without(headers, framing.options)
         if status == 101:
-            if not self._upgrade or switched is None:
-                self.fault = "101 without being asked to switch protocols"
-                return
-            self._headers.append((b"upgrade", switched))
-        length: int | None
-        if self._head_request or status in (101, 204, 304):
-            length = 0
-        elif coding is not None:
-            if coding != b"chunked" or version == b"1.0":
-                self.fault = "a transfer coding other than chunked"
-                return
-            length = None
-        else:
-            length = declared
-            self.until_close = declared is None
-        if self._head_request:
-            # The parser would wait for the body that the length announces.
-            self._complete = True
-            self._parser = httptools.HttpResponseParser(self)
-        events.head(
+            if not self._switches(framing):
+                return self._broken("101 without being asked to switch protocols")
+            headers.append((b"upgrade", framing.protocol or b""))
+        bodyless = self.head_request or status < 200 or status in (204, 304)
+        if framing.coded and not bodyless and (not framing.chunked or version == b"1.0"):
+            return self._broken("a transfer coding other than chunked")
+        for value in framing.alternatives:
+            self.advertised(value)
+        if status < 200 and status != 101:
+            self.events.informational(status, headers)
+            return _MORE
+        self.head_done = True
+        self.reusable = keeps_alive(lines) if version == b"1.0" else not framing.closes
+        length = 0 if bodyless else framing.length
+        if length is None:
+            if framing.chunked:
+                self._chunks = ChunkedDecoder(_TRAILER_LIMITS)
+            self.until_close = not framing.chunked
+        self._missing = length
+        declared = framing.length if length == 0 else None
+        self.events.head(
             ResponseHead(
-                status,
-                self._headers,
-                length,
-                reason=self._reason,
-                version=version,
-                declared_length=declared if length == 0 else None,
+                status, headers, length, reason=reason, version=version, declared_length=declared
             )
         )
+        if status == 101:
+            self._missing = None
+            return Progress.SWITCHED
+        return _COMPLETE if length == 0 else _MORE
 
-    def on_body(self, body: bytes) -> None:
-        """Body bytes, transfer coding removed."""
-        if self._complete:
-            self.surplus = True
-        elif self._events is not None and not self.fault:
-            self._events.data(body)
+    def _switches(self, framing: Framing) -> bool:
+        """Whether a 101 is what was asked for (RFC 9110 section 7.8)."""
+        return self.upgrade and framing.protocol is not None and b"upgrade" in framing.options
 
-    def on_message_complete(self) -> None:
-        """The message (an interim response included) is complete."""
-        if self.head_done and not self.fault:
-            self._complete = True
+    def _body(self, data: bytes) -> Progress:
+        """Body bytes without a transfer coding, or raw ones."""
+        missing = self._missing
+        if missing is None:
+            self.events.data(data)
+            return _MORE
+        size = len(data)
+        if size < missing:
+            self._missing = missing - size
+            self.events.data(data)
+            return _MORE
+        if size > missing:
+            self.reusable = False
+            data = data[:missing]
+        self.events.data(data)
+        return _COMPLETE
 
-    def _read_special(self, version: bytes) -> tuple[bytes | None, int | None, bytes | None]:
-        """Transfer-Encoding, Content-Length and Upgrade; obeys Connection (RFC 9110 7.6.1)."""
-        coding: bytes | None = None
-        declared: int | None = None
-        switched: bytes | None = None
-        keep_alive = version == b"1.1"
-        for name, value in self._special:
-            if name == b"content-length":
-                declared = int(value)
-            elif name == b"transfer-encoding":
-                coding = value.lower() if coding is None else coding + b"," + value
-            elif name == b"upgrade":
-                switched = value
-            elif name == b"connection":
-                if value == b"keep-alive":
-                    keep_alive = True  # the common case, spared the set
-                    continue
-                options = {option.strip() for option in value.lower().split(b",")}
-                if b"close" in options:
-                    keep_alive = False
-                elif b"keep-alive" in options:
-                    keep_alive = True
-                if extra := options - _KNOWN_OPTIONS:
-                    self._headers = [field for field in self._headers if field[0] not in extra]
-            elif name == b"alt-svc" and value != self._alt_svc:
-                self._alt_svc = value
-                self._on_alt_svc(value)
-        self.keep_alive = keep_alive
-        return coding, declared, switched
+    def _decode(self, chunks: ChunkedDecoder, data: bytes) -> Progress:
+        body, rest = chunks.feed(data)
+        if body:
+            self.events.data(body)
+        if self.stopped:
+            return _MORE
+        if chunks.failed is not None:
+            return self._broken("the chunked coding of the body is not valid")
+        if not chunks.done:
+            return _MORE
+        if rest:
+            self.reusable = False
+        self.trailers = [f for f in chunks.trailers or () if f[0] != b"alt-svc"] or None
+        return _COMPLETE
