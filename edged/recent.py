@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, defaultdict, deque
+from itertools import islice
 
 from edged.accesslog import ExchangeRecord
+from policies.model import RequestClass
+
+_LATELY = 1000
+"""How many of the last exchanges say what is usual."""
 
 
 class Recent:
@@ -27,6 +32,15 @@ class Recent:
     def get(self, request_id: str) -> ExchangeRecord | None:
         """The record of an exchange that is over, or ``None`` if it is unknown or forgotten."""
         return self._by_id.get(request_id)
+
+    def usual_classes(self) -> dict[str, RequestClass]:
+        """By upstream, the class that most of its last exchanges had; none had any: no entry."""
+        counts: defaultdict[str, Counter[RequestClass]] = defaultdict(Counter)
+        for request_id in islice(reversed(self._order), _LATELY):
+            record = self._by_id.get(request_id)
+            if record is not None and record.ranking is not None:
+                counts[record.upstream][record.ranking.request_class] += 1
+        return {upstream: count.most_common(1)[0][0] for upstream, count in counts.items()}
 
     def __len__(self) -> int:
         return len(self._by_id)
