@@ -117,6 +117,7 @@ class Admin:
         try:
             url = urlsplit(text if "//" in text else f"//{text}")
             host = host_name(url.hostname or "") if url.netloc else ""
+            port = url.port
         except ValueError:
             raise Refused(400, "url is a URL, or a path of the gateway") from None
         length = values.get("bytes", "0")
@@ -125,12 +126,19 @@ class Admin:
         stream = values.get("stream", "") not in ("", "0")
         if not host and not url.path.startswith("/"):
             raise Refused(400, "give url=URL, as https://api.example.com/v1")
+        if port is not None and _is_local_name(url.netloc) and self._listens_on(port):
+            host = ""  # what a client of the gateway would ask for
         cls = RequestClass.of(int(length), streaming=stream)
-        data = why_url(self._live, host, url.path or "/", cls, now)
+        unlisted = _unlisted_name(url.scheme, host, port)
+        data = why_url(self._live, host, url.path or "/", unlisted, cls, now)
         if data is None:
-            rest = "they are refused" if not self._live.config.unlisted_allowed else "none is known"
-            raise Refused(404, f"{host or url.path} is in no upstream; paths: {rest}")
+            allowed = host and self._live.config.unlisted_allowed
+            rest = "once it was asked for, its paths are shown" if allowed else "it is refused"
+            raise Refused(404, f"{host or url.path} is in no upstream; {rest}")
         return data
+
+    def _listens_on(self, port: int) -> bool:
+        return any(address.endswith(f":{port}") for address in self._live.listening)
 
     async def _run_reload(self, responder: Responder, sink: _Waiting) -> None:
         note = await self._reload()
@@ -174,6 +182,13 @@ def _is_local_name(authority: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _unlisted_name(scheme: str, host: str, port: int | None) -> str:
+    """What `edged.table.PathTable.ensure` calls a host that is in no upstream."""
+    if scheme == "http" and port not in (None, 80):
+        return f"http://{host}:{port}"
+    return f"{host}:{port or (80 if scheme == 'http' else 443)}"
 
 
 def _json(

@@ -23,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from edged.admin.views import SHOWN_CLASS, Live
+from edged.admin.views import Live
 from edged.counters import BUCKETS_S, Histogram
 from edged.version import VERSION
 from policies.model import Breaker, Candidate
@@ -100,25 +100,29 @@ class LiveCollector(Collector):
     # -- paths ------------------------------------------------------------------------------------
 
     def _paths(self) -> Iterator[Metric]:
-        table = self._live.table
-        candidates = [
-            candidate
-            for upstream in self._live.config.upstreams
-            for candidate in table.peek(upstream, SHOWN_CLASS).order
-        ]
+        table, classes = self._live.table, self._live.shown_classes()
+        rankings = [table.peek(upstream, cls) for upstream, cls in classes.items()]
+        candidates = [candidate for ranking in rankings for candidate in ranking.order]
         yield from _estimates(candidates)
         yield from _gates(candidates, monotonic())
-        cost = _path_gauge("score_ms", "Expected cost of a request without body; lower wins.")
+        cost = _path_gauge("score_ms", "Expected cost of the usual request; lower wins.")
         parts = _path_gauge("score_part_ms", "The parts of it.", "part")
-        chosen = _path_gauge("chosen", "1 if a request without body takes this path now.")
-        for upstream in self._live.config.upstreams:
-            for place, candidate in enumerate(table.peek(upstream, SHOWN_CLASS).order):
+        chosen = _path_gauge("chosen", "1 if the usual request takes this path now.")
+        usual = _gauge(
+            "edged_usual_request_bytes",
+            "Greatest body of the class that most requests had lately: whose scores are shown.",
+            None,
+            "upstream",
+        )
+        for ranking in rankings:
+            usual.add_metric((ranking.upstream,), ranking.request_class.up_bytes)
+            for place, candidate in enumerate(ranking.order):
                 labels = _labels(candidate)
                 chosen.add_metric(labels, place == 0)
                 cost.add_metric(labels, candidate.cost_ms)
                 for part in candidate.parts:
                     parts.add_metric((*labels, part.name), part.ms)
-        yield from (cost, parts, chosen)
+        yield from (usual, cost, parts, chosen)
 
     # -- upstreams --------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def _upstream(upstream: Data) -> Iterator[RenderableType]:
         f"  {', '.join(ways)}  policy {upstream['policy']}  {_counts(upstream)}",
     )
     yield _candidates(upstream["paths"], parts=False)
-    yield Text(upstream["decided_by"], style="dim")
+    yield Text(f"for {_class(upstream['class'])}: {upstream['decided_by']}", style="dim")
 
 
 def _counts(data: Data) -> str:
@@ -98,17 +98,18 @@ def _why(data: Data) -> Iterator[RenderableType]:
     if ranking is None:
         yield Text("It was answered without choosing a path.")
         return
-    cls = ranking["class"]
-    yield Text.assemble(
-        ("upstream ", "bold"),
-        ranking["upstream"],
-        f", class: {size(cls['up_bytes'])} up{', streaming' if cls['streaming'] else ''}",
-    )
+    yield Text.assemble(("upstream ", "bold"), f"{ranking['upstream']}, {_class(ranking['class'])}")
     yield _candidates(ranking["candidates"], parts=True)
     for candidate in ranking["candidates"]:
         if candidate["reason"]:
             yield Text(f"{candidate['path']}: {candidate['reason']}", style="dim")
     yield Text(ranking["decided_by"], style="bold")
+
+
+def _class(cls: Data) -> str:
+    up_bytes, streaming = cls["up_bytes"], cls["streaming"]
+    body = f"a body of up to {size(up_bytes)}" if up_bytes else "no body"
+    return f"requests with {body}{' and a streamed answer' if streaming else ''}"
 
 
 def _request(request: Data) -> Iterator[Text]:
@@ -147,8 +148,10 @@ def _attempts(attempts: Sequence[Data]) -> Table:
 
 def _candidates(candidates: Sequence[Data], *, parts: bool) -> RenderableType:
     names = list(dict.fromkeys(name for c in candidates for name in c["parts"])) if parts else []
+    summands = [f"{'+' if place else '='} {name}" for place, name in enumerate(names)]
     table = _table(
-        "", "path", "verdict", "score ms", *names, "rtt", "loss", "jitter", "warm", "busy", "note"
+        *("", "path", "verdict", "score ms", *summands),
+        *("RTT", "loss", "jitter", "warm", "busy", "note"),
     )
     for place, candidate in enumerate(candidates):
         table.add_row(
@@ -188,7 +191,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-_RIGHT = {"score", "rtt", "loss", "jitter", "busy", "from", "to", "attempt"}
+_RIGHT = {"score", "=", "+", "RTT", "loss", "jitter", "busy", "from", "to", "attempt"}
 
 
 def ms(value: float | None, *, unit: str = " ms") -> str:

@@ -27,7 +27,7 @@ from policies.model import (
 Data = dict[str, Any]
 
 SHOWN_CLASS = RequestClass.of(0)
-"""The class of request whose ranking status and metrics show."""
+"""Whose ranking is shown of an upstream that has had no request."""
 
 
 class Table(Protocol):
@@ -100,6 +100,13 @@ class Live:
     state: str = "starting"
     """``starting``, ``ready`` or ``draining``."""
 
+    def shown_classes(self) -> dict[str, RequestClass]:
+        """By upstream, whose ranking to show: that of the requests it gets. The choice for others
+        may differ, and its hysteresis moves only with them.
+        """
+        usual = self.recent.usual_classes()
+        return {name: usual.get(name, SHOWN_CLASS) for name in self.config.upstreams}
+
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere; ``None``: they should not."""
         if self.state != "ready":
@@ -135,7 +142,9 @@ def status(live: Live, now: float) -> Data:
         "clients": _clients(live.clients),
         "access_log_dropped": live.access_log.dropped if live.access_log else 0,
         "lines": [_line(line, live) for line in config.topology.lines],
-        "upstreams": [_upstream(live, name, now) for name in config.upstreams],
+        "upstreams": [
+            _upstream(live, name, cls, now) for name, cls in live.shown_classes().items()
+        ],
         "unlisted": _counters(live, "*"),
         "pools": [pool._asdict() for pool in live.pools()],
     }
@@ -173,14 +182,15 @@ def bind_text(line: Line) -> str:
     return f"mark {line.mark}" if line.mark else "system route"
 
 
-def _upstream(live: Live, name: str, now: float) -> Data:
+def _upstream(live: Live, name: str, cls: RequestClass, now: float) -> Data:
     upstream = live.config.upstreams[name]
-    ranking = live.table.peek(name, SHOWN_CLASS)
+    ranking = live.table.peek(name, cls)
     return {
         "name": name,
         "hosts": list(upstream.hosts),
         "prefix": upstream.prefix,
         "policy": upstream.policy_name,
+        "class": class_data(cls),
         "decided_by": ranking.decided_by,
         **_counters(live, name),
         "paths": [candidate_data(c, now) for c in ranking.order],
@@ -208,6 +218,11 @@ def _counters(live: Live, name: str) -> Data:
         "bytes_down": c.bytes_down,
         "bytes_down_wire": c.bytes_down_wire,
     }
+
+
+def class_data(cls: RequestClass) -> Data:
+    """A class of request: its body has at most so many bytes."""
+    return {"up_bytes": cls.up_bytes, "streaming": cls.streaming}
 
 
 def candidate_data(candidate: Candidate, now: float) -> Data:
@@ -252,10 +267,7 @@ def ranking_data(ranking: Ranking, now: float) -> Data:
     """Every candidate, best first, and the sentence that decided."""
     return {
         "upstream": ranking.upstream,
-        "class": {
-            "up_bytes": ranking.request_class.up_bytes,
-            "streaming": ranking.request_class.streaming,
-        },
+        "class": class_data(ranking.request_class),
         "decided_by": ranking.decided_by,
         "candidates": [candidate_data(candidate, now) for candidate in ranking.order],
     }
@@ -290,12 +302,17 @@ def why_record(record: ExchangeRecord, now: float) -> Data:
     }
 
 
-def why_url(live: Live, host: str, path: str, cls: RequestClass, now: float) -> Data | None:
-    """``/why?url=``: what would be decided now; ``None``: the host is in no upstream."""
+def why_url(
+    live: Live, host: str, path: str, unlisted: str, cls: RequestClass, now: float
+) -> Data | None:
+    """``/why?url=``: what would be decided now. ``None``: the host is in no upstream, and has had
+    no request under the name ``unlisted`` that the table gives it then.
+    """
     upstream = live.route(host, path)
-    if upstream is None:
+    try:
+        ranking = live.table.peek(unlisted if upstream is None else upstream, cls)
+    except KeyError:
         return None
-    ranking = live.table.peek(upstream, cls)
     return {"request": None, "attempts": [], "ranking": ranking_data(ranking, now)}
 
 

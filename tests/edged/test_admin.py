@@ -18,7 +18,7 @@ from rich.console import Console
 from edged.admin import text
 from edged.config import load
 from edged.daemon import Daemon
-from policies.model import Kind, Sample
+from policies.model import Kind, RequestClass, Sample
 
 CONFIG = """
 node: {{name: t1}}
@@ -179,6 +179,53 @@ def metrics_of(exposition):
         for family in text_string_to_metric_families(exposition)
         for sample in family.samples
     }
+
+
+def test_the_ranking_that_is_shown_is_that_of_the_requests_there_are(tmp_path):
+    async def scenario(r):
+        before = (await r.get("/status")).json()["upstreams"][0]["class"]
+        await r.client.get(r.proxy + "/api/x")
+        for _ in range(2):
+            await r.client.post(r.proxy + "/api/x", content=bytes(5000))
+        status = (await r.get("/status")).json()
+        cls = RequestClass.of(5000)
+        ranking = r.daemon.table.peek("api", cls)
+        return before, status, ranking, (await r.get("/metrics")).text
+
+    before, status, ranking, metrics = play(tmp_path, scenario)
+    (upstream,) = status["upstreams"]
+    assert before == {"up_bytes": 0, "streaming": False}
+    assert upstream["class"] == {"up_bytes": 16384, "streaming": False}
+    assert [p["path"] for p in upstream["paths"]] == [p.name for p in ranking.paths]
+    found = metrics_of(metrics)
+    assert found["edged_usual_request_bytes", ("upstream", "api")] == 16384
+    console = Console(record=True, width=250, file=io.StringIO())
+    text.print_status(console, status)
+    assert "for requests with a body of up to 16.0 KiB: " in console.export_text()
+
+
+def test_why_takes_the_url_that_a_client_uses(tmp_path):
+    async def scenario(r):
+        port = r.proxy.rpartition(":")[2]
+        gateway = [
+            (await r.get("/why", params={"url": f"http://{host}:{port}/api/x"})).json()
+            for host in ("127.0.0.1", "localhost")
+        ]
+        nowhere = (await r.get("/why", params={"url": r.proxy + "/nowhere"})).json()
+        origin = f"http://127.0.0.1:{r.daemon.config.topology.endpoints[0].port}"
+        asked = {"url": origin.replace("127.0.0.1", "localhost") + "/x"}
+        before = await r.get("/why", params=asked)
+        through = httpx.AsyncClient(trust_env=False, proxy=r.proxy)
+        async with through:
+            await through.get(asked["url"])
+        return gateway, nowhere, before, (await r.get("/why", params=asked)).json()
+
+    gateway, nowhere, before, unlisted = play(tmp_path, scenario)
+    assert [data["ranking"]["upstream"] for data in gateway] == ["api", "api"]
+    assert nowhere["error"] == "/nowhere is in no upstream; it is refused"
+    assert before.status_code == 404
+    assert "once it was asked for, its paths are shown" in before.json()["error"]
+    assert len(unlisted["ranking"]["candidates"]) == 2
 
 
 def test_metrics(tmp_path):
