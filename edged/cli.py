@@ -6,6 +6,7 @@ Exit status: 0 done, 1 it failed (and said why), 2 wrong use, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,10 +27,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the result is the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what the terminal cannot show becomes "?"
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         status = _run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # ``>&-``
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except Failed as failed:
@@ -101,7 +105,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     _config_commands(commands)
     _admin_commands(commands)
     _other_commands(commands)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     known = list(commands.choices)
+    if list(argv) == ["--version"]:
+        argv = ["version"]
     if not argv:
         parser.error(f"no command given; commands: {', '.join(known)}")
     if not argv[0].startswith("-") and argv[0] not in known:
@@ -113,8 +120,8 @@ def _unknown(word: str, known: Sequence[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown command {word!r}{hint} commands: {', '.join(known)}"
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown command {word!r}; {hint}commands: {', '.join(known)}"
 
 
 _Commands = argparse._SubParsersAction  # argparse gives this type no public name

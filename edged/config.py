@@ -124,7 +124,7 @@ class Config:
 def load(file: Path | str) -> Config:
     """Read, check and build the configuration. Raises `ConfigError` with every mistake."""
     file = Path(file)
-    document, mistakes = config_policies.read_document(file)
+    document, mistakes = config_policies.read_document(file, "; -c FILE names another")
     policies_dir, missing = _policies_dir(document)
     policies = config_policies.load(policies_dir)
     mistakes += policies.mistakes

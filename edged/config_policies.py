@@ -92,13 +92,15 @@ def load(directory: Path | None) -> PolicySet:
     return result
 
 
-def read_document(file: Path) -> tuple[Document, list[Mistake]]:
-    """Parse ``file``; what keeps it from being read is a mistake as well."""
+def read_document(file: Path, otherwise: str = "") -> tuple[Document, list[Mistake]]:
+    """Parse ``file``; what keeps it from being read is a mistake as well, with ``otherwise``
+    said of what to do then.
+    """
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        text = f"cannot be read: {error.strerror}"
+        text = f"cannot be read: {error.strerror}{otherwise}"
         return Document(file, broken=True), [Mistake(file, Mark(1, 1), "", text)]
     if len(raw) > MAX_BYTES:
         text = f"is larger than {MAX_BYTES} bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -71,7 +72,7 @@ def complaint(result, status):
     [
         ([], "no command given; commands: run, check"),
         (["stats"], "unknown command 'stats'; did you mean 'status'?"),
-        (["relay"], "unknown command 'relay'"),
+        (["prance"], "unknown command 'prance'; commands: run, check"),
         (["run", "--port", "80"], "unrecognized arguments"),
         (["why"], "required: URL|request-id"),
         (["probe", "ftp://x"], "a URL that starts with https://"),
@@ -137,7 +138,8 @@ def test_run_with_mistakes_tells_them_all_and_starts_nothing(edged, tmp_path):
 
 
 def test_run_without_its_file(edged):
-    assert "cannot be read: No such file or directory" in edged("run", "-c", "/nowhere").stderr
+    said = edged("run", "-c", "/nowhere").stderr
+    assert "cannot be read: No such file or directory; -c FILE names another" in said
 
 
 def test_a_port_in_use_is_one_line(tmp_path):
@@ -232,6 +234,29 @@ def test_a_reader_that_stops_is_no_error():
         command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert (result.stdout, result.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize("streams", [">&-", "<&- >&-"])
+def test_a_closed_output_is_no_error(streams):
+    command = f"{sys.executable} -m edged version {streams}"
+    result = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_what_the_terminal_cannot_show_is_replaced(edged, tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text("nöde: {}\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "edged", "check", "-c", str(file)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert b"n?de: unknown key" in result.stdout
 
 
 def test_ctrl_c_is_quiet(tmp_path):
