@@ -44,89 +44,86 @@ _READ_HERE = frozenset(
     (b"alt-svc", b"connection", b"content-length", b"transfer-encoding", b"upgrade")
 )
 _DROPPED = frozenset((b"keep-alive", b"proxy-connection", b"te"))
-_REPEATING = _DROPPED | {
-    b"accept-ranges",
-    b"access-control-allow-credentials",
-    b"access-control-allow-headers",
-    b"access-control-allow-methods",
-    b"access-control-allow-origin",
-    b"access-control-expose-headers",
-    b"alt-svc",
-    b"cache-control",
-    b"connection",
-    b"content-encoding",
-    b"content-language",
-    b"content-length",
-    b"content-type",
-    b"cross-origin-opener-policy",
-    b"cross-origin-resource-policy",
-    b"date",
-    b"expires",
-    b"openai-version",
-    b"pragma",
-    b"referrer-policy",
-    b"server",
-    b"strict-transport-security",
-    b"transfer-encoding",
-    b"vary",
-    b"via",
-    b"x-accel-buffering",
-    b"x-content-type-options",
-    b"x-frame-options",
-    b"x-powered-by",
-    b"x-xss-protection",
-}
+_REPEATING = frozenset(
+    (
+        b"accept-ranges",
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+        b"cache-control",
+        b"content-encoding",
+        b"content-language",
+        b"content-type",
+        b"cross-origin-opener-policy",
+        b"cross-origin-resource-policy",
+        b"date",
+        b"expires",
+        b"openai-version",
+        b"pragma",
+        b"referrer-policy",
+        b"server",
+        b"strict-transport-security",
+        b"vary",
+        b"via",
+        b"x-accel-buffering",
+        b"x-content-type-options",
+        b"x-frame-options",
+        b"x-powered-by",
+        b"x-xss-protection",
+    )
+)
 _REMEMBERED = 2048
 _REMEMBERED_BYTES = 128
 
-_names: dict[bytes, bytes] = {}
+_SELDOM, _OFTEN, _HERE = range(3)
+"""How a field is treated: read anew each time, remembered, remembered and read by the connection
+or dropped."""
+
+_names: dict[bytes, tuple[bytes, int]] = {}
 
 
-def _field_name(raw: bytes) -> bytes:
+def _field_name(raw: bytes) -> tuple[bytes, int]:
     """``raw`` in lower case. Raises `Malformed` when it is no token (a folded line, a space)."""
     if not _TOKEN.fullmatch(raw):
         raise Malformed("a field line without a valid name")
     name = raw.lower()
+    here = name in _READ_HERE or name in _DROPPED
+    known = name, _HERE if here else _OFTEN if name in _REPEATING else _SELDOM
     if len(_names) < _REMEMBERED and len(raw) < _REMEMBERED_BYTES:
-        _names[raw] = name
-    return name
-
-
-def split_line(line: bytes) -> tuple[bytes, bytes]:
-    """Name in lower case and value of a field line. Raises `Malformed`."""
-    raw, colon, value = line.partition(b":")
-    name = _names.get(raw) or _field_name(raw)
-    if not colon:
-        raise Malformed("a field line without a colon")
-    if value.translate(None, _HARMLESS):
-        raise Malformed("a control character in a field value")
-    return name, value.strip(b" \t")
+        _names[raw] = known
+    return known
 
 
 class _Lines(dict[bytes, Line]):
-    """Field lines and what they mean. ``[]`` reads a line not known yet."""
+    """Field lines and what they mean. ``[]`` reads a line not known yet. Raises `Malformed`."""
 
     def __missing__(self, line: bytes) -> Line:
-        name, value = field = split_line(line)
-        if name in _READ_HERE:
-            read = _read_here(name, value, field)
-        else:
-            read = (None if name in _DROPPED else field, None)
-        if name in _REPEATING and len(line) <= _REMEMBERED_BYTES:
+        raw, colon, value = line.partition(b":")
+        name, kind = _names.get(raw) or _field_name(raw)
+        if not colon or value.translate(None, _HARMLESS):
+            raise Malformed("a field line without a colon or with a control character")
+        field = name, value.strip(b" \t")
+        if kind == _SELDOM:
+            return field, None
+        read = (field, None) if kind == _OFTEN else _read_here(field)
+        if len(line) <= _REMEMBERED_BYTES:
             if len(self) >= _REMEMBERED:
                 self.clear()
             self[line] = read
         return read
 
 
-def _read_here(name: bytes, value: bytes, field: tuple[bytes, bytes]) -> Line:
+def _read_here(field: tuple[bytes, bytes]) -> Line:
+    name, value = field
     if name == b"content-length":
         # 1*DIGIT (RFC 9110 section 8.6); a list of equal numbers is refused as well.
         if not value.isdigit() or len(value) > 18:
             raise Malformed("the Content-Length is not a plain number")
         return None, (name, value, int(value))
-    if name == b"connection" and value.lower() == b"keep-alive":
-        return None, None  # what HTTP/1.1 does anyway; see `keeps_alive` for 1.0
+    if name in _DROPPED or (name == b"connection" and value.lower() == b"keep-alive"):
+        return None, None  # keeping is what HTTP/1.1 does anyway; see `keeps_alive` for 1.0
     return field if name == b"alt-svc" else None, (name, value, -1)
 
 
@@ -159,12 +156,12 @@ special_of = itemgetter(1)
 
 
 def keeps_alive(lines: list[bytes]) -> bool:
-    """Whether the field lines of an HTTP/1.0 head ask to keep the connection."""
+    """Whether the field lines of a good HTTP/1.0 head ask to keep the connection."""
     options = [
         option.strip(b" \t")
-        for name, value in map(split_line, lines)
+        for name, _, value in (line.lower().partition(b":") for line in lines)
         if name == b"connection"
-        for option in value.lower().split(b",")
+        for option in value.split(b",")
     ]
     return b"keep-alive" in options and b"close" not in options
 
