@@ -181,6 +181,8 @@ class Attempt:
     def head(self, head: ResponseHead) -> None:
         """The response begins: commit, unless it refuses what edged may repeat at once."""
         if head.status == 421:
+            if self.stream is not None:
+                self.stream.cancel()  # its body is nobody's
             self.failed(Failure(Outcome.PROTOCOL, "421 Misdirected Request", unprocessed=True))
             return
         if head.status in (400, 415) and self._repeat_plain():

@@ -299,6 +299,7 @@ async def test_421_means_another_path():
     client.sink.body(b"x")
     client.sink.body_end(None)
     stage.streams[0].answer(421)
+    assert stage.streams[0].cancelled
     stage.streams[1].answer(200, (), 2, b"ok")
     assert client.status == 200
 
