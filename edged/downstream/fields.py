@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from itertools import compress
-from operator import not_
 from typing import Any
 
 from edged.downstream.limits import Limits
@@ -160,13 +158,15 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
 
     Raises `BadMessage` with the status that RFC 9110 or 9112 names.
     """
-    lines = block.split(b"\r\n")
-    usual = _USUAL_LINE(lines[0])
-    if usual is not None and 1 < len(lines) <= limits.header_fields + 1:
-        host = _host_lines.get(lines[1])
+    try:
+        request_line, host_line, *lines = block.split(b"\r\n")
+    except ValueError:
+        return _parse_unusual(block, limits)  # without a field
+    usual = _USUAL_LINE(request_line)
+    host = _host_lines.get(host_line)
+    if usual is not None and host is not None and len(lines) < limits.header_fields:
         method, target = usual.groups()
-        if host is not None and len(target) <= limits.uri_bytes:
-            del lines[:2]
+        if len(target) <= limits.uri_bytes:
             fields: Headers = list(map(_known_field, lines))
             length = 0
             if not all(fields):
@@ -179,11 +179,12 @@ def parse_head(block: bytes, limits: Limits) -> ParsedHead:
             first = dict(reversed(fields))
             head = RequestHead(method, b"http", host, target, fields, length, first=first)
             return head, True, method != b"HEAD"
-    return _parse_unusual(block, lines, limits)
+    return _parse_unusual(block, limits)
 
 
-def _parse_unusual(block: bytes, lines: list[bytes], limits: Limits) -> ParsedHead:
+def _parse_unusual(block: bytes, limits: Limits) -> ParsedHead:
     """Read a head in which nothing is taken for granted."""
+    lines = block.split(b"\r\n")
     if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
         raise _bad_control()
     parts = lines[0].split(b" ")
@@ -219,12 +220,11 @@ def _fill_in(lines: list[bytes], fields: list[Any]) -> Headers:
 
     These, and those known to say nothing, are gone from ``fields`` afterwards.
     """
-    if b"".join(compress(lines, map(not_, fields))).translate(None, _HARMLESS):
+    unread = [at for at, field in enumerate(fields) if field is None]
+    if b"".join([lines[at] for at in unread]).translate(None, _HARMLESS):
         raise _bad_control()
     special: Headers = []
-    at = -1
-    for _ in range(fields.count(None)):
-        at = fields.index(None, at + 1)
+    for at in unread:
         line = lines[at]
         raw, colon, value = line.partition(b":")
         name = _names.get(raw) or field_name(raw)

@@ -103,7 +103,7 @@ class H1Connection(HeldOutput):
                 self._consume(data)
         finally:
             self._corked = False
-            if self._held:
+            if self.held:
                 self.flush()
 
     def eof_received(self) -> bool:
@@ -119,7 +119,7 @@ class H1Connection(HeldOutput):
         """The connection is closed, by whomever."""
         self._state = _CLOSED
         self._buffer = b""
-        self._held.clear()
+        self.held.clear()
         self._hub.leave(self)
         self._lose_exchange()
 
@@ -158,7 +158,7 @@ class H1Connection(HeldOutput):
             else:
                 break
         self._buffer = data
-        if len(data) > self._hub.limits.read_ahead_bytes and self._state != _HEAD:
+        if data and self._state != _HEAD:
             self._set_reading()
 
     def _continue(self) -> None:
@@ -274,7 +274,8 @@ class H1Connection(HeldOutput):
         if complete:
             if not exchange.done:
                 sink.body_end(decoder.trailers if decoder is not None else None)
-            self._set_reading()
+            if not self._reading:
+                self._set_reading()
         elif decoder is not None and decoder.failed is not None and not exchange.done:
             self._fail(decoder.failed)
         return rest
@@ -305,7 +306,7 @@ class H1Connection(HeldOutput):
 
     def become_raw(self, exchange: H1Exchange) -> RawConnection:
         """The response head switched protocols: bytes pass unread from here on."""
-        if self._held:
+        if self.held:
             self.flush()
         self._state = _CLOSED
         self._exchange = None
@@ -347,7 +348,7 @@ class H1Connection(HeldOutput):
             self._drop_rest_of_body()
         else:
             self._await_next()
-        if self._held and not self._corked:
+        if self.held and not self._corked:
             self.flush()
 
     def cut(self, exchange: H1Exchange, *, hard: bool) -> None:
@@ -357,7 +358,7 @@ class H1Connection(HeldOutput):
         if hard or not exchange.started:
             self._reset()
             return
-        if self._held:
+        if self.held:
             self.flush()
         self._close()
 
@@ -436,13 +437,13 @@ class H1Connection(HeldOutput):
         self._progress = -1
         self.deadline = self._hub.now + self._hub.limits.linger_s
         self._set_reading()
-        if self._held:
+        if self.held:
             self.flush()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _close(self) -> None:
-        if self._held:
+        if self.held:
             self.flush()
         self._state = _CLOSED
         self._buffer = b""
@@ -453,7 +454,7 @@ class H1Connection(HeldOutput):
     def _reset(self) -> None:
         self._state = _CLOSED
         self._buffer = b""
-        self._held.clear()
+        self.held.clear()
         reset(self._transport)
 
     # The hub's side.

@@ -35,6 +35,8 @@ class Connection(Protocol):
 class Holding(Protocol):
     """Who holds bytes back until the end of a loop turn."""
 
+    held: list[bytes]
+
     def flush(self) -> None:
         """Write them."""
 
@@ -106,7 +108,9 @@ class Hub:
         self.holding = []
         try:
             while holding:
-                holding.pop().flush()
+                connection = holding.pop()
+                if connection.held:
+                    connection.flush()
         finally:
             if holding:  # a defect of one must not keep the others waiting
                 self.holding += holding

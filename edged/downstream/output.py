@@ -17,17 +17,18 @@ class HeldOutput(asyncio.Protocol):
     head waits for the first body bytes or the end of the loop turn; what follows leaves at once.
     """
 
-    __slots__ = ("_corked", "_held", "_hub", "_transport")
+    __slots__ = ("_corked", "_hub", "_transport", "held")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
         self._corked = False
-        self._held: list[bytes] = []
+        self.held: list[bytes] = []
+        """What waits to be written."""
 
     def write_now(self, data: bytes) -> None:
         """Write, together with what is held; within a parser callback, when that returns."""
-        held = self._held
+        held = self.held
         if not held and not self._corked:
             self._transport.write(data)
             return
@@ -37,22 +38,21 @@ class HeldOutput(asyncio.Protocol):
 
     def write_many(self, parts: Sequence[bytes]) -> None:
         """Write large pieces without joining them."""
-        if self._held:
+        if self.held:
             self.flush()
         self._transport.writelines(parts)
 
     def hold(self, data: bytes) -> None:
         """Write at the latest at the end of this loop turn."""
-        self._held.append(data)
+        self.held.append(data)
         if not self._corked:
-            hub = self._hub
-            if not hub.holding:  # one callback for all who hold something in this turn
-                hub.loop.call_soon(hub.flush)
-            hub.holding.append(self)
+            holding = self._hub.holding
+            if not holding:  # one callback for all who hold something in this turn
+                self._hub.loop.call_soon(self._hub.flush)
+            holding.append(self)
 
     def flush(self) -> None:
-        """Write what is held, if anything, at once."""
-        held = self._held
-        if held:
-            self._transport.write(b"".join(held))
-            held.clear()
+        """Write what is held, of which there is some, at once."""
+        held = self.held
+        self._transport.write(b"".join(held))
+        held.clear()
