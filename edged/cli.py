@@ -168,7 +168,7 @@ def _admin_commands(commands: _Commands[_Parser]) -> None:
     for parser in (status, why, reload):
         parser.add_argument(
             "--admin",
-            default=os.environ.get("EDGED_ADMIN", DEFAULT_ADMIN),
+            default=os.environ.get("EDGED_ADMIN") or DEFAULT_ADMIN,
             metavar="ADDRESS:PORT",
             help=f"admin listener (default $EDGED_ADMIN or {DEFAULT_ADMIN})",
         )

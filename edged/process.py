@@ -156,10 +156,8 @@ class Process:
             return
         self._notifier.reloading()
         note = await self._daemon.reload(by)
-        count = len(note.mistakes)
-        self._notifier.ready(
-            f"reloaded by {by}" if note.ok else f"reload refused, {count} mistakes; running on"
-        )
+        refused = f"reload by {by} refused, running on: {'; '.join(note.mistakes)}"
+        self._notifier.ready(f"reloaded by {by}" if note.ok else refused)
 
     async def _watch(self) -> None:
         """Reload when a policy file changed (or came, or went) and has been still since."""

@@ -24,6 +24,8 @@ class Client:
 
     def __init__(self, address: str) -> None:
         address = address.removeprefix("http://").rstrip("/")
+        if address.startswith("localhost:"):
+            address = address.replace("localhost", "127.0.0.1", 1)
         try:
             host, port = split_address(address)
         except ValueError as error:

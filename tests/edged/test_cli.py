@@ -72,7 +72,7 @@ def complaint(result, status):
     [
         ([], "no command given; commands: run, check"),
         (["stats"], "unknown command 'stats'; did you mean 'status'?"),
-        (["prance"], "unknown command 'prance'; commands: run, check"),
+        (["xyzzy"], "unknown command 'xyzzy'; commands: run, check"),
         (["run", "--port", "80"], "unrecognized arguments"),
         (["why"], "required: URL|request-id"),
         (["probe", "ftp://x"], "a URL that starts with https://"),
@@ -167,7 +167,15 @@ def test_no_daemon_is_one_line(edged, command):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         words = complaint(edged(*command, "--admin", address), 1)
+        by_name = address.replace("127.0.0.1", "localhost")
+        assert complaint(edged(*command, "--admin", by_name), 1) == words
     assert f"no daemon answers on {address}" in words
+
+
+def test_an_empty_address_in_the_environment_means_the_default(edged, monkeypatch):
+    monkeypatch.setenv("EDGED_ADMIN", "")
+    monkeypatch.setattr("edged.cli.DEFAULT_ADMIN", "127.0.0.1:2")
+    assert "127.0.0.1:2;" in edged("status").stderr
 
 
 def test_schema_is_json_schema(edged):

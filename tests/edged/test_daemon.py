@@ -363,7 +363,7 @@ def test_the_conversation_with_systemd(tmp_path, origin, mine):
         assert "STATUS=reloaded by SIGHUP" in told("READY=1")
         mine.write_text("nonsense: 1\n")
         told("RELOADING=1")
-        assert "reload refused, 1 mistakes" in told("READY=1")
+        assert "nonsense: unknown key" in told("READY=1")
         edged.process.send_signal(signal.SIGINT)
         told("STOPPING=1")
         assert edged.process.wait(20) == 130
