@@ -19,7 +19,7 @@ from edged.headers import new_request_id
 from edged.messages import RequestHead
 from edged.outcome import error_type
 from policies import attempts
-from policies.model import Carrier, Failure, Path, Ranking
+from policies.model import Carrier, Change, Failure, Path, Ranking
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
@@ -162,11 +162,11 @@ class Driver(ABC, Generic[TryT]):
             self._remember(attempt, failure)
             self.carry_out(self.machine.failed(attempt.number, failure, monotonic()))
 
-    def path_down(self, path: str, ranking: Ranking) -> None:
+    def path_down(self, change: Change, ranking: Ranking) -> None:
         """A path in use was declared DOWN; ``ranking`` is the new order."""
         if not self.machine.done:
             self.machine.reroute(*candidates(ranking, self.suits))
-            self.carry_out(self.machine.path_down(path, monotonic()))
+            self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason))
 
     def path_suspect(self, path: str) -> None:
         """A path in use became SUSPECT."""

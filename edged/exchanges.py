@@ -213,7 +213,7 @@ class Exchanges:
             if change.new is Verdict.DOWN:
                 old = exchange.plan.ranking
                 ranking = self.table.ranking(old.upstream, old.request_class)
-                exchange.path_down(change.path, ranking)
+                exchange.path_down(change, ranking)
             elif change.new is Verdict.SUSPECT:
                 exchange.path_suspect(change.path)
 

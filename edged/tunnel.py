@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from edged.driver import UPGRADED_IDLE_S, Driver, candidates
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.routes import split_authority
-from policies.model import Carrier, Failure, Kind, Outcome, Path, Ranking, Sample
+from policies.model import Carrier, Change, Failure, Kind, Outcome, Path, Ranking, Sample
 from probes.base import DialError
 
 if TYPE_CHECKING:
@@ -150,12 +150,12 @@ class Tunnel(Driver["Leg"]):
         else:
             self._break("connection_terminated", f"the tunnel's connection was lost: {error}")
 
-    def path_down(self, path: str, ranking: Ranking) -> None:
+    def path_down(self, change: Change, ranking: Ranking) -> None:
         """DOWN closes an established tunnel at once; one that is still connecting moves."""
         if self.winner is not None:
-            self._break("connection_terminated", f"path {path} is down")
+            self._break("connection_terminated", f"path {change.path} is down: {change.reason}")
         else:
-            super().path_down(path, ranking)
+            super().path_down(change, ranking)
 
     def deadline_passed(self, now: float) -> None:
         """No connection in time, or a silent hour."""

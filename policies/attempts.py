@@ -263,7 +263,7 @@ class Exchange:
         self._failed.add(live.path)
         return self._after(live, failure, now)
 
-    def path_down(self, path: str, now: float) -> Commands:
+    def path_down(self, path: str, now: float, reason: str = "declared DOWN") -> Commands:
         """``path`` was declared DOWN. Call `reroute` first: the next path may share its line."""
         if self._done:
             return _NOTHING
@@ -277,7 +277,7 @@ class Exchange:
             return self._give_up(self._last_failure or _NO_PATH, "no other path is left")
         self._live.remove(live)
         unsent = live.sent_at is None
-        failure = Failure(Outcome.TIMEOUT, f"path {path} is down", unsent, path_down=True)
+        failure = Failure(Outcome.TIMEOUT, f"path {path} is down: {reason}", unsent, path_down=True)
         return (Cancel(live.number), *self._after(live, failure, now))
 
     def path_suspect(self, path: str, now: float) -> Commands:

@@ -152,6 +152,7 @@ def test_a_post_on_a_line_that_dies_is_repeated_for_gateway_requests(gateway, re
             assert stage.counters.double_executions == 1
         else:
             assert client.status == 502
+            assert b"path cn2>up/e1 is down: silence" in client.body
         assert stage.idle()
 
     play()
