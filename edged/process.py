@@ -19,6 +19,7 @@ from typing import Any
 
 import uvloop
 
+from edged.admin.views import bind_problem
 from edged.config import Config, ConfigError, load
 from edged.config_policies import policy_files
 from edged.daemon import Daemon
@@ -101,6 +102,9 @@ class Process:
     def _announce(self, daemon: Daemon) -> None:
         for note in self._config.notes:
             _log.warning("%s", note)
+        for line in self._config.topology.lines:
+            if (problem := bind_problem(line)) is not None:
+                _log.warning("%s", problem)
         addresses = ", ".join(daemon.live.listening) if daemon.live else ""
         _log.info("edged %s is ready on %s", VERSION, addresses)
         self._notifier.ready(f"serving on {addresses}")

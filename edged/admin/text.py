@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +48,9 @@ def _status(data: Data) -> Iterator[RenderableType]:
         yield Text(f"the last reload (by {reload['by']}) was refused:", style="red")
         yield from (Text(f"  {mistake}") for mistake in reload["mistakes"])
     yield _lines(data["lines"])
+    for line in data["lines"]:
+        if line["problem"]:
+            yield Text(line["problem"], style="red")
     for upstream in data["upstreams"]:
         yield from _upstream(upstream)
     if data["unlisted"]["requests"]:
@@ -167,7 +171,44 @@ def _candidates(candidates: Sequence[Data], *, parts: bool) -> RenderableType:
             str(candidate["in_flight"]),
             _note(candidate),
         )
-    return table if candidates else Group(Text("no path"))
+    return _Fitting(table, candidates, names) if candidates else Group(Text("no path"))
+
+
+class _Fitting:
+    """A table of candidates; where the terminal is too narrow for it, some lines for each."""
+
+    def __init__(self, table: Table, candidates: Sequence[Data], parts: Sequence[str]) -> None:
+        self._table = table
+        self._candidates = candidates
+        self._parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Asked by rich."""
+        if Measurement.get(console, options.update(width=1000), self._table).maximum <= (
+            options.max_width
+        ):
+            yield self._table
+            return
+        for place, candidate in enumerate(self._candidates):
+            yield from self._lines(candidate, ">" if place == 0 else " ")
+
+    def _lines(self, candidate: Data, mark: str) -> Iterator[Text]:
+        verdict = candidate["verdict"]
+        yield Text.assemble(
+            (f"{mark} ", "bold green"),
+            f"{candidate['path']}  ",
+            (verdict, _VERDICT_STYLE.get(verdict, "")),
+            f"  score {ms(candidate['cost_ms'])}",
+        )
+        if self._parts:
+            parts = candidate["parts"]
+            total = " + ".join(f"{name} {ms(parts.get(name), unit='')}" for name in self._parts)
+            yield Text(f"    = {total}")
+        yield Text(
+            f"    RTT {ms(candidate['rtt_ms'])}, loss {percent(candidate['loss'])}, "
+            f"jitter {ms(candidate['jitter_ms'])}, warm {candidate['warm'] or '-'}, "
+            f"busy {candidate['in_flight']}" + (f"; {note}" if (note := _note(candidate)) else "")
+        )
 
 
 def _note(candidate: Data) -> str:

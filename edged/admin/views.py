@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from edged.accesslog import AccessLog, ExchangeRecord, attempt_json
+from edged.binding import bind, families
 from edged.config import Config
 from edged.counters import UpstreamCounters
 from edged.looplag import LoopLag
@@ -23,6 +25,7 @@ from policies.model import (
     RequestClass,
     Snapshot,
 )
+from probes.base import DialError
 
 Data = dict[str, Any]
 
@@ -167,6 +170,7 @@ def _line(line: Line, live: Live) -> Data:
         "name": line.name,
         "kind": line.kind,
         "bind": bind_text(line),
+        "problem": bind_problem(line),
         "paths": len(states),
         "paths_usable": sum(state.usable for state in states),
         "probe_bytes": live.probe_bytes.get(line.name, 0),
@@ -180,6 +184,18 @@ def bind_text(line: Line) -> str:
     if line.interface:
         return line.interface
     return f"mark {line.mark}" if line.mark else "system route"
+
+
+def bind_problem(line: Line) -> str | None:
+    """Why no socket can be bound to ``line`` now, and what to do; ``None``: one can."""
+    try:
+        with socket.socket(families(line)[-1], socket.SOCK_DGRAM) as sock:
+            bind(sock, line)
+    except DialError as error:
+        return str(error)
+    except OSError as error:
+        return f"line {line.name}: no socket: {error.strerror}"
+    return None
 
 
 def _upstream(live: Live, name: str, cls: RequestClass, now: float) -> Data:

@@ -15,10 +15,10 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from edged.admin import text
+from edged.admin import text, views
 from edged.config import load
 from edged.daemon import Daemon
-from policies.model import Kind, RequestClass, Sample
+from policies.model import Kind, Line, RequestClass, Sample
 
 CONFIG = """
 node: {{name: t1}}
@@ -335,6 +335,43 @@ def test_the_text_views_show_what_the_json_says(tmp_path):
         "note: relays are not used",
     ):
         assert words in said, said
+
+
+@pytest.mark.parametrize("width", [60, 80, 250])
+def test_a_narrow_terminal_gets_every_number_too(tmp_path, width):
+    async def scenario(r):
+        return (await r.get("/why", params={"url": "/api/x"})).json()
+
+    data = play(tmp_path, scenario)
+    console = Console(markup=False, record=True, width=width, file=io.StringIO())
+    text.print_why(console, data)
+    said = " ".join(console.export_text().split())
+    assert "…" not in said
+    for candidate in data["ranking"]["candidates"]:
+        assert candidate["path"] in said
+        assert text.ms(candidate["cost_ms"], unit="") in said
+        for name, value in candidate["parts"].items():
+            assert name in said
+            assert text.ms(value, unit="") in said
+
+
+def test_a_line_that_cannot_be_bound_is_explained(tmp_path):
+    missing = Line("stick", interface="nosuch0")
+    elsewhere = Line("far", source="192.0.2.7")
+    assert "interface nosuch0" in views.bind_problem(missing)
+    assert "192.0.2.7 is not on this host: see `ip addr`" in views.bind_problem(elsewhere)
+    assert views.bind_problem(Line("here", source="127.0.4.1")) is None
+    assert views.bind_problem(Line("default")) is None
+
+    async def scenario(r):
+        return (await r.get("/status")).json()
+
+    status = play(tmp_path, scenario)
+    assert [line["problem"] for line in status["lines"]] == [None, None]
+    status["lines"][1]["problem"] = "line b: is gone"
+    console = Console(markup=False, record=True, width=100, file=io.StringIO())
+    text.print_status(console, status)
+    assert "line b: is gone" in console.export_text()
 
 
 def test_numbers_for_people():

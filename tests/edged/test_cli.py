@@ -161,6 +161,23 @@ def test_an_address_of_another_host_is_one_line(tmp_path):
     )
 
 
+def test_run_tells_of_a_line_that_cannot_be_bound(tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text(
+        "listen: {proxy: 127.0.0.1:0, admin: null}\n"
+        "lines: [{name: stick, bind: {interface: nosuch0}}]\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "edged", "run", "-c", str(file)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as daemon:
+        line = next(line for line in daemon.stderr if "line stick" in line or "stopped" in line)
+        daemon.terminate()
+    assert "interface nosuch0" in line
+
+
 @pytest.mark.parametrize("command", [["status"], ["why", "/x"], ["reload"]])
 def test_no_daemon_is_one_line(edged, command):
     with socket.socket() as free:
