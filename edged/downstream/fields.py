@@ -3,9 +3,9 @@
 One rule for everything ambiguous: refuse it. What another parser on the way might read otherwise
 (bare LF, folded lines, two lengths, a second Host) is answered with 400 and a closed connection.
 
-The parser is our own because strictness needs the raw bytes: measured, it costs what httptools'
-callbacks alone do (1.4 us for a minimal head, 5.6 us for nine fields), and it keeps no object per
-idle connection.
+The parser is our own because strictness needs the raw bytes, and it keeps no object per idle
+connection. Measured beside httptools with callbacks that do no more than collect the fields: a
+minimal head 2.2 against 1.5 us, one of an SDK with 16 fields, indexed, 7.4 against 4.7 us.
 """
 
 from __future__ import annotations
@@ -86,19 +86,27 @@ _host_lines: dict[bytes, bytes] = {}
 _field_lines: dict[bytes, Field | tuple[()]] = {}
 """Good lines as HTTP/1.1 reads them, none of them special; ``()``: one that says nothing new."""
 _known_field: Callable[[bytes], Any] = _field_lines.get
-_NOT_KEPT = frozenset(
+_KEPT = frozenset(
     (
-        b"api-key",
-        b"authorization",
-        b"cookie",
-        b"idempotency-key",
-        b"proxy-authorization",
-        b"traceparent",
-        b"x-api-key",
-        b"x-request-id",
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"anthropic-beta",
+        b"anthropic-version",
+        b"cache-control",
+        b"content-type",
+        b"dnt",
+        b"openai-beta",
+        b"origin",
+        b"pragma",
+        b"priority",
+        b"upgrade-insecure-requests",
+        b"user-agent",
+        b"via",
     )
 )
-"""Secrets, which are not to outlive their request, and what differs from each to the next."""
+_KEPT_PREFIXES = (b"x-stainless-", b"sec-ch-", b"sec-fetch-")
+"""What clients say alike in every request. Nothing else is kept: a secret would outlive its own."""
 
 
 def field_name(raw: bytes) -> bytes:
@@ -237,7 +245,7 @@ def _fill_in(lines: list[bytes], fields: list[Any]) -> Headers:
                 _learn(line, ())
         else:
             fields[at] = field
-            if name not in _NOT_KEPT:
+            if name in _KEPT or name.startswith(_KEPT_PREFIXES):
                 _learn(line, field)
     fields[:] = filter(None, fields)
     return special
