@@ -60,7 +60,9 @@ _SERIES = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.M)
 class Edged:
     """``with Edged(config, tmp_path) as edged: ... edged.url``"""
 
-    def __init__(self, config, directory, *, env=None, executable=(sys.executable, "-m", "edged")):
+    EXECUTABLE = (sys.executable, "-m", "edged")
+
+    def __init__(self, config, directory, *, env=None, executable=EXECUTABLE):
         self.directory = Path(directory)
         self.port, self.admin_port = free_port(), free_port()
         self.config = {
@@ -144,12 +146,13 @@ class Edged:
     def open(self, path, method="GET", *, body=None, headers=None, timeout=30):
         """Send a request; the `http.client.HTTPResponse` once its head is there.
 
-        Its ``connection`` is what `close` must be called on.
+        Its ``connection`` can be used on; ``leave()`` closes it, whatever is still to come.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
         response.connection = connection
+        response.leave = connection.close
         return response
 
     def fetch(self, path, method="GET", *, body=None, headers=None, timeout=30):
@@ -158,7 +161,7 @@ class Edged:
         try:
             return Answer(response.status, response.headers, response.read())
         finally:
-            response.connection.close()
+            response.leave()
 
     def tunnel(self, authority, timeout=30):
         """A socket through CONNECT to ``authority``."""

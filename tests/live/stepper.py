@@ -17,7 +17,7 @@ class Stepper:
     def __init__(self, address="127.0.0.1"):
         self.pieces = queue.SimpleQueue()
         self.requests = []
-        """Method and path, in order of arrival."""
+        """Method, path and the server before this one (X-Server), in order of arrival."""
         self.server = ThreadingHTTPServer((address, 0), self._handler())
         self.server.daemon_threads = True
         self.port = self.server.server_port
@@ -45,7 +45,8 @@ class Stepper:
 
             def do_GET(self):
                 self.rfile.read(int(self.headers.get("content-length", 0)))
-                stepper.requests.append((self.command, self.path))
+                server = self.headers.get("x-server")
+                stepper.requests.append((self.command, self.path, server))
                 with contextlib.suppress(OSError):
                     self.answer()
 

@@ -181,10 +181,10 @@ def test_requests_take_the_carrier(edged, way):
 
 @every
 def test_head_has_a_length_and_no_body(edged, way):
-    connection = edged.open(f"{prefix(way)}/bytes/100000", "HEAD")
-    assert connection.headers["content-length"] == "100000"
-    assert connection.read() == b""
-    same = connection.connection
+    response = edged.open(f"{prefix(way)}/bytes/100000", "HEAD")
+    assert response.headers["content-length"] == "100000"
+    assert response.read() == b""
+    same = response.connection
     same.request("GET", f"{prefix(way)}/bytes/1000")
     assert len(same.getresponse().read()) == 1000
     same.close()
@@ -243,7 +243,7 @@ def test_events_arrive_one_by_one(edged, stepper, way, method):
     assert stream.readline() == b"data: 5\n"
     stepper.end()
     assert stream.read() == b"\n"
-    stream.connection.close()
+    stream.leave()
 
 
 @every
@@ -379,7 +379,7 @@ def download(edged, path):
         if size // (20 * MEGABYTE) != (size + len(data)) // (20 * MEGABYTE):
             time.sleep(0.2)
         size += len(data)
-    response.connection.close()
+    response.leave()
     return size, digest.hexdigest()
 
 
