@@ -77,7 +77,7 @@ class LiveCollector(Collector):
         )
         clients = live.clients
         yield _gauge(
-            "edged_client_connections", "Open client connections.", len(clients.connections)
+            "edged_client_connections_open", "Open client connections.", len(clients.connections)
         )
         yield _gauge("edged_client_requests_open", "Requests in progress.", clients.requests_open)
         for name, text, value in (
