@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path as File
 
 from rich.console import Console
@@ -58,6 +58,8 @@ def probe(
     config = _config(config_file)
     chosen = _lines(config, lines)
     endpoint, target = _endpoint(url)
+    if config is not None:
+        endpoint = replace(endpoint, address=_address(config, endpoint))
     ca_file = str(config.ca_file) if config and config.ca_file else None
     rows = asyncio.run(_measure_all(chosen, endpoint, target, ca_file, timeout_s))
     if as_json:
@@ -104,6 +106,15 @@ def _endpoint(text: str) -> tuple[Endpoint, str]:
     port = url.port or (443 if secure else 80)
     endpoint = Endpoint("probe", "url", url.scheme, url_host(url), port, protocols=protocols)
     return endpoint, (url.path or "/") + question + query
+
+
+def _address(config: Config, endpoint: Endpoint) -> str | None:
+    """Where the configuration says that this host is; ``None``: DNS knows."""
+    there = (endpoint.host, endpoint.port)
+    for known in config.topology.endpoints:
+        if (known.host, known.port) == there and known.address is not None:
+            return known.address
+    return None
 
 
 async def _measure_all(
@@ -201,8 +212,9 @@ def _print(rows: Sequence[Row]) -> None:
         )
     console.print(table)
     for row in rows:
-        for text in (row.http.detail, row.icmp_note, row.quic.detail if row.quic else ""):
-            if text:
+        quic = row.quic.detail if row.quic else ""
+        for text in dict.fromkeys((row.http.detail, row.icmp_note, quic)):
+            if " " in text:  # a mere outcome stands in the table
                 console.print(Text(f"{row.line}: {text}", style="dim"))
 
 

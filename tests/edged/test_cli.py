@@ -247,6 +247,20 @@ def test_probe_measures_each_line(edged, origin):
     assert "cn2" not in table
 
 
+def test_probe_asks_where_the_configuration_says_a_host_is(edged, origin, tmp_path):
+    port = origin.rpartition(":")[2].strip("/")
+    file = tmp_path / "edged.yaml"
+    file.write_text(
+        "upstreams: [{name: a, prefix: /a, endpoints: "
+        f'[{{url: "http://host.invalid:{port}", address: 127.0.0.1}}]}}]\n'
+    )
+    url = f"http://host.invalid:{port}/"
+    assert edged("probe", url, "-c", str(file)).returncode == 0
+    said = edged("probe", f"http://other.invalid:{port}/", "-c", str(file), "--timeout", "2s")
+    assert said.returncode == 1
+    assert said.stdout.count("other.invalid") == 1, "each reason once"
+
+
 def test_probe_of_what_does_not_answer(edged):
     result = edged("probe", "http://127.0.0.1:1/", "--timeout", "2s")
     assert result.returncode == 1
