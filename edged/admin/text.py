@@ -87,6 +87,8 @@ def _counts(data: Data) -> str:
     errors = sum(data["errors"].values())
     if errors:
         text += f", {errors} errors"
+    if (mean := data.get("ttfb_ms", {}).get("mean")) is not None:
+        text += f", first byte after {ms(mean)} on average"
     for word in ("retries", "failovers", "hedges", "aborted"):
         if data.get(word):
             text += f", {data[word]} {word}"

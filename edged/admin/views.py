@@ -7,12 +7,13 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 from edged.accesslog import AccessLog, ExchangeRecord, attempt_json
 from edged.binding import bind, families
 from edged.config import Config
-from edged.counters import UpstreamCounters
+from edged.counters import BUCKETS_S, Histogram, UpstreamCounters
 from edged.looplag import LoopLag
 from edged.recent import Recent
 from edged.upstream.pool_types import PoolStats
@@ -222,6 +223,8 @@ def _counters(live: Live, name: str) -> Data:
         "requests": c.requests,
         "in_flight": c.in_flight,
         "errors": dict(c.errors),
+        "ttfb_ms": _times(c.ttfb),
+        "total_ms": _times(c.total),
         "statuses": {str(status): n for status, n in sorted(c.statuses.items())},
         "aborted": c.aborted,
         "client_gone": c.client_gone,
@@ -239,6 +242,21 @@ def _counters(live: Live, name: str) -> Data:
 def class_data(cls: RequestClass) -> Data:
     """A class of request: its body has at most so many bytes."""
     return {"up_bytes": cls.up_bytes, "streaming": cls.streaming}
+
+
+def _times(histogram: Histogram) -> Data:
+    """Mean, and the buckets' bounds that half and 95% of all stay below; null: none yet, or more
+    than the greatest bound.
+    """
+    counts = histogram.counts
+    total = sum(counts)
+    data: Data = {"mean": _ms(histogram.sum_s / total) if total else None}
+    for name, share in (("p50_below", 0.5), ("p95_below", 0.95)):
+        found = (
+            b for b, n in zip(BUCKETS_S, accumulate(counts), strict=False) if n >= share * total
+        )
+        data[name] = _ms(next(found, None)) if total else None
+    return data
 
 
 def candidate_data(candidate: Candidate, now: float) -> Data:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from edged.admin import text, views
 from edged.config import load
+from edged.counters import Histogram
 from edged.daemon import Daemon
 from policies.model import Kind, Line, RequestClass, Sample
 
@@ -103,6 +104,9 @@ def test_status(tmp_path):
     )
     assert upstream["requests"] == 3
     assert upstream["statuses"] == {"200": 3}
+    for times in (upstream["ttfb_ms"], upstream["total_ms"]):
+        assert 0 < times["mean"] < 5000
+        assert 1 <= times["p50_below"] <= times["p95_below"]
     assert {path["path"] for path in upstream["paths"]} == {"a>api/one", "b>api/one"}
     assert all(set(path["parts"]) >= {"rtt", "loss", "load"} for path in upstream["paths"])
     assert data["clients"]["requests_total"] == 3
@@ -376,6 +380,16 @@ def test_a_line_that_cannot_be_bound_is_explained(tmp_path):
     console = Console(markup=False, record=True, width=100, file=io.StringIO())
     text.print_status(console, status)
     assert "line b: is gone" in console.export_text()
+
+
+def test_times_are_told_by_the_buckets_they_fell_into():
+    histogram = Histogram()
+    assert views._times(histogram) == {"mean": None, "p50_below": None, "p95_below": None}
+    for _ in range(9):
+        histogram.add(0.004)
+    histogram.add(1000.0)
+    times = views._times(histogram)
+    assert times == {"mean": 100003.6, "p50_below": 5.0, "p95_below": None}
 
 
 def test_numbers_for_people():
