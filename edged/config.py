@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,11 +158,11 @@ def _policies_dir(document: Document) -> tuple[Path | None, str | None]:
     named = document.get("policies_dir")
     if isinstance(named, str):
         directory = base / named
-        if directory.is_dir():
+        if os.path.isdir(directory):
             return directory, None
         return None, f"{named!r} is no directory (looked for {directory})"
     default = base / "policies.d"
-    return (default if default.is_dir() else None), None
+    return (default if os.path.isdir(default) else None), None
 
 
 def _build(

@@ -288,9 +288,9 @@ def _files(checked: Checked) -> None:
     log = checked.text("log", "access")
     if log is not None and log not in ("stdout", "stderr"):
         directory = checked.file(log).parent
-        if checked.file(log).is_dir() or not directory.is_dir():
+        if os.path.isdir(checked.file(log)) or not os.path.isdir(directory):
             text = f"{show(log)} cannot be a log file: {directory} is no directory"
-            if directory.is_dir():
+            if os.path.isdir(directory):
                 text = f"{show(log)} is a directory"
             checked.wrong(("log", "access"), text, ("stdout", "stderr", "a file"), log)
 
@@ -317,7 +317,7 @@ def _certificates(checked: Checked, place: Loc, file: Path) -> None:
 
 
 def _writable(checked: Checked, place: Loc, directory: Path) -> None:
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         checked.wrong(place, f"{show(str(directory))} is no directory")
         return
     try:

@@ -50,7 +50,9 @@ def run(file: str) -> int:
     try:
         return uvloop.run(Process(config).main())
     except (OSError, TlsConfigError) as error:
-        raise Failed(getattr(error, "strerror", None) or str(error)) from None
+        text = getattr(error, "strerror", None) or str(error)
+        opened = getattr(error, "filename", None)
+        raise Failed(f"cannot open {opened}: {text}" if opened else text) from None
 
 
 def spare_the_collector() -> None:

@@ -161,6 +161,17 @@ def test_an_address_of_another_host_is_one_line(tmp_path):
     )
 
 
+def test_a_log_that_cannot_be_opened_is_named(edged, tmp_path):
+    file = tmp_path / "edged.yaml"
+    listen = "listen: {proxy: 127.0.0.1:0, admin: null}\n"
+    long = "a" * 300  # refused by the system, whoever asks
+    file.write_text(f"{listen}log: {{access: {long}}}\n")
+    assert f"{long}: File name too long" in complaint(process("run", "-c", str(file)), 1)
+    file.write_text(f"{listen}log: {{access: {long}/x.log}}\npolicies_dir: {long}\n")
+    result = edged("check", "-c", str(file))
+    assert (result.returncode, result.stdout.count("is no directory")) == (1, 2)
+
+
 def test_run_tells_of_a_line_that_cannot_be_bound(tmp_path):
     file = tmp_path / "edged.yaml"
     file.write_text(
