@@ -403,9 +403,7 @@ class OriginPool:
     def tick(self, now: float) -> None:
         """Once a second or so: idle expiry, waits that lasted too long, warm standby."""
         limits = self._limits
-        idle = self._idle_h1
-        while idle:
-            oldest = next(iter(idle))
+        for oldest in list(self._idle_h1):
             if now - (oldest.idle_since or now) < limits.h1_idle_s or self._last(oldest):
                 break
             oldest.close()
