@@ -34,9 +34,11 @@ class AttemptRecord(NamedTuple):
     started_s: float
     ended_s: float
     failure: Failure | None = None
-    """``None``: it gave the response, or it was cancelled as a loser."""
+    """``None``: it gave the response, or it was cancelled."""
     why: str = "first"
-    """``first``, ``retry`` or ``hedge``."""
+    """``first``, ``retry``, ``failover``, ``race`` or ``hedge``."""
+    cancelled: bool = False
+    """Given up by edged: its path went DOWN, another was quicker, or the client left."""
 
 
 class ExchangeRecord:
@@ -188,7 +190,7 @@ def _extras(record: ExchangeRecord) -> str:
         text += ',"hedged":true'
     if record.replayed:
         text += ',"replayed":true'
-    if len(record.attempts) > 1 or any(a.failure for a in record.attempts):
+    if len(record.attempts) > 1 or any(a.failure or a.cancelled for a in record.attempts):
         text += f',"tried":{json.dumps([attempt_json(a) for a in record.attempts])}'
     return text
 
@@ -201,9 +203,15 @@ def attempt_json(attempt: AttemptRecord) -> dict[str, object]:
         "why": attempt.why,
         "started_ms": round(attempt.started_s * 1e3, 1),
         "ended_ms": round(attempt.ended_s * 1e3, 1),
-        "outcome": "ok" if attempt.failure is None else attempt.failure.outcome,
+        "outcome": _outcome(attempt),
         "detail": "" if attempt.failure is None else attempt.failure.detail,
     }
+
+
+def _outcome(attempt: AttemptRecord) -> str:
+    if attempt.failure is not None:
+        return attempt.failure.outcome
+    return "cancelled" if attempt.cancelled else "ok"
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ from typing import Any
 
 from edged.accesslog import AccessLog, ExchangeRecord
 from edged.admin.api import Admin
-from edged.admin.views import SHOWN_CLASS, Live, ReloadNote
+from edged.admin.views import Live, ReloadNote
 from edged.config import Config, ConfigError, load
 from edged.dialer import LineDialer
 from edged.downstream.limits import Limits
@@ -36,7 +36,7 @@ from edged.table import PathTable
 from edged.upstream.h3 import H3Connector
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
-from policies.model import Change, Line, Sample, Verdict
+from policies.model import Change, Line, RequestClass, Sample, Verdict
 from policies.schema import Policy
 
 _log = logging.getLogger("edged")
@@ -268,17 +268,20 @@ class Daemon:
         self._keep_timer = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         now = monotonic()
         self.exchanges.tick(now)
-        for upstream in self.config.upstreams:
-            self._keep_warm(upstream, now)
+        if self.live is not None:
+            for upstream, request_class in self.live.shown_classes().items():
+                self._keep_warm(upstream, request_class, now)
 
-    def _keep_warm(self, upstream: str, now: float) -> None:
-        """A connection on the path in use, and one on the best path over another line."""
+    def _keep_warm(self, upstream: str, usual: RequestClass, now: float) -> None:
+        """A connection on the path in use by the class of request that comes most, and one on
+        the best path over another line.
+        """
         requests = self.exchanges.services[upstream].counters.requests
         known, used_at = self._used_at.get(upstream, (-1, now))
         if requests != known:
             used_at = now
             self._used_at[upstream] = (requests, now)
-        paths = self.table.peek(upstream, SHOWN_CLASS).paths
+        paths = self.table.peek(upstream, usual).paths
         standby = next((p for p in paths[1:] if p.line != paths[0].line), *paths[1:2] or [None])
         wanted = (paths[0], standby) if now - used_at < WARM_S else ()
         for path in paths:

@@ -104,7 +104,7 @@ class Driver(ABC, Generic[TryT]):
         self.record = ExchangeRecord(
             new_request_id(),
             house.wall_offset_s + now,
-            plan.service.name,
+            plan.ranking.upstream,
             request.method.decode("latin-1"),
             request.authority.decode("latin-1"),
             request.path.partition(b"?")[0].decode("latin-1"),
@@ -216,12 +216,12 @@ class Driver(ABC, Generic[TryT]):
     def _cancel(self, number: int) -> None:
         attempt = self.live.pop(number, None)
         if attempt is not None:
-            attempt.cancel()
             self._remember(attempt, None)
+            attempt.cancel()
 
     def _give_up(self, command: attempts.GiveUp) -> None:
         error = error_type(command.failure, command.status)
-        detail = f"{self.service.name}: {command.failure.detail} ({command.reason})"
+        detail = f"{self.plan.ranking.upstream}: {command.failure.detail} ({command.reason})"
         self.fail(command.status, error, detail)
 
     def fail(self, status: int, error: str, detail: str) -> None:
@@ -259,5 +259,6 @@ class Driver(ABC, Generic[TryT]):
                 monotonic() - self.started_at,
                 failure,
                 attempt.why,
+                failure is None and not (attempt is self.winner and attempt.over),
             ),
         )

@@ -338,7 +338,8 @@ class Exchange:
 
     def _after(self, ended: _Attempt, failure: Failure, now: float) -> Commands:
         """What follows a live attempt's end: the replay table, then the budget."""
-        self._last_failure = failure
+        if self._last_failure is None or not failure.path_down:
+            self._last_failure = failure  # why it failed tells more than that the path is DOWN now
         if self._live:
             return self._arm(now)
         line_failed = (
@@ -360,9 +361,9 @@ class Exchange:
             return self._give_up(failure, reason)
         refusal = self._cannot_start()
         if refusal:
-            return self._give_up(failure, refusal)
+            return self._give_up(self._last_failure, refusal)
         if self._pick(repeat=True) is None:
-            return self._give_up(failure, "no other path is left")
+            return self._give_up(self._last_failure, "no other path is left")
         free = unsent or line_failed or failure.blame is Blame.LINE
         overdraft = self._retries.capacity if unprocessed else 0.0
         if not free and not self._retries.take(now, overdraft=overdraft):

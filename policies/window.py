@@ -152,8 +152,8 @@ class Window:
 
     def rewind(self) -> None:
         """The path was DOWN and is back: what was counted since `mark` was the outage."""
-        self._rtt, self._loss = self._mark or (PathRtt(), LossEstimate())
-        self._mark = None
+        # The mark stays: the path may go DOWN again before it is trusted.
+        self._rtt, self._loss = copy.deepcopy(self._mark) or (PathRtt(), LossEstimate())
         self._expires_at = _EXPIRED
 
     def reply_times(self, kind: Kind, now: float) -> tuple[float, float]:

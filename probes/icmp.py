@@ -344,8 +344,9 @@ class IcmpProbe:
                 raise
             self.permitted = True
             return _Channel(owner.sock, raw=raw, clock=self._clock, sent=self._sent, owner=owner)
-        self.permitted = False
-        self._warn(NOT_PERMITTED)
+        if self.permitted is not False:
+            self.permitted = False
+            self._warn(NOT_PERMITTED)
         return None
 
 

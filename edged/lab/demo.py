@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import signal
@@ -100,6 +99,8 @@ def run_demo(*, seconds: float | None, as_json: bool) -> int:
     live = sys.stdout.isatty() and not as_json
     try:
         return uvloop.run(_demo(seconds, as_json, live))
+    except BrokenPipeError:
+        raise
     except (OSError, TlsConfigError) as error:
         raise Failed(f"the demo cannot start: {error}") from None
 
@@ -164,9 +165,12 @@ class Show:
                 self._loop.create_task(self._refresh(live)),
                 self._loop.create_task(self._script(schedule)),
             ]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopped.wait(), schedule.total_s)
-            for task in helpers:
+            end = self._loop.create_task(stopped.wait())
+            # A helper ends only by an error, as when nobody reads the output any more.
+            await asyncio.wait(
+                [end, *helpers], timeout=schedule.total_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in (end, *helpers):
                 task.cancel()
             done = await asyncio.gather(*helpers, return_exceptions=True)
             for line in self._lab.lines:

@@ -621,3 +621,32 @@ async def test_good_answers_in_quick_succession_reach_the_table_together():
     stage.streams[-1].answer(200, (), 2, b"ok")
     stage.exchanges.tick(asyncio.get_running_loop().time() + 1)
     assert len(stage.table.held) == 5
+
+
+@staged
+async def test_the_record_tells_a_dead_attempt_from_one_that_answered():
+    stage = Stage()
+    stage.request()
+    down(stage, "cn2>up/e1")
+    stage.streams[1].answer(200, (), 2, b"ok")
+    (record,) = stage.records
+    first, second = record.tries
+    assert (first.cancelled, second.cancelled) == (True, False)
+    assert second.why == "failover"
+    assert record.path_name == "bgp>up/e1"
+
+
+@staged
+async def test_why_it_failed_is_told_rather_than_that_the_path_is_down_by_now():
+    stage = Stage([make_path("cn2")])
+    stage.upstreams.busy = {"cn2>up/e1"}
+    client = stage.request()
+    stage.upstreams.pending.pop().fail(Outcome.REFUSED, "connection refused")
+    down(stage, "cn2>up/e1")
+    while client.status is None:
+        for pending in stage.upstreams.pending:
+            pending.fail(Outcome.TIMEOUT, "path is down", path_down=True)
+        stage.upstreams.pending.clear()
+        await asyncio.sleep(0.01)
+    assert client.status == 502
+    assert b"connection_refused" in client.headers[b"proxy-status"]

@@ -44,13 +44,21 @@ class Stepper:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.read_body()
                 server = self.headers.get("x-server")
                 stepper.requests.append((self.command, self.path, server))
                 with contextlib.suppress(OSError):
                     self.answer()
 
-            do_POST = do_GET
+            do_POST = do_PUT = do_GET
+
+            def read_body(self):
+                if self.headers.get("transfer-encoding") != "chunked":
+                    self.rfile.read(int(self.headers.get("content-length", 0)))
+                    return
+                while size := int(self.rfile.readline(), 16):
+                    self.rfile.read(size + 2)
+                self.rfile.readline()
 
             def answer(self):
                 if self.path == "/hold":

@@ -188,6 +188,8 @@ def test_an_outage_leaves_no_loss_and_no_round_trips_behind():
     now = fill(window, Kind.PING, [0.9] * 3, start=now)
     assert window.estimate(now).loss > 3 * before.loss
     window.rewind()
+    now = fill(window, Kind.PING, [None] * 30, start=now)
+    window.rewind()
     after = window.estimate(now)
     assert after.rtt_s == before.rtt_s
     assert after.loss < 1.5 * before.loss
