@@ -1,7 +1,7 @@
 """Header fields that edged itself reads, adds or removes, and the answers of its own.
 
-Via and hop-by-hop fields (RFC 9110 section 7.6), Forwarded (RFC 7239), Proxy-Status (RFC 9209),
-request ids, and error bodies that say what to do.
+Via (RFC 9110 section 7.6.3), Proxy-Status (RFC 9209), request ids, and error bodies that say what
+to do.
 """
 
 from __future__ import annotations
@@ -19,19 +19,6 @@ NAME = "edged"
 """Who answers, in Proxy-Status and Server."""
 REQUEST_ID = b"edged-request-id"
 
-_HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"content-length",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-    )
-)
-"""Fields of one connection (RFC 9110 section 7.6.1), and framing, which codecs write themselves."""
 NOT_FORWARDED = frozenset((b"proxy-authorization",))
 """Meant for this proxy (RFC 9110 section 11.7.2). A client's Via stays: ours is added to it."""
 
@@ -42,16 +29,6 @@ _id_counter = itertools.count(1)
 def new_request_id() -> str:
     """An id that is unique over daemons and restarts; short enough to be typed."""
     return f"{_id_prefix}-{next(_id_counter):x}"
-
-
-def strip_hop_by_hop(headers: Headers) -> Headers:
-    """``headers`` without fields of one connection: the fixed ones and those Connection names."""
-    named = _HOP_BY_HOP
-    for name, value in headers:
-        if name == b"connection":
-            options = {option.strip(b" \t").lower() for option in value.split(b",")}
-            named = named | options
-    return [field for field in headers if field[0] not in named]
 
 
 def via_value(version: bytes, pseudonym: bytes) -> bytes:
@@ -68,16 +45,6 @@ def has_passed(headers: Headers, pseudonym: bytes) -> bool:
                 if len(words) > 1 and words[1] == pseudonym:
                     return True
     return False
-
-
-def forwarded_member(client: str, scheme: bytes, authority: bytes) -> bytes:
-    """``for=...;host=...;proto=...`` (RFC 7239) for a client given as ``address:port``."""
-    address = client.rpartition(":")[0]
-    node = f'"{address}"' if address.startswith("[") else address or "unknown"
-    member = b"for=" + node.encode()
-    if authority:
-        member += b";host=" + quoted(authority.decode("latin-1")).encode("latin-1")
-    return member + b";proto=" + scheme
 
 
 _date = (0, b"")

@@ -69,15 +69,6 @@ class LoopLag:
         ordered = sorted(self._recent)
         return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else 0.0
 
-    def current_s(self) -> float:
-        """The lag as known at this very moment.
-
-        After a blockage other timers may run before this one; its being overdue already tells.
-        """
-        if self._handle is None:
-            return self._last_s
-        return max(self._last_s, time.monotonic() - self._due)
-
     def _arm(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
         # Not loop.time(): uvloop reads its clock once an iteration, which hides the very lag.
         self._due = now + self._interval_s

@@ -97,10 +97,6 @@ class RttEstimator:
         oldest = int(self.last_at) - MIN_WINDOW_S
         return min(m for s, m in self._minima.items() if s > oldest)
 
-    def pto_s(self) -> float:
-        """When a reply is late: srtt + max(4 rttvar, 1 ms) (RFC 9002 section 6.2)."""
-        return self.srtt_s + max(4 * self.rttvar_s, 0.001)
-
 
 class PathRtt:
     """The estimators of one path, by kind."""

@@ -17,7 +17,6 @@ The exit status is 0 only if no request failed and the failover was seen.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -83,19 +82,8 @@ class Result:
     returned_s: float | None = None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``edged demo``."""
-    parser.add_argument("--seconds", type=float, help="end by itself after so many seconds")
-    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the demo; returns the exit status."""
-    return run_demo(seconds=args.seconds, as_json=args.json)
-
-
 def run_demo(*, seconds: float | None, as_json: bool) -> int:
-    """The same, with named arguments."""
+    """Run the demo, for ``seconds`` or until Ctrl-C; returns the exit status."""
     live = sys.stdout.isatty() and not as_json
     try:
         return uvloop.run(_demo(seconds, as_json, live))

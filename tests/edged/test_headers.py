@@ -6,28 +6,13 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from edged import headers
-from edged.headers import error_response, forwarded_member, has_passed, proxy_status
+from edged.headers import error_response, has_passed, proxy_status
 
 
 def test_request_ids_are_unique_and_short():
     ids = [headers.new_request_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert max(map(len, ids)) < 24
-
-
-def test_hop_by_hop_fields_and_those_that_connection_names_go():
-    kept = headers.strip_hop_by_hop(
-        [
-            (b"connection", b"close, X-Mine"),
-            (b"x-mine", b"1"),
-            (b"keep-alive", b"1"),
-            (b"transfer-encoding", b"chunked"),
-            (b"content-length", b"3"),
-            (b"upgrade", b"x"),
-            (b"x-other", b"2"),
-        ]
-    )
-    assert kept == [(b"x-other", b"2")]
 
 
 @pytest.mark.parametrize(
@@ -52,18 +37,6 @@ def test_via_names_protocol_and_pseudonym(version, value):
 )
 def test_own_pseudonym_in_via_is_recognised(via, passed):
     assert has_passed([(b"via", value) for value in via], b"bj-1") is passed
-
-
-@pytest.mark.parametrize(
-    ("client", "member"),
-    [
-        ("192.0.2.1:5", b'for=192.0.2.1;host="h:1";proto=http'),
-        ("[2001:db8::1]:5", b'for="[2001:db8::1]";host="h:1";proto=http'),
-        ("unknown", b'for=unknown;host="h:1";proto=http'),
-    ],
-)
-def test_forwarded_member(client, member):
-    assert forwarded_member(client, b"http", b"h:1") == member
 
 
 def test_proxy_status_is_a_structured_field():

@@ -19,7 +19,6 @@ def test_further_samples_as_in_rfc_9002():
     rtt.observe(0.2, 1.0)
     assert rtt.rttvar_s == pytest.approx(0.75 * 0.05 + 0.25 * 0.1)
     assert rtt.srtt_s == pytest.approx(0.875 * 0.1 + 0.125 * 0.2)
-    assert rtt.pto_s() == pytest.approx(rtt.srtt_s + 4 * rtt.rttvar_s)
 
 
 def test_jitter_is_the_smoothed_difference_of_neighbours():

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -106,13 +105,6 @@ def test_a_taken_port_is_replaced_and_told(capsys):
         address, _, other = demo._free("127.0.0.1", port).partition(":")
         assert (address, other != str(port)) == ("127.0.0.1", True)
     assert f"port {port} is taken: using {other} instead" in capsys.readouterr().out
-
-
-def test_its_arguments():
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    args = parser.parse_args(["--seconds", "25", "--json"])
-    assert (args.seconds, args.json) == (25.0, True)
 
 
 @pytest.mark.slow
