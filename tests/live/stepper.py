@@ -9,9 +9,10 @@ _PATIENCE_S = 60
 
 
 class Stepper:
-    """``with Stepper() as origin``: each answer's body is what `say` was told, until `end`.
+    """``with Stepper() as origin``: the body of ``/steps`` is what `say` was told, until `end`.
 
-    One answer at a time takes the pieces. ``/hold`` answers only after `end`.
+    One answer at a time takes the pieces. ``/hold`` answers only after `end`, anything else at
+    once and with nothing (probes ask, too).
     """
 
     def __init__(self, address="127.0.0.1"):
@@ -45,6 +46,11 @@ class Stepper:
 
             def do_GET(self):
                 self.read_body()
+                if self.path not in ("/steps", "/hold"):
+                    self.send_response(200)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
                 server = self.headers.get("x-server")
                 stepper.requests.append((self.command, self.path, server))
                 with contextlib.suppress(OSError):
