@@ -44,6 +44,7 @@ def parse_retry_after(value: bytes | None) -> float | None:
 
 _ERROR_TYPES = {
     Outcome.DNS: "dns_error",
+    Outcome.NO_NAME: "dns_error",
     Outcome.UNREACHABLE: "destination_ip_unroutable",
     Outcome.REFUSED: "connection_refused",
     Outcome.RESET: "connection_terminated",

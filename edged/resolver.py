@@ -64,6 +64,7 @@ class _Entry:
     refresh_at: float
     stale_until: float
     error: str = ""
+    outcome: Outcome = Outcome.DNS
 
 
 class Resolver:
@@ -98,7 +99,7 @@ class Resolver:
         if entry is not None and now < entry.fresh_until:
             self._entries.move_to_end(key)
             if entry.error:
-                raise DialError(Outcome.DNS, entry.error)
+                raise DialError(entry.outcome, entry.error)
             if now >= entry.refresh_at:
                 self._fly(key)
             return entry.addresses
@@ -110,7 +111,7 @@ class Resolver:
         if done and not flight.cancelled():
             entry = flight.result()
             if entry.error:
-                raise DialError(Outcome.DNS, entry.error)
+                raise DialError(entry.outcome, entry.error)
             return entry.addresses
         if stale:
             return stale
@@ -243,7 +244,7 @@ class Resolver:
             what = "has no address" if answer.exists else "does not exist"
             family = f" that {line.source} can reach" if line.source and answer.exists else ""
             error = f"line {line.name}: {host} {what}{family} ({self._describe(line)})"
-            entry = _Entry((), now + ttl_s, now + ttl_s, now, error)
+            entry = _Entry((), now + ttl_s, now + ttl_s, now, error, Outcome.NO_NAME)
         return self._keep(key, entry)
 
     def _failed(self, key: _Key, reason: str) -> _Entry:
@@ -277,7 +278,7 @@ def _carried(line: Line, host: str, addresses: Sequence[str]) -> tuple[str, ...]
     usable = tuple(address for address in addresses if family_of(address) in wanted)
     if not usable:
         raise DialError(
-            Outcome.DNS,
+            Outcome.NO_NAME,
             f"line {line.name}: {host} ({', '.join(addresses)}) cannot be reached from "
             f"{line.source}: the address families differ",
         )

@@ -457,7 +457,9 @@ class PathTable:
             record = self._records.get(path.name)
             if record is None:
                 record = self._records[path.name] = PathRecord(path, line, upstream)
-                self._detector.watch(path.name, path.line.name, path.endpoint.key)
+                self._detector.watch(
+                    path.name, path.line.name, path.endpoint.key, listed=upstream.listed
+                )
             else:
                 record.place(path, line, upstream)
             record.locate(self._topology.node_location)

@@ -112,14 +112,16 @@ class PathState:
         "gate",
         "hears",
         "line",
+        "listed",
         "name",
         "reason",
         "slots",
     )
 
-    def __init__(self, name: str, line: LineState, endpoint: str) -> None:
+    def __init__(self, name: str, line: LineState, endpoint: str, *, listed: bool = True) -> None:
         self.name = name
         self.line = line
+        self.listed = listed
         self.endpoint = endpoint
         self.channels = (Channel(), Channel(), Channel())
         self.gate = Gate()
@@ -167,7 +169,9 @@ def witness(path: PathState) -> bool:
     """Whether what befalls the path may speak against its line."""
     if path.alone:
         return False
-    return path.heard_at is not None or all(p.heard_at is None for p in path.line.paths)
+    if path.heard_at is not None:
+        return True
+    return path.listed and all(p.heard_at is None for p in path.line.paths)
 
 
 def judge(

@@ -66,14 +66,18 @@ class Detector:
 
     # -- what exists -------------------------------------------------------------------------
 
-    def watch(self, path: str, line: str, endpoint: str) -> None:
-        """Begin with a path; nothing changes if it is known."""
+    def watch(self, path: str, line: str, endpoint: str, *, listed: bool = True) -> None:
+        """Begin with a path; nothing changes if it is known.
+
+        What a client asks for that is not ``listed`` may be wrong or dead: such a path speaks
+        against its line only after it was heard, and never by a name that does not resolve.
+        """
         if path in self._paths:
             return
         owner = self._lines.get(line)
         if owner is None:
             owner = self._lines[line] = LineState(line)
-        state = self._paths[path] = PathState(path, owner, endpoint)
+        state = self._paths[path] = PathState(path, owner, endpoint, listed=listed)
         owner.paths.append(state)
         self._endpoints.setdefault(endpoint, []).append(state)
 
@@ -145,8 +149,8 @@ class Detector:
         outcome = sample.outcome
         if outcome in _ANSWERS:
             return self._heard(state, sample.kind, now, sample.sent_at)
-        if not outcome.about_path:
-            return _UNCHANGED
+        if not outcome.about_path or outcome is Outcome.NO_NAME:
+            return _UNCHANGED  # a wrong name is no network's fault; the breaker minds it
         if outcome is Outcome.TIMEOUT:
             return self._timed_out(state, sample.kind, sample.sent_at, now)
         if outcome is Outcome.UNREACHABLE or outcome is Outcome.DNS:
@@ -257,7 +261,7 @@ class Detector:
 
     def _local_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
         line = path.line
-        accuses = witness(path)
+        accuses = witness(path) and (path.listed or sample.outcome is not Outcome.DNS)
         verdict = Verdict.DOWN if sample.outcome is Outcome.UNREACHABLE else Verdict.SUSPECT
         path.reason = f"this host or its gateway reported {sample.outcome} over {line.name}"
         path.gate.worsen(verdict, now)
@@ -265,7 +269,7 @@ class Detector:
             line.reason = path.reason
             line.accuser = path
             line.gate.worsen(verdict, now)
-        if sample.outcome is Outcome.DNS:
+        if sample.outcome is Outcome.DNS and path.listed:
             self._unannounced(path, Kind.HTTP, sample.sent_at, now)
         return judge(line, self._endpoints, now, None)
 

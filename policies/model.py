@@ -67,7 +67,8 @@ class Outcome(enum.StrEnum):
     UNREACHABLE = "unreachable"  # this host or its gateway said no route, no device, no address
     REFUSED = "refused"  # the peer actively refused (RST, ICMP port unreachable)
     RESET = "reset"  # an established connection was reset or closed early
-    DNS = "dns"  # the name did not resolve over this line
+    DNS = "dns"  # no name server answered over this line
+    NO_NAME = "no_name"  # a name server answered: there is no such name, or no usable address
     TLS = "tls"  # handshake or certificate failure
     PROTOCOL = "protocol"  # the peer broke HTTP, h2 or QUIC
     HTTP_ERROR = "http_error"  # 500, 502, 504
@@ -98,6 +99,7 @@ _BLAME = {
     Outcome.REFUSED: Blame.ENDPOINT,
     Outcome.RESET: Blame.UNKNOWN,
     Outcome.DNS: Blame.LINE,
+    Outcome.NO_NAME: Blame.ENDPOINT,
     Outcome.TLS: Blame.ENDPOINT,
     Outcome.PROTOCOL: Blame.ENDPOINT,
     Outcome.HTTP_ERROR: Blame.ENDPOINT,

@@ -87,7 +87,7 @@ class Dial:
             )
         except DialError as error:
             self._h3_over.set()
-            if error.outcome is not Outcome.DNS:
+            if error.outcome not in (Outcome.DNS, Outcome.NO_NAME):
                 self._carriers.h3_failed(self._path, self._loop.time())
             self._failed(error, last=self._tcp_leg is None or self._tcp_leg.done())
             return

@@ -187,7 +187,7 @@ def test_refused():
 
 
 def test_names_that_do_not_resolve(tmp_path):
-    assert refusal(ANY, "gone.test", 1, dialer=dialer_for(tmp_path)).outcome is Outcome.DNS
+    assert refusal(ANY, "gone.test", 1, dialer=dialer_for(tmp_path)).outcome is Outcome.NO_NAME
 
 
 def test_the_deadline_covers_a_silent_peer():

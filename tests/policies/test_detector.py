@@ -594,3 +594,40 @@ def test_any_order_of_events_keeps_the_invariants(data):
             assert finding.verdict is shown[name]
             assert (finding.verdict is Verdict.UP) == (finding.blame is Blame.NOBODY)
             assert finding.verdict >= detector.line_verdict(name[0])
+
+
+def test_a_name_that_does_not_exist_says_nothing_of_line_or_path():
+    detector = settled()
+    for at in (2.0, 3.0, 4.0, 5.0):
+        fail(detector, "a>x", Outcome.NO_NAME, at)
+        fail(detector, "a>y", Outcome.NO_NAME, at)
+    assert detector.finding("a>x").verdict is Verdict.UP
+    assert detector.finding("a>y").verdict is Verdict.UP
+
+
+def test_hosts_that_no_one_listed_condemn_no_line_before_they_were_ever_heard():
+    detector = Detector()
+    detector.watch("a>x", "a", "u/x", listed=True)
+    for number in range(4):
+        detector.watch(f"a>wild{number}", "a", f"w/{number}", listed=False)
+    for step in range(40):
+        at = 1.0 + step / 4
+        outcome = (Outcome.TIMEOUT, Outcome.DNS, Outcome.UNREACHABLE)[step % 3]
+        fail(detector, f"a>wild{step % 4}", outcome, at, kind=Kind.TCP)
+        detector.tick(at)
+        assert detector.line_verdict("a") is Verdict.UP
+        assert detector.finding("a>x").verdict is Verdict.UP
+    detector.heard("a>wild0", Kind.TLS, 20.0)
+    fail(detector, "a>wild0", Outcome.DNS, 21.0)
+    assert detector.line_verdict("a") is Verdict.UP
+
+
+def test_where_nothing_is_listed_unlisted_hosts_that_were_heard_still_tell_a_dead_line():
+    detector = Detector()
+    for number in range(3):
+        detector.watch(f"a>wild{number}", "a", f"w/{number}", listed=False)
+        detector.heard(f"a>wild{number}", Kind.TLS, 1.0)
+    for step in range(12):
+        fail(detector, f"a>wild{step % 3}", Outcome.TIMEOUT, 2.0 + step / 2, kind=Kind.TCP)
+        detector.tick(2.0 + step / 2)
+    assert detector.line_verdict("a") is Verdict.DOWN
