@@ -91,8 +91,8 @@ class Dial:
                 self._carriers.h3_failed(self._path, self._loop.time())
             self._failed(error, last=self._tcp_leg is None or self._tcp_leg.done())
             return
-        rtt_s = None if connection.early else self._loop.time() - began_at
-        self._carriers.h3_worked(self._path, rtt_s)
+        if not connection.early:  # else nothing has been heard yet: the pool will know
+            self._carriers.h3_worked(self._path, self._loop.time() - began_at)
         if self._tcp_leg is not None and not self._won:
             self._tcp_leg.cancel()
         self._connected(connection)

@@ -306,8 +306,9 @@ class OriginPool:
         if connection.early:
             self._early[connection] = None
         else:
-            if self._early:
-                self._early.pop(connection, None)
+            if self._early and connection in self._early:
+                del self._early[connection]
+                self._tools.carriers.h3_worked(self.path)
             if self._verifying and connection in self._verifying:
                 return
             ready[connection] = None
@@ -327,6 +328,9 @@ class OriginPool:
 
     def closed(self, connection: Connection, failure: Failure | None) -> None:
         """It is gone."""
+        if connection.early and failure is not None and _is_silence(failure):
+            # 0-RTT was sent and no handshake came of it.
+            self._tools.carriers.h3_failed(self.path, self._loop.time())
         self._ready[connection.carrier].pop(connection, None)
         self._early.pop(connection, None)
         self._verifying.discard(connection)
@@ -489,6 +493,10 @@ class OriginPool:
         if warm is not self._warm:
             self._warm = warm
             self._tools.set_warm(self.path.name, warm)
+
+
+def _is_silence(failure: Failure) -> bool:
+    return failure.outcome is Outcome.TIMEOUT and not failure.path_down
 
 
 def _ignore(rtt_s: float | None) -> None:

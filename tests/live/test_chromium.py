@@ -151,7 +151,9 @@ def test_a_page_loads(site, scheme, tmp_path):
     with Edged({"log": {"access": "access.log"}}, tmp_path) as edged:
         shot = tmp_path / "shot.png"
         url = f"{scheme}://localhost:{port}/"
-        page = Told(chromium(edged, url, tmp_path, "--dump-dom", f"--screenshot={shot}"))
+        document = chromium(edged, url, tmp_path, "--dump-dom", f"--screenshot={shot}")
+        page = Told(document)
+        assert "told" in page.texts, document
         told = json.loads(page.texts["told"])
         assert told == {
             "answer": 42,

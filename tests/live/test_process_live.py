@@ -282,23 +282,20 @@ def test_clients_that_are_killed_leave_nothing_behind(site, carrier, version, tm
         for process in started:
             process.wait()
 
-    assert edged.fetch("/api/files/none").status == 404
-    wait_for(lambda: edged.gauge("edged_client_connections") == 0, "the first client to be gone")
-    before = held(edged)
-    assert {value for name, value in before.items() if name != "descriptors"} == {0}
-    for round_ in range(2):
+    def idle():
+        now = held(edged)
+        return now if {value for name, value in now.items() if name != "descriptors"} == {0} else {}
+
+    kill_some()
+    before = wait_for(idle, "the first ones to be let go")
+    for _ in range(2):
         kill_some()
-        last = {}
-
-        def clean(last=last):
-            last.update(held(edged))
-            return last == before
-
-        try:
-            wait_for(clean, f"everything to be let go in round {round_}")
-        except AssertionError:
-            raise AssertionError(f"left behind: {last}, before: {before}") from None
-    assert edged.gauge("edged_client_gone_total") == 10
+        # A probe's socket may have been among them, so: no more than before.
+        wait_for(
+            lambda: (now := idle()) and now["descriptors"] <= before["descriptors"],
+            f"all to be let go again, down to {before}",
+        )
+    assert edged.gauge("edged_client_gone_total") == 15
     assert edged.fetch("/api/files/big").body == bytes(SIZE)
     for _ in site.stepper.requests:
         site.stepper.end()

@@ -764,6 +764,25 @@ def test_early_data_only_for_those_who_may():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("shaken", [True, False])
+def test_early_data_that_leads_to_no_handshake_speaks_against_h3(shaken):
+    async def main():
+        async with setup(h3=FakeH3(early=True)) as pools:
+            path = path_to(1, scheme="https", protocols=(H3, H2))
+            pools.pools.carriers.h3_worked(path, 0.05)
+            safe = pools.open(path, get())
+            await safe.until(lambda e: e.stream)
+            connection = only_connection(pools)
+            if shaken:
+                connection.early = False
+                connection.owner.capacity_changed(connection)
+            connection.owner.closed(connection, Failure(Outcome.TIMEOUT, "no handshake"))
+            plan = pools.pools.carriers.plan(path, asyncio.get_running_loop().time())
+            assert plan.h3 is shaken
+
+    asyncio.run(main())
+
+
 def test_stats_and_repr_speak_of_what_is():
     async def main():
         async with server(polite) as port, setup() as pools:
