@@ -149,9 +149,12 @@ def peer(name: str, directory: Path, origin: int) -> Iterator[tuple[int, int] | 
     if binary is None:
         yield None
         return
-    env = {"GOMAXPROCS": "1"}
-    with process(command, env=env) as child:
-        wait_for_port(port)
+    log = directory / f"{name}-{port}.log"
+    with process(command, env={"GOMAXPROCS": "1"}, log=log) as child:
+        try:
+            wait_for_port(port)
+        except TimeoutError as error:
+            raise SystemExit(f"{name} does not start: {error}\n{log.read_text()[-2000:]}") from None
         yield port, child.pid
 
 
