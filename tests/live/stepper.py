@@ -4,8 +4,19 @@ import contextlib
 import queue
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 _PATIENCE_S = 60
+
+
+class Asked(NamedTuple):
+    """A request for a body or for patience."""
+
+    method: str
+    key: str | None
+    """Idempotency-Key."""
+    server: str | None
+    """The server before this one, if it told its name in X-Server."""
 
 
 class Stepper:
@@ -18,7 +29,7 @@ class Stepper:
     def __init__(self, address="127.0.0.1"):
         self.pieces = queue.SimpleQueue()
         self.requests = []
-        """Method, path and the server before this one (X-Server), in order of arrival."""
+        """`Asked`, in order of arrival."""
         self.server = ThreadingHTTPServer((address, 0), self._handler())
         self.server.daemon_threads = True
         self.port = self.server.server_port
@@ -51,8 +62,8 @@ class Stepper:
                     self.send_header("content-length", "0")
                     self.end_headers()
                     return
-                server = self.headers.get("x-server")
-                stepper.requests.append((self.command, self.path, server))
+                told = (self.headers.get(name) for name in ("idempotency-key", "x-server"))
+                stepper.requests.append(Asked(self.command, *told))
                 with contextlib.suppress(OSError):
                     self.answer()
 
