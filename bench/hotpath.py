@@ -50,6 +50,7 @@ _RESPONSE = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Sat, 21 Nov 2026 21:20:58 GMT\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 1024\r\nConnection: keep-alive\r\n\r\n"
 ) + b"x" * 1024
+_ROUNDS = 5
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -149,22 +150,29 @@ class Counts:
 
 
 async def count(requests: int, *, events: bool = False) -> Counts:
-    """Counts of ``requests`` plain requests (or events of one stream) on a warm daemon."""
+    """Counts of ``requests`` plain requests (or events of one stream) on a warm daemon.
+
+    The least of several rounds: a round in which the daemon's clockwork did its work, or on a
+    machine so slow that answers no longer come in quick succession, counts that too.
+    """
     with tempfile.TemporaryDirectory() as name:
         rig = Rig(Path(name))
         try:
             await rig.run(50)
             if events:
                 rig.open_stream()
-            counts = Counts()
-            sys.settrace(counts.trace)
-            try:
-                await (rig.events if events else rig.run)(requests)
-            finally:
-                sys.settrace(None)
+            rounds = []
+            for _ in range(_ROUNDS):
+                counts = Counts()
+                sys.settrace(counts.trace)
+                try:
+                    await (rig.events if events else rig.run)(requests)
+                finally:
+                    sys.settrace(None)
+                rounds.append(counts)
         finally:
             rig.daemon.pools.close()
-    return counts
+    return min(rounds, key=lambda counts: counts.bytecodes.total())
 
 
 async def garbage(requests: int) -> Counter[str]:

@@ -31,6 +31,7 @@ def test_which_outcomes_are_the_paths_own():
         Outcome.REFUSED,
         Outcome.RESET,
         Outcome.DNS,
+        Outcome.NO_NAME,
         Outcome.TLS,
         Outcome.PROTOCOL,
     ]
