@@ -257,6 +257,7 @@ def _endpoint(upstream: str, section: EndpointSection) -> Endpoint:
         protocols=protocols,
         accepts_encoding=section.accepts_encoding,
         lines=section.lines,
+        learns_h3=section.protocols is None,
     )
 
 

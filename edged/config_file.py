@@ -248,8 +248,8 @@ class EndpointSection(_Section):
     location: Place | None = None
     """[latitude, longitude] or a cloud region's name."""
     protocols: tuple[Carrier, ...] | None = None
-    """What it is known to speak: h3, h2, h1. Default: h2 and h1 for https (h3 is learnt from
-    Alt-Svc), h1 for http."""
+    """What it is spoken to with: h3, h2, h1. Default: h2 and h1 for https, and h3 once its Alt-Svc
+    says so; h1 for http."""
     accepts_encoding: tuple[Coding, ...] = ()
     """Content codings it takes in request bodies."""
     lines: tuple[str, ...] | None = None

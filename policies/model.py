@@ -152,6 +152,8 @@ class Endpoint:
     """Content codings it takes in request bodies."""
     lines: tuple[str, ...] | None = None
     """Names of the lines it may be reached over; ``None``: all."""
+    learns_h3: bool = True
+    """Whether an Alt-Svc field may add h3 to ``protocols``: not where the operator named them."""
 
     @property
     def key(self) -> str:

@@ -87,8 +87,8 @@ class Carriers:
     def speaks_h3(self, path: Path, now: float) -> bool:
         """By configuration, or by an Alt-Svc that has not expired."""
         endpoint = path.endpoint
-        if Carrier.H3 in endpoint.protocols:
-            return True
+        if Carrier.H3 in endpoint.protocols or not endpoint.learns_h3:
+            return Carrier.H3 in endpoint.protocols
         until = self._advertised.get((endpoint.host, endpoint.port))
         return until is not None and until > now
 

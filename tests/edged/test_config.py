@@ -70,6 +70,7 @@ def test_topology(full: Config) -> None:
         ("https", "api.openai.com", 443, "")
     )
     assert west.protocols == (Carrier.H3, Carrier.H2, Carrier.H1)
+    assert (west.learns_h3, sg.learns_h3) == (False, True)
     assert (sg.name, sg.port, sg.base_path) == ("sg.example.net", 8443, "/v2")
     assert (sg.protocols, sg.lines, sg.address) == (
         (Carrier.H2, Carrier.H1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +104,17 @@ def test_alt_svc(carriers, value, until):
     if until:
         other = https(H2, H1, line="b")
         assert carriers.speaks_h3(other, now), "an origin's word holds on all lines"
+
+
+def test_alt_svc_adds_nothing_to_protocols_that_the_operator_named(carriers):
+    path = https(H2, H1)
+    carriers.learned(path, b'h3=":443"', 0)
+    named = replace(path, endpoint=replace(path.endpoint, learns_h3=False))
+    assert carriers.speaks_h3(path, 1)
+    assert not carriers.speaks_h3(named, 1), "another upstream's word for the same origin"
+    assert carriers.plan(named, 1) == TCP_ONLY
+    both = replace(path, endpoint=replace(path.endpoint, learns_h3=False, protocols=(H3, H1)))
+    assert carriers.plan(both, 1).h3
 
 
 @given(st.binary(max_size=200))
