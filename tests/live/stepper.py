@@ -42,12 +42,17 @@ class Stepper:
         """End the answer."""
         self.pieces.put(None)
 
+    def close(self):
+        """End all answers, now and from now on."""
+        for _ in range(1000):
+            self.end()
+
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
-        self.end()
+        self.close()
         self.server.shutdown()
         self.server.server_close()
 

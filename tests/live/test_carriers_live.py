@@ -174,8 +174,10 @@ def test_requests_take_the_carrier(edged, way):
     assert answer.status == 200
     assert (answer.json["method"], answer.json["length"]) == ("POST", len(body))
     assert answer.json["sha256"] == hashlib.sha256(body).hexdigest()
-    why = edged.why(answer)["request"]
-    assert (why["carrier"], why["path"]) == (way[1], f"default>{way[0]}-{way[1]}/one")
+    for _ in range(2):  # what the first answer advertised changes nothing
+        why = edged.why(answer)["request"]
+        assert (why["carrier"], why["path"]) == (way[1], f"default>{way[0]}-{way[1]}/one")
+        answer = edged.fetch(f"{prefix(way)}/echo")
     assert b'"GET"' in curl("--http2-prior-knowledge", f"{edged.url}{prefix(way)}/echo")
 
 
