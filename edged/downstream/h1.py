@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from edged.downstream.chunked import ChunkedDecoder
+from edged.chunked import ChunkedDecoder
 from edged.downstream.fields import BadMessage, first_defect, parse_head
 from edged.downstream.h1_response import H1Exchange
 from edged.downstream.h2 import PREFACE_HEAD, H2Connection

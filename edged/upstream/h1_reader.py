@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 
-from edged.downstream.chunked import ChunkedDecoder
+from edged.chunked import ChunkedDecoder
 from edged.downstream.limits import Limits
 from edged.messages import Headers, ResponseHead
 from edged.upstream.base import StreamEvents

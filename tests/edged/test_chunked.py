@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.downstream.chunked import ChunkedDecoder
+from edged.chunked import ChunkedDecoder
 from edged.downstream.limits import Limits
 
 PIECES = [
