@@ -86,14 +86,7 @@ class Daemon:
         )
         self.dialer = LineDialer(guard=self._guard, rtt_s=self._rtt_s)
         ca_file = str(config.ca_file) if config.ca_file else None
-        self.pools = Pools(
-            self.dialer,
-            self.observe,
-            tls=Tls(ca_file),
-            h3=H3Connector(self.dialer, self.observe, ca_file=ca_file),
-            connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
-            set_warm=self.table.set_warm,
-        )
+        self.pools = self._make_pools(ca_file)
         self.exchanges = Exchanges(
             self.table,
             self.pools,
@@ -317,6 +310,16 @@ class Daemon:
                 if state.path.line.name == line.name and state.path.endpoint.host == host
             ),
             None,
+        )
+
+    def _make_pools(self, ca_file: str | None) -> Pools:
+        return Pools(
+            self.dialer,
+            self.observe,
+            tls=Tls(ca_file),
+            h3=H3Connector(self.dialer, self.observe, ca_file=ca_file),
+            connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
+            set_warm=self.table.set_warm,
         )
 
     def _make_live(self) -> Live:

@@ -25,11 +25,11 @@ LOCAL                           --                       --                  --
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
-from edged.records import Choice, Entry, LineRecord, PathRecord, UpstreamRecord
+from edged.inventory import Inventory, Turnover
+from edged.records import Choice, Entry, PathRecord
 from policies.breaker import is_evidence, local_failure
 from policies.costing import cost
 from policies.detector import Detector
@@ -42,7 +42,6 @@ from policies.model import (
     Endpoint,
     Kind,
     Outcome,
-    Path,
     PathState,
     Ranking,
     RequestClass,
@@ -61,7 +60,6 @@ REFRESH_S = 2.0
 SAME_SIGN_S = 0.005
 """Exchanges that succeed within this span are one sign of life, so that thousands a second cost
 little; their times to first byte are all counted."""
-MOST_UNLISTED = 1024
 
 _ANSWERED = frozenset({Kind.TLS, Kind.HTTP, Kind.QUIC, Kind.TTFB})
 
@@ -84,14 +82,12 @@ class PathTable:
     ) -> None:
         self._rng = rng
         self._on_choice = on_choice
-        self._default_policy = default_policy or Policy()
         self._detector = Detector()
-        self._lines: dict[str, LineRecord] = {}
-        self._upstreams: dict[str, UpstreamRecord] = {}
-        self._records: dict[str, PathRecord] = {}
+        self._inventory = Inventory(default_policy or Policy())
+        self._lines = self._inventory.lines
+        self._upstreams = self._inventory.upstreams
+        self._records = self._inventory.records
         self._states: dict[str, PathState] = {}
-        self._index: dict[str, tuple[str, ...]] = {}
-        self._unlisted: OrderedDict[str, None] = OrderedDict()
         self._entries: dict[tuple[str, RequestClass], Entry] = {}
         self._dirty: set[PathRecord] = set()
         self._troubled: set[PathRecord] = set()
@@ -260,53 +256,37 @@ class PathTable:
 
         Unlisted hosts stay, over the lines that exist now.
         """
-        self._topology = topology
-        if default_policy is not None:
-            self._default_policy = default_policy
-            for name in self._unlisted:
-                self._upstreams[name].policy = default_policy
-        for line in topology.lines:
-            self._lines.setdefault(line.name, LineRecord(line, now)).line = line
-        listed = {endpoint.upstream for endpoint in topology.endpoints}
-        for name in listed:
-            self._list(name, policies)
-        paths = list(topology.paths())
-        unlisted = (r.path.endpoint for r in self._records.values() if not r.upstream.listed)
-        for endpoint in dict.fromkeys(unlisted):
-            paths += self._paths_of(endpoint)
-        for name in self._records.keys() - {path.name for path in paths}:
-            self._forget(name)
-        for name in [n for n, u in self._upstreams.items() if u.listed and n not in listed]:
-            self._drop(name)
-        for name in self._lines.keys() - {line.name for line in topology.lines}:
-            del self._lines[name]
-        self._place(paths)
-        self._dirty.update(self._records.values())
+        self._take(self._inventory.reload(topology, now, policies, default_policy))
         self._publish(now, ())
 
     def ensure(self, endpoint: Endpoint, now: float) -> str:
         """Paths over every line for a host that is in no upstream; gives its upstream's name.
 
-        ``host:port`` is that name (``http://host:port`` for cleartext on an odd port). The 1024
-        hosts used last are kept; one with exchanges in flight is never dropped.
+        See `Inventory.ensure`.
         """
-        name = f"{endpoint.host}:{endpoint.port}"
-        if endpoint.scheme == "http" and endpoint.port != 80:
-            name = f"http://{name}"
-        if name in self._unlisted:
-            self._unlisted.move_to_end(name)
-            return name
-        if name in self._upstreams:
-            return name
-        if len(self._unlisted) >= MOST_UNLISTED:
-            self._drop_unlisted()
-        self._unlisted[name] = None
-        self._upstreams[name] = UpstreamRecord(name, self._default_policy, listed=False)
-        self._place(self._paths_of(replace(endpoint, upstream=name)))
-        self._publish(now, ())
+        name, turnover = self._inventory.ensure(endpoint)
+        if turnover is not None:
+            self._take(turnover)
+            self._publish(now, ())
         return name
 
     # -- parts -------------------------------------------------------------------------------
+
+    def _take(self, turnover: Turnover) -> None:
+        """Follow what came and went."""
+        for record in turnover.gone:
+            name = record.path.name
+            self._states.pop(name, None)
+            self._dirty.discard(record)
+            self._troubled.discard(record)
+            self._detector.forget(name)
+        for key in [k for k in self._entries if k[0] in turnover.dropped]:
+            del self._entries[key]
+        for record in turnover.placed:
+            path = record.path
+            listed = record.upstream.listed
+            self._detector.watch(path.name, path.line.name, path.endpoint.key, listed=listed)
+        self._dirty.update(turnover.placed)
 
     def _judge(self, record: PathRecord, sample: Sample, now: float) -> bool:
         """Breaker and cohort; says whether a gate or an exclusion changed."""
@@ -399,7 +379,7 @@ class PathTable:
         self._dirty.clear()
         if self._troubled:
             self._troubled = {r for r in self._troubled if r.restless(now)}
-        self.snapshot = Snapshot(now, self._serial, dict(self._states), self._index)
+        self.snapshot = Snapshot(now, self._serial, dict(self._states), self._inventory.index)
         self._untold.extend(changes)
         self._tell()
 
@@ -438,79 +418,3 @@ class PathTable:
         if choice is not None and self._on_choice is not None:
             self._on_choice(choice)
         return ranking
-
-    def _paths_of(self, endpoint: Endpoint) -> list[Path]:
-        allowed = endpoint.lines
-        return [
-            Path(line, endpoint)
-            for line in self._topology.lines
-            if allowed is None or line.name in allowed
-        ]
-
-    def _place(self, paths: list[Path]) -> None:
-        """Make or move the records of ``paths``, in this order."""
-        touched = {path.endpoint.upstream for path in paths}
-        for name in touched:
-            self._upstreams[name].paths = []
-        for path in paths:
-            line, upstream = self._lines[path.line.name], self._upstreams[path.endpoint.upstream]
-            record = self._records.get(path.name)
-            if record is None:
-                record = self._records[path.name] = PathRecord(path, line, upstream)
-                self._detector.watch(
-                    path.name, path.line.name, path.endpoint.key, listed=upstream.listed
-                )
-            else:
-                record.place(path, line, upstream)
-            record.locate(self._topology.node_location)
-            upstream.paths.append(record)
-            self._dirty.add(record)
-        for name in touched:
-            upstream = self._upstreams[name]
-            upstream.cohort.set_members(list(dict.fromkeys(r.endpoint for r in upstream.paths)))
-        self._reindex()
-
-    def _reindex(self) -> None:
-        """After a change of what exists. The old index stays with the snapshots that hold it."""
-        self._index = {
-            name: tuple(r.path.name for r in upstream.paths)
-            for name, upstream in self._upstreams.items()
-        }
-
-    def _list(self, name: str, policies: Mapping[str, Policy] | None) -> None:
-        """Make or update a listed upstream. Without ``policies`` it keeps its own."""
-        upstream = self._upstreams.get(name)
-        if upstream is not None and not upstream.listed:
-            self._drop(name)
-            upstream = None
-        if upstream is None:
-            policy = (policies or {}).get(name, self._default_policy)
-            self._upstreams[name] = UpstreamRecord(name, policy, listed=True)
-        elif policies is not None:
-            upstream.policy = policies.get(name, self._default_policy)
-
-    def _drop(self, name: str) -> None:
-        """Forget an upstream, its paths and its rankings."""
-        upstream = self._upstreams.pop(name)
-        self._unlisted.pop(name, None)
-        for record in upstream.paths:
-            self._forget(record.path.name)
-        for key in [k for k in self._entries if k[0] == name]:
-            del self._entries[key]
-        self._reindex()
-
-    def _forget(self, name: str) -> None:
-        record = self._records.pop(name)
-        record.line.in_flight -= record.in_flight
-        record.upstream.paths = [r for r in record.upstream.paths if r is not record]
-        self._states.pop(name, None)
-        self._dirty.discard(record)
-        self._troubled.discard(record)
-        self._detector.forget(name)
-
-    def _drop_unlisted(self) -> None:
-        """Forget the unlisted host that was used longest ago and has nothing in flight."""
-        for name in self._unlisted:
-            if not any(record.in_flight for record in self._upstreams[name].paths):
-                self._drop(name)
-                return

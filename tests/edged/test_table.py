@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged import table as table_module
+from edged import inventory
 from edged.table import PathTable
 from policies.model import (
     Blame,
@@ -495,7 +495,7 @@ def test_an_unlisted_host_shares_the_lines_verdicts(bench):
 
 
 def test_unlisted_hosts_are_bounded_and_those_in_use_stay(bench, monkeypatch):
-    monkeypatch.setattr(table_module, "MOST_UNLISTED", 3)
+    monkeypatch.setattr(inventory, "MOST_UNLISTED", 3)
     names = []
     for i in range(6):
         names.append(bench.table.ensure(Endpoint("?", "x", "https", f"h{i}", 443), bench.now))
