@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,124 +62,147 @@ class H3Server:
 
 
 def _protocol_class(engine: str) -> Any:
+    """The engine's asyncio protocol, handing what happens to an `H3Connection`."""
     base = importlib.import_module(f"{engine}.asyncio.protocol").QuicConnectionProtocol
-    h3 = importlib.import_module(f"{engine}.h3.connection")
-    h3_events = importlib.import_module(f"{engine}.h3.events")
-    quic_events = importlib.import_module(f"{engine}.quic.events")
-
-    ended = (quic_events.StreamReset, quic_events.StopSendingReceived)
 
     class H3Protocol(base):  # type: ignore[misc,valid-type]  # the base is chosen at run time
-        """One QUIC connection."""
-
         def __init__(self, handler: Handler, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
-            self._handler = handler
-            self._h3 = h3.H3Connection(self._quic)
-            self._replies: dict[int, H3Reply] = {}
-            self._client = ""
-            self._confirmed = False
+            self._http = H3Connection(engine, self._quic, self._transmit_soon, handler)
 
         def datagram_received(self, data: bytes, addr: Any) -> None:
-            self._client = addr[0]
+            self._http.client = addr[0]
             super().datagram_received(data, addr)
 
         def datagrams_received(self, data: list[bytes], addr: Any) -> None:
-            self._client = addr[0]  # qh3 hands datagrams over in batches
+            self._http.client = addr[0]  # qh3 hands datagrams over in batches
             super().datagrams_received(data, addr)
 
         def transmit(self) -> None:
             super().transmit()  # runs after every receipt, hence after acknowledgements
-            for reply in list(self._replies.values()):
-                reply.breathe()
+            self._http.breathe()
 
         def quic_event_received(self, event: Any) -> None:
-            if isinstance(event, quic_events.HandshakeCompleted):
-                self._confirmed = True
-            elif isinstance(event, quic_events.ConnectionTerminated):
-                for reply in list(self._replies.values()):
-                    reply.gone()
-            elif isinstance(event, ended) and (broken := self._replies.get(event.stream_id)):
-                broken.gone()
-            for h3_event in self._h3.handle_event(event):
-                if isinstance(h3_event, h3_events.HeadersReceived):
-                    self._headers(h3_event)
-                elif isinstance(h3_event, h3_events.DataReceived):
-                    self._data(h3_event)
-
-        def _headers(self, event: Any) -> None:
-            reply = self._replies.get(event.stream_id)
-            fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
-            if reply:
-                reply.request.body.end(fields)
-                return
-            pseudo = {name: value for name, value in fields if name.startswith(":")}
-            request = Request(
-                pseudo.get(":method", "GET"),
-                pseudo.get(":path", "/"),
-                pseudo.get(":authority", ""),
-                [field for field in fields if not field[0].startswith(":")],
-                version="3",
-                client=self._client,
-                early=not self._confirmed,
-            )
-            reply = self._replies[event.stream_id] = H3Reply(self, event.stream_id, request)
-            if request.headers.get("expect", "").lower() == "100-continue":
-                request.body.wanted = lambda: reply.informational(100, [])
-            if event.stream_ended:
-                request.body.end()
-            reply.start(self._handler)
-
-        def _data(self, event: Any) -> None:
-            if reply := self._replies.get(event.stream_id):
-                if event.data:
-                    reply.request.body.feed(event.data)
-                if event.stream_ended:
-                    reply.request.body.end(reply.request.body.trailers)
-
-        def headers(self, stream_id: int, fields: Fields, end: bool) -> None:
-            """Send a field section. Raises `ConnectionResetError` if the client gave it up."""
-            encoded = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields]
-            try:
-                self._h3.send_headers(stream_id, encoded, end_stream=end)
-            except (ValueError, RuntimeError) as error:
-                raise ConnectionResetError(str(error)) from error
-            self._transmit_soon()
-
-        def body(self, stream_id: int, data: bytes, end: bool) -> None:
-            """Send body bytes. Raises `ConnectionResetError` if the client gave the stream up."""
-            try:
-                self._h3.send_data(stream_id, data, end_stream=end)
-            except (ValueError, RuntimeError) as error:
-                raise ConnectionResetError(str(error)) from error
-            self._transmit_soon()
-
-        def reset(self, stream_id: int) -> None:
-            """Break a stream off."""
-            self._quic.reset_stream(stream_id, _INTERNAL_ERROR)
-            self._transmit_soon()
-
-        def forget(self, stream_id: int, body_complete: bool) -> None:
-            """A stream's handler is done; stop an upload that nobody reads."""
-            self._replies.pop(stream_id, None)
-            if not body_complete:
-                self._quic.stop_stream(stream_id, _NO_ERROR)
-                self._transmit_soon()
-
-        def buffered(self, stream_id: int) -> int:
-            """Response bytes not yet acknowledged. aioquic has no public way to ask."""
-            if hasattr(self._quic, "get_send_buffer_size"):
-                return int(self._quic.get_send_buffer_size(stream_id))
-            stream = self._quic._streams.get(stream_id)
-            return len(stream.sender._buffer) if stream else 0
+            self._http.event(event)
 
     return H3Protocol
+
+
+class H3Connection:
+    """HTTP/3 over one QUIC connection; what both engines' classes have in common by name."""
+
+    def __init__(
+        self, engine: str, quic: Any, transmit: Callable[[], None], handler: Handler
+    ) -> None:
+        """``transmit`` sends soon what was written."""
+        self.client = ""
+        """The peer's address, which may change (RFC 9000, 9)."""
+        self._quic = quic
+        self._transmit = transmit
+        self._handler = handler
+        self._quic_events = importlib.import_module(f"{engine}.quic.events")
+        self._h3_events = importlib.import_module(f"{engine}.h3.events")
+        self._h3 = importlib.import_module(f"{engine}.h3.connection").H3Connection(quic)
+        self._replies: dict[int, H3Reply] = {}
+        self._confirmed = False
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def event(self, event: Any) -> None:
+        """An event of the QUIC connection."""
+        quic = self._quic_events
+        if isinstance(event, quic.HandshakeCompleted):
+            self._confirmed = True
+        elif isinstance(event, quic.ConnectionTerminated):
+            for reply in list(self._replies.values()):
+                reply.gone()
+        elif isinstance(event, (quic.StreamReset, quic.StopSendingReceived)) and (
+            broken := self._replies.get(event.stream_id)
+        ):
+            broken.gone()
+        for h3_event in self._h3.handle_event(event):
+            if isinstance(h3_event, self._h3_events.HeadersReceived):
+                self._headers_received(h3_event)
+            elif isinstance(h3_event, self._h3_events.DataReceived):
+                self._data_received(h3_event)
+
+    def breathe(self) -> None:
+        """Acknowledgements may have made room."""
+        for reply in list(self._replies.values()):
+            reply.breathe()
+
+    def _headers_received(self, event: Any) -> None:
+        fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
+        if known := self._replies.get(event.stream_id):
+            known.request.body.end(fields)
+            return
+        pseudo = {name: value for name, value in fields if name.startswith(":")}
+        request = Request(
+            pseudo.get(":method", "GET"),
+            pseudo.get(":path", "/"),
+            pseudo.get(":authority", ""),
+            [field for field in fields if not field[0].startswith(":")],
+            version="3",
+            client=self.client,
+            early=not self._confirmed,
+        )
+        reply = self._replies[event.stream_id] = H3Reply(self, event.stream_id, request)
+        if request.headers.get("expect", "").lower() == "100-continue":
+            request.body.wanted = lambda: reply.informational(100, [])
+        if event.stream_ended:
+            request.body.end()
+        reply.start(self._handler)
+
+    def _data_received(self, event: Any) -> None:
+        if reply := self._replies.get(event.stream_id):
+            if event.data:
+                reply.request.body.feed(event.data)
+            if event.stream_ended:
+                reply.request.body.end(reply.request.body.trailers)
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def headers(self, stream_id: int, fields: Fields, end: bool) -> None:
+        """Send a field section. Raises `ConnectionResetError` if the client gave it up."""
+        encoded = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields]
+        try:
+            self._h3.send_headers(stream_id, encoded, end_stream=end)
+        except (ValueError, RuntimeError) as error:
+            raise ConnectionResetError(str(error)) from error
+        self._transmit()
+
+    def body(self, stream_id: int, data: bytes, end: bool) -> None:
+        """Send body bytes. Raises `ConnectionResetError` if the client gave the stream up."""
+        try:
+            self._h3.send_data(stream_id, data, end_stream=end)
+        except (ValueError, RuntimeError) as error:
+            raise ConnectionResetError(str(error)) from error
+        self._transmit()
+
+    def reset(self, stream_id: int) -> None:
+        """Break a stream off."""
+        self._quic.reset_stream(stream_id, _INTERNAL_ERROR)
+        self._transmit()
+
+    def forget(self, stream_id: int, body_complete: bool) -> None:
+        """A stream's handler is done; stop an upload that nobody reads."""
+        self._replies.pop(stream_id, None)
+        if not body_complete:
+            self._quic.stop_stream(stream_id, _NO_ERROR)
+            self._transmit()
+
+    def buffered(self, stream_id: int) -> int:
+        """Response bytes not yet acknowledged. aioquic has no public way to ask."""
+        if hasattr(self._quic, "get_send_buffer_size"):
+            return int(self._quic.get_send_buffer_size(stream_id))
+        stream = self._quic._streams.get(stream_id)
+        return len(stream.sender._buffer) if stream else 0
 
 
 class H3Reply(Reply):
     """One stream's response."""
 
-    def __init__(self, connection: Any, stream_id: int, request: Request) -> None:
+    def __init__(self, connection: H3Connection, stream_id: int, request: Request) -> None:
         self.request = request
         self._connection = connection
         self._id = stream_id
