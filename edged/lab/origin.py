@@ -86,7 +86,9 @@ class Origin:
         self._h3: H3Server | None = None
         self._servers: list[asyncio.Server] = []
 
-    async def start(self, address: str = "127.0.0.1", port: int = 0) -> None:
+    async def start(
+        self, address: str = "127.0.0.1", port: int = 0, *, cleartext_port: int = 0
+    ) -> None:
         """Listen; 0 chooses free ports. Raises `OSError`."""
         loop = asyncio.get_running_loop()
 
@@ -103,7 +105,9 @@ class Origin:
             files = self._certificates
             self._h3 = H3Server(self.handle, files.certificate, files.key, self._h3_engine)
             await self._h3.start(address, self.port)
-        clear = await loop.create_server(connection, address, 0, backlog=1024)
+        clear = await loop.create_server(
+            connection, address, cleartext_port, backlog=1024, reuse_address=True
+        )
         self._servers.append(clear)
         self.cleartext_port = clear.sockets[0].getsockname()[1]
 
