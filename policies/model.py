@@ -203,6 +203,22 @@ class Sample(NamedTuple):
     """Acknowledged bits per second over the sample's span, when it was large enough to tell."""
     retry_after_s: float | None = None
     """Of a BUSY outcome."""
+    carrier: Carrier | None = None
+    """Of the pooled connection that it was measured on; ``None``: none was."""
+
+
+class Seen(NamedTuple):
+    """What a look at the live connections of a path shows: an answer, a silence, or mere bytes."""
+
+    path: str
+    kind: Kind
+    at: float
+    """When the answer or the bytes arrived; of a silence, when it was overdue."""
+    sent_at: float | None = None
+    """When the thing was sent that was answered or not; ``None``: bytes came unasked."""
+    reply_at: float | None = None
+    """Of a silence only: when the answer should have come."""
+    carrier: Carrier | None = None
 
 
 class RequestClass(NamedTuple):
@@ -358,6 +374,17 @@ class Change:
     old: Verdict
     new: Verdict
     blame: Blame
+    reason: str
+    at: float
+
+
+class CarrierChange(NamedTuple):
+    """A transport stopped or began to work on a path whose other transport works."""
+
+    path: str
+    carriers: tuple[Carrier, ...]
+    """H3, where datagrams vanish; H2 and H1, where TCP does."""
+    blocked: bool
     reason: str
     at: float
 
