@@ -1,0 +1,1 @@
+"""The relay: flows that outlive their line (docs/relay.md)."""

@@ -1,0 +1,533 @@
+"""One exchange through a relay: what it has said so far, and who is listening.
+
+The inner side is an exchange or a tunnel of the relay, to which a flow is the `Responder`. The
+outer side is any number of visits: requests of the client about this flow, each over some line,
+that bring request bytes, read response bytes, or both. Visits come and go; the flow stays.
+
+    head missing -> streaming -> complete | broken        (the response)
+    open -> over                                          (nothing more can happen upstream)
+
+Rules:
+
+* A visit reads every byte from the offset it named, once and in order, and then what became of the
+  response: a clean end only if the origin's was clean.
+* Request bytes are passed on once, whoever brings them (`edged.relay.upload`).
+* Bytes are kept until the client acknowledges them. A client that never does (curl) has the last
+  half of the journal kept behind what was sent; the other half is what may be read ahead.
+* The origin is read on while the journal, the account of all journals and the client's rate allow.
+
+No I/O, no clock but the one that `Flows` was given.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from edged.downstream.base import RequestSink, Responder
+from edged.messages import Headers, ResponseHead
+from edged.relay import wire
+from edged.relay.journal import Journal
+from edged.relay.upload import Inconsistent, Upload
+
+if TYPE_CHECKING:
+    from edged.relay.flows import Flows, Ledger
+
+PIECE_BYTES = 64 << 10
+VISITS = 8
+"""Visits of one flow at a time; a further one ends the oldest."""
+FLOOR_BYTES = 4096
+"""A flow may hold this much also when all journals together hold too much."""
+_EARLY_BYTES = 256 << 10
+
+
+class State(Enum):
+    """How far the response is."""
+
+    WAITING = "waiting"
+    STREAMING = "streaming"
+    COMPLETE = "complete"
+    BROKEN = "broken"
+
+
+class Flow:
+    """See the module. The attributes without a line below are for `Flows` and `Visit`."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_deaf",
+        "_early",
+        "_early_end",
+        "_head",
+        "_held",
+        "_limit",
+        "_opaque",
+        "_sent",
+        "_throttled",
+        "_trailers",
+        "_upload_paused",
+        "_visits",
+        "acknowledges",
+        "client",
+        "flows",
+        "id",
+        "journal",
+        "ledger",
+        "over",
+        "sink",
+        "state",
+        "upload",
+    )
+
+    def __init__(
+        self,
+        flows: Flows,
+        ledger: Ledger,
+        flow_id: bytes,
+        upload: Upload,
+        *,
+        client: str = "",
+        opaque: bool = False,
+        switches: bool = False,
+        acknowledges: bool = False,
+    ) -> None:
+        """``opaque``: bytes both ways; ``switches``: they begin only when the origin agrees (101).
+
+        ``acknowledges``: the client says what it has, so that all it has not said is kept.
+        """
+        self.flows = flows
+        self.ledger = ledger
+        self.id = flow_id
+        self.client = client
+        """Who asked, for the access log."""
+        self.sink: RequestSink | None = None
+        """The exchange; ``None`` before it begins and once it is over."""
+        self.state = State.WAITING
+        """How far the response is."""
+        self.over = False
+        """Nothing more can happen upstream."""
+        self.upload = upload
+        """How far the request is."""
+        self.journal = Journal(flows.account)
+        """The response's bytes."""
+        self.acknowledges = acknowledges
+        """The client says what it has."""
+        self._opaque = opaque
+        self._early: list[bytes] | None = [] if switches else None
+        self._early_end = False
+        self._deaf = False  # the origin refused what the request bytes were meant for
+        self._head: ResponseHead | None = None
+        self._trailers: Headers | None = None
+        self._limit = flows.limits.flow_bytes
+        self._acknowledged = 0
+        self._sent = 0
+        self._held = False
+        self._throttled = False
+        self._upload_paused = False
+        self._visits: tuple[Visit, ...] = ()
+
+    # -- the exchange's side (Responder) ----------------------------------------------------------
+
+    def begin(self, sink: RequestSink) -> None:
+        """The exchange has begun (and may be over already)."""
+        if self.over:
+            return
+        self.sink = sink
+        if self._held or self._throttled:
+            sink.pause_response()
+
+    def informational(self, status: int, headers: Headers) -> None:
+        """Pass on to who is there; nothing is kept of it."""
+        for visit in self._visits:
+            if visit.reads:
+                visit.responder.informational(status, wire.escaped(headers))
+
+    def head(self, head: ResponseHead) -> None:
+        """The response begins."""
+        if self._head is not None:
+            return
+        self._head = head
+        self.state = State.STREAMING
+        for visit in self._visits:
+            visit.tell_head(head)
+        early, self._early = self._early, None
+        if early is not None:
+            self._switch(head.status == 101, early)
+
+    def _switch(self, agreed: bool, early: list[bytes]) -> None:
+        """The origin has said whether it speaks the other protocol."""
+        if not agreed:
+            self._opaque = False
+            self._deaf = True
+        elif self.sink is not None:
+            for data in early:
+                self.sink.body(data)
+            if self._early_end:
+                self._end_upload(None)
+
+    def data(self, data: bytes) -> None:
+        """Response bytes: to those who wait for just these, and into the journal."""
+        if self.state is not State.STREAMING:
+            return
+        journal, flows = self.journal, self.flows
+        at = journal.end
+        journal.append(data)
+        for visit in self._visits:
+            if visit.offset == at and visit.reads and not visit.slow:
+                visit.pass_on(data)
+        if self.ledger.spend(len(data), flows.clock()):
+            self._throttle()
+        if flows.account.full:
+            flows.make_room()
+        if not self._held and self._ahead():
+            self._hold()
+
+    def end(self, trailers: Headers | None = None) -> None:
+        """The response is complete."""
+        if self.state is State.WAITING or self.state is State.STREAMING:
+            self._trailers = trailers
+            self._finished(State.COMPLETE)
+
+    def abort(self) -> None:
+        """The response will never be complete."""
+        if self.state is State.WAITING or self.state is State.STREAMING:
+            self._finished(State.BROKEN)
+
+    def pause_body(self) -> None:
+        """The origin takes request bytes more slowly than they come."""
+        self._upload_paused = True
+        for visit in self._visits:
+            if visit.sends:
+                visit.responder.pause_body()
+
+    def resume_body(self) -> None:
+        """It takes them again."""
+        self._upload_paused = False
+        self._let_send()
+
+    def _let_send(self) -> None:
+        for visit in self._visits if not (self._upload_paused or self._throttled) else ():
+            if visit.sends:
+                visit.responder.resume_body()
+
+    def _finished(self, state: State) -> None:
+        self.state = state
+        if state is State.BROKEN or not self._opaque or self.upload.complete:
+            self._close_upstream()
+        for visit in self._visits:
+            visit.pump()
+        self.flows.finished(self)
+
+    def _close_upstream(self) -> None:
+        self.over = True
+        self.sink = None
+        self._early = None
+        self.flows.account.forget(self)
+        self.ledger.waiting.pop(self, None)
+
+    # -- backpressure -----------------------------------------------------------------------------
+
+    def _ahead(self) -> bool:
+        """As much is kept for the client as may be."""
+        journal = self.journal
+        if self.acknowledges:
+            unread = journal.end - self._acknowledged
+            most = self._limit
+        else:
+            unread = journal.end - self._sent
+            most = self._limit // 2
+        return unread >= most or (self.flows.account.full and journal.held_bytes >= FLOOR_BYTES)
+
+    def _hold(self) -> None:
+        self._held = True
+        if self.flows.account.full:
+            self.flows.account.wait(self)
+        if self.sink is not None and not self._throttled:
+            self.sink.pause_response()
+
+    def room(self) -> None:
+        """There may be room in the journal again."""
+        if not self._held:
+            return
+        if self._ahead():
+            if self.flows.account.full:
+                self.flows.account.wait(self)
+            return
+        self._held = False
+        if self.sink is not None and not self._throttled:
+            self.sink.resume_response()
+
+    def _throttle(self) -> None:
+        """The client has had more than its rate: both directions pause until it has earned it."""
+        if self._throttled:
+            return
+        self._throttled = True
+        self.ledger.waiting[self] = None
+        for visit in self._visits:
+            if visit.sends:
+                visit.responder.pause_body()
+        if self.sink is not None and not self._held:
+            self.sink.pause_response()
+
+    def unthrottle(self) -> None:
+        """It has."""
+        self._throttled = False
+        self._let_send()
+        if self.sink is not None and not self._held:
+            self.sink.resume_response()
+
+    def _trim(self) -> None:
+        """Give back what nobody will ask for."""
+        if self.acknowledges:
+            keep = self._acknowledged
+        else:
+            keep = self._sent - self._limit // 2
+        self.journal.release(keep)
+        if self._held:
+            self.room()
+
+    # -- the client's side ------------------------------------------------------------------------
+
+    @property
+    def attended(self) -> bool:
+        """Some line carries it now."""
+        return bool(self._visits)
+
+    def acknowledge(self, offset: int) -> None:
+        """The client has all bytes before ``offset`` and will never ask for them again.
+
+        That it has the last one does not mean that it knows so: a flow is kept until it is deleted.
+        """
+        self.acknowledges = True
+        if self._acknowledged < offset <= self.journal.end:
+            self._acknowledged = offset
+        self._trim()
+
+    def keeps(self, offset: int) -> bool:
+        """Whether a visit can read from ``offset``."""
+        return self.journal.start <= offset <= self.journal.end
+
+    def receives(self, offset: int) -> None:
+        """A visit begins to read from ``offset``: all before it has arrived."""
+        if self.acknowledges:
+            self.acknowledge(offset)
+
+    def join(self, visit: Visit) -> None:
+        """Let ``visit`` read, and pass on what it brings."""
+        if len(self._visits) >= VISITS:
+            self._visits[0].break_off()
+        self._visits += (visit,)
+        self.flows.attended(self)
+        if visit.sends:
+            if self._upload_paused or self._throttled:
+                visit.responder.pause_body()
+            else:
+                visit.responder.resume_body()  # a client that waits for 100 is told to go ahead
+        if visit.reads:
+            if self._head is not None:
+                visit.tell_head(self._head)
+            visit.pump()
+
+    def leave(self, visit: Visit) -> None:
+        """``visit`` is over, in whatever way."""
+        rest = tuple(v for v in self._visits if v is not visit)
+        if len(rest) != len(self._visits):
+            self._visits = rest
+            if not rest:
+                self.flows.unattended(self)
+
+    def was_sent(self, offset: int) -> None:
+        """A visit handed the bytes before ``offset`` to its connection."""
+        if offset > self._sent:
+            self._sent = offset
+            if not self.acknowledges:
+                self._trim()
+
+    def receive(self, at: int, data: bytes) -> None:
+        """Request bytes from ``at``. Raises `upload.Gap` and `upload.Inconsistent`."""
+        new = self.upload.take(at, data)
+        if not new:
+            return
+        self.ledger.moved(self)
+        if self.ledger.spend(len(new), self.flows.clock()):
+            self._throttle()
+        if self._early is not None:
+            self._early.append(new)
+            if self.upload.offset > _EARLY_BYTES:
+                raise Inconsistent("the origin has not agreed to the other protocol yet")
+        elif self.sink is not None and not self._deaf:
+            self.sink.body(new)
+
+    def receive_end(self, at: int, trailers: Headers | None) -> None:
+        """The request ends at ``at``. Raises `upload.Gap` and `upload.Inconsistent`."""
+        if self.upload.finish(at):
+            self.ledger.moved(self)
+            if self._early is not None:
+                self._early_end = True
+            else:
+                self._end_upload(trailers)
+
+    def _end_upload(self, trailers: Headers | None) -> None:
+        sink = self.sink
+        if self.state is State.COMPLETE:
+            self._close_upstream()
+        if sink is not None and not self._deaf:
+            sink.body_end(trailers)
+
+    def cancel(self) -> None:
+        """Give up: the exchange ends, every visit breaks off, nothing is kept."""
+        sink = self.sink
+        if self.state is State.WAITING or self.state is State.STREAMING:
+            self.state = State.BROKEN
+        self._close_upstream()
+        if sink is not None:
+            sink.gone()
+        for visit in self._visits:
+            visit.break_off()
+        self.journal.close()
+
+    def finish_visit(self, responder: Responder) -> None:
+        """Tell a visit that has read all bytes what became of the response."""
+        if self.state is State.COMPLETE:
+            responder.end(self._trailers)
+        else:
+            responder.abort()
+
+    def description(self) -> Headers:
+        """How far both directions are, as fields."""
+        upload = self.upload
+        return [
+            (wire.UPLOAD_OFFSET, b"%d" % upload.offset),
+            (wire.UPLOAD_COMPLETE, wire.TRUE if upload.complete else wire.FALSE),
+            (b"edged-state", self.state.value.encode()),
+            (b"edged-kept", b"%d-%d" % (self.journal.start, self.journal.end)),
+        ]
+
+
+class Visit:
+    """One request of the client about a flow: the `RequestSink` of its connection.
+
+    It reads response bytes from ``offset`` on (``None``: it does not read), and brings request
+    bytes from ``at`` on (``None``: it brings none).
+    """
+
+    __slots__ = ("_at", "_last", "flow", "offset", "over", "reads", "responder", "sends", "slow")
+
+    def __init__(
+        self,
+        flow: Flow,
+        responder: Responder,
+        *,
+        offset: int | None = None,
+        at: int | None = None,
+        last: bool = True,
+    ) -> None:
+        """``last``: with this request's end the request body ends."""
+        self.flow = flow
+        self.responder = responder
+        self.offset = offset or 0
+        """Of the next response byte to send."""
+        self.reads = offset is not None
+        self.sends = at is not None
+        self._at = at or 0
+        self._last = last
+        self.slow = False
+        """Its connection takes no more for now."""
+        self.over = False
+
+    # -- what its connection calls (RequestSink) --------------------------------------------------
+
+    def body(self, data: bytes) -> None:
+        """Request bytes."""
+        if self.over or not self.sends:
+            return
+        try:
+            self.flow.receive(self._at, data)
+        except Inconsistent as error:
+            self._refuse(str(error))
+        else:
+            self._at += len(data)
+
+    def body_end(self, trailers: Headers | None) -> None:
+        """This request's bytes are all here."""
+        if self.over or not self.sends:
+            return
+        self.sends = False
+        if self._last:
+            try:
+                self.flow.receive_end(self._at, trailers)
+            except Inconsistent as error:
+                self._refuse(str(error))
+                return
+        if not self.reads and not self.over:
+            self._leave()
+            self.responder.head(ResponseHead(204, self.flow.description(), 0))
+            self.responder.end()
+
+    def gone(self) -> None:
+        """The line died, or the client wants no more of it."""
+        if not self.over:
+            self._leave()
+
+    def pause_response(self) -> None:
+        """The connection's buffer is full."""
+        self.slow = True
+
+    def resume_response(self) -> None:
+        """It drained."""
+        self.slow = False
+        self.pump()
+
+    # -- what its flow calls ----------------------------------------------------------------------
+
+    def tell_head(self, head: ResponseHead) -> None:
+        """Send the response's head."""
+        if self.reads:
+            self.responder.head(wire.outer_response(head, self.offset))
+
+    def pass_on(self, data: bytes) -> None:
+        """Send the journal's newest bytes, which are just those that come next."""
+        offset = self.offset = self.offset + len(data)
+        self.responder.data(data)
+        self.flow.was_sent(offset)
+
+    def pump(self) -> None:
+        """Send what is there, as far as the connection takes it; at its end, the end."""
+        flow = self.flow
+        journal = flow.journal
+        while self.reads and not self.slow and not self.over:
+            if self.offset < journal.start:  # acknowledged over another line
+                self.break_off()
+                return
+            data = journal.read(self.offset, PIECE_BYTES)
+            if data:
+                self.pass_on(data)
+                continue
+            if flow.state is State.COMPLETE or flow.state is State.BROKEN:
+                self._leave()
+                flow.finish_visit(self.responder)
+            return
+
+    def break_off(self) -> None:
+        """End without a clean end."""
+        if not self.over:
+            self._leave()
+            self.responder.abort()
+
+    def refuse(self, answer: tuple[ResponseHead, bytes]) -> None:
+        """End with an answer of the relay's own, if the response has not begun."""
+        head, body = answer
+        self._leave()
+        if self.reads and self.flow.state is not State.WAITING:
+            self.responder.abort()
+            return
+        self.responder.head(head)
+        self.responder.data(body)
+        self.responder.end()
+
+    def _refuse(self, text: str) -> None:
+        self.refuse(self.flow.flows.bad_request(text))
+
+    def _leave(self) -> None:
+        self.over = True
+        self.flow.leave(self)

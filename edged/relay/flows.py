@@ -1,0 +1,281 @@
+"""All flows of a relay: who owns which, what each client spends, and when a flow is given up.
+
+Every deadline of one kind is the same time away, so that the order of insertion is the order of
+the deadlines: nothing is ever searched for what is due. Ids belong to the client (its token) that
+made them; nobody else can find, join or even collide with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from edged.headers import error_response
+from edged.messages import ResponseHead
+from edged.relay.flow import Flow, State
+from edged.relay.journal import Account
+from policies.budget import Bucket
+
+BURST_S = 2.0
+"""Requests and bytes that a client may ask for at once, in seconds of its rate."""
+INFINITE = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class FlowLimits:
+    """What all clients together may hold."""
+
+    flow_bytes: int = 1 << 20
+    """Response bytes kept for one flow."""
+    total_bytes: int = 256 << 20
+    """Response bytes kept for all flows; each may still hold 4 KiB when they hold too much."""
+    flows: int = 16384
+    linger_s: float = 30.0
+    """How long a flow is kept that no line carries."""
+    gone_s: float = 120.0
+    """How long an id is remembered that has been used, so that it cannot be used again."""
+    gone: int = 65536
+    """How many of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """What one client may hold and ask for."""
+
+    flows: int = 4096
+    requests_per_s: float | None = None
+    bytes_per_s: float | None = None
+    """Both directions together; beyond it flows are slowed down, not refused."""
+
+
+class Follower(Protocol):
+    """Who wants to know how far a client's uploads are (a pulse)."""
+
+    def upload_moved(self, flow: Flow) -> None:
+        """It took bytes, or its end."""
+
+
+class TooMany(Exception):
+    """No further flow: the client's limit is reached (429), or the relay's (503)."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Ledger:
+    """What one client holds and has spent. It survives a reload, by the client's name."""
+
+    __slots__ = (
+        "_bytes",
+        "_requests",
+        "bytes_down",
+        "bytes_up",
+        "done",
+        "flows",
+        "followers",
+        "limits",
+        "name",
+        "opened",
+        "refused",
+        "waiting",
+    )
+
+    def __init__(self, name: str, limits: ClientLimits) -> None:
+        self.name = name
+        self.flows: dict[bytes, Flow] = {}
+        self.done: dict[Flow, None] = {}
+        """Flows that are over and that no line carries, oldest first: what can be given up."""
+        self.waiting: dict[Flow, None] = {}
+        """Flows held back by the byte rate."""
+        self.followers: dict[Follower, None] = {}
+        self.opened = 0
+        self.refused = 0
+        self.configure(limits)
+
+    def configure(self, limits: ClientLimits) -> None:
+        """Take other limits; what was spent is forgotten."""
+        self.limits = limits
+        self._requests = _bucket(limits.requests_per_s)
+        self._bytes = _bucket(limits.bytes_per_s)
+
+    def ask(self, now: float) -> bool:
+        """One more request; whether it is allowed."""
+        allowed = self._requests is None or self._requests.take(now)
+        if not allowed:
+            self.refused += 1
+        return allowed
+
+    def spend(self, size: int, now: float) -> bool:
+        """``size`` bytes passed; whether that was more than the rate."""
+        bucket = self._bytes
+        if bucket is None:
+            return False
+        bucket.take(now, size, overdraft=INFINITE)
+        return bucket.available(now) < 0
+
+    def moved(self, flow: Flow) -> None:
+        """An upload took bytes."""
+        for follower in self.followers:
+            follower.upload_moved(flow)
+
+    def tick(self, now: float) -> None:
+        """Let go on who has waited long enough."""
+        if self.waiting and (self._bytes is None or self._bytes.available(now) >= 0):
+            waiting, self.waiting = self.waiting, {}
+            for flow in waiting:
+                flow.unthrottle()
+
+
+def _bucket(per_s: float | None) -> Bucket | None:
+    if per_s is None:
+        return None
+    return Bucket(per_s=per_s, capacity=max(1.0, per_s * BURST_S))
+
+
+class Flows:
+    """See the module. ``clock`` is any monotonic clock in s, the one that `tick` is called with."""
+
+    def __init__(self, clock: Callable[[], float], limits: FlowLimits | None = None) -> None:
+        self.clock = clock
+        self.limits = limits or FlowLimits()
+        self.account = Account(self.limits.total_bytes)
+        self.ledgers: dict[str, Ledger] = {}
+        self.count = 0
+        """Flows there are."""
+        self._quiet: dict[Flow, float] = {}
+        self._done: dict[Flow, None] = {}
+        self._gone: dict[tuple[Ledger, bytes], float] = {}
+
+    # -- clients ----------------------------------------------------------------------------------
+
+    def ledger(self, name: str, limits: ClientLimits) -> Ledger:
+        """The client's ledger, made if there is none."""
+        ledger = self.ledgers.get(name)
+        if ledger is None:
+            ledger = self.ledgers[name] = Ledger(name, limits)
+        elif ledger.limits != limits:
+            ledger.configure(limits)
+        return ledger
+
+    def dismiss(self, name: str) -> None:
+        """The client may do nothing any more: all its flows end."""
+        ledger = self.ledgers.pop(name, None)
+        for flow in list(ledger.flows.values()) if ledger is not None else ():
+            self.remove(flow)
+
+    def configure(self, limits: FlowLimits) -> None:
+        """Take other limits; flows that exist keep their own share."""
+        self.limits = limits
+        self.account.resize(limits.total_bytes)
+
+    # -- flows ------------------------------------------------------------------------------------
+
+    def used(self, ledger: Ledger, flow_id: bytes) -> bool:
+        """Whether the id was used for a flow that is gone."""
+        return (ledger, flow_id) in self._gone
+
+    def admit(self, ledger: Ledger) -> None:
+        """Make sure that the client can have one more flow. Raises `TooMany`."""
+        if len(ledger.flows) >= ledger.limits.flows:
+            if not ledger.done:
+                ledger.refused += 1
+                raise TooMany(429, f"{ledger.limits.flows} flows are open, which is the limit")
+            self.remove(next(iter(ledger.done)))
+        if self.count >= self.limits.flows:
+            if not self._done:
+                ledger.refused += 1
+                raise TooMany(503, "the relay has as many flows as it can hold")
+            self.remove(next(iter(self._done)))
+
+    def add(self, flow: Flow) -> None:
+        """A flow begins, which no line carries yet."""
+        flow.ledger.flows[flow.id] = flow
+        flow.ledger.opened += 1
+        self.count += 1
+        self.unattended(flow)
+
+    def remove(self, flow: Flow) -> None:
+        """A flow ends; its id cannot be used again for a while."""
+        ledger = flow.ledger
+        if ledger.flows.pop(flow.id, None) is None:
+            return
+        self.count -= 1
+        self.bury(ledger, flow.id)
+        flow.cancel()
+        self.attended(flow)
+
+    def bury(self, ledger: Ledger, flow_id: bytes) -> None:
+        """Remember an id as used."""
+        gone = self._gone
+        if len(gone) >= self.limits.gone:
+            del gone[next(iter(gone))]
+        gone[ledger, flow_id] = self.clock() + self.limits.gone_s
+
+    def make_room(self) -> None:
+        """The journals hold too much: give up what was delivered and may never be asked for."""
+        while self._done and self.account.full:
+            self.remove(next(iter(self._done)))
+
+    # -- what flows tell --------------------------------------------------------------------------
+
+    def attended(self, flow: Flow) -> None:
+        """A line carries it."""
+        self._quiet.pop(flow, None)
+        self._done.pop(flow, None)
+        flow.ledger.done.pop(flow, None)
+
+    def unattended(self, flow: Flow) -> None:
+        """No line carries it any more."""
+        if flow.ledger.flows.get(flow.id) is flow:
+            self._quiet[flow] = self.clock() + self.limits.linger_s
+            if flow.over:
+                self._done[flow] = flow.ledger.done[flow] = None
+
+    def finished(self, flow: Flow) -> None:
+        """Its response is over."""
+        if flow in self._quiet and flow.over:
+            self._done[flow] = flow.ledger.done[flow] = None
+
+    def touch(self, flow: Flow) -> None:
+        """Its client asked about it: it is not forgotten."""
+        if self._quiet.pop(flow, None) is not None:
+            self._quiet[flow] = self.clock() + self.limits.linger_s
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Give up what is due. Call it some times a second."""
+        quiet = self._quiet
+        while quiet:
+            flow = next(iter(quiet))
+            if quiet[flow] > now:
+                break
+            self.remove(flow)
+        gone = self._gone
+        while gone:
+            key = next(iter(gone))
+            if gone[key] > now:
+                break
+            del gone[key]
+        for ledger in self.ledgers.values():
+            ledger.tick(now)
+
+    def close(self) -> None:
+        """End all flows."""
+        for name in list(self.ledgers):
+            self.dismiss(name)
+
+    def bad_request(self, text: str) -> tuple[ResponseHead, bytes]:
+        """The answer to a request that contradicts itself or what came before."""
+        return error_response(
+            400,
+            "flow_inconsistent",
+            text,
+            "HEAD the flow for its Upload-Offset, or DELETE it and begin another.",
+            proxy_error="http_request_error",
+        )
+
+
+__all__ = ["ClientLimits", "Flow", "FlowLimits", "Flows", "Ledger", "State", "TooMany"]

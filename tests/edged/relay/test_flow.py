@@ -1,0 +1,622 @@
+"""Flows in virtual time: readers at offsets, uploads, backpressure, ends."""
+
+import gc
+import hashlib
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edged.messages import ResponseHead
+from edged.relay.flow import FLOOR_BYTES, VISITS, Flow, State
+from edged.relay.flows import TooMany
+from edged.relay.upload import Gap
+
+from .fakes import Clock, client, flows, ok, open_flow, visit
+
+MIB = 1 << 20
+
+
+def test_a_reader_gets_head_body_and_end():
+    house = flows()
+    flow, sink = open_flow(house, client(house), length=0)
+    reader = visit(flow)
+    assert reader.status is None
+    flow.informational(103, [])
+    flow.head(ok(5, etag="x"))
+    flow.data(b"hello")
+    flow.end([(b"t", b"1")])
+    assert (reader.interim, reader.status, reader.length) == ([103], 200, 5)
+    assert reader.headers[b"etag"] == b"x"
+    assert reader.headers[b"edged-offset"] == b"0"
+    assert (reader.received, reader.ended, reader.trailers) == (b"hello", "end", [(b"t", b"1")])
+    assert not sink.left
+
+
+def test_a_later_reader_gets_the_same_head_and_the_rest():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    first = visit(flow)
+    flow.head(ok(10))
+    flow.data(b"01234")
+    first.visit.gone()
+    flow.data(b"56")
+    second = visit(flow, offset=3)
+    assert (second.length, second.headers[b"edged-offset"]) == (7, b"3")
+    assert second.received == b"3456"
+    flow.data(b"789")
+    flow.end()
+    assert (second.received, second.ended) == (b"3456789", "end")
+    third = visit(flow, offset=10)
+    assert (third.length, third.received, third.ended) == (0, b"", "end")
+    assert (first.received, first.ended) == (b"01234", None)
+
+
+def test_a_response_cut_short_never_looks_complete():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    early = visit(flow)
+    flow.head(ok())
+    flow.data(b"half")
+    flow.abort()
+    flow.data(b"ignored")
+    flow.end()
+    late = visit(flow, offset=0)
+    for reader in (early, late, visit(flow, offset=4)):
+        assert reader.ended == "abort"
+    assert late.received == b"half"
+
+
+def test_broken_before_the_head_is_broken_too():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    reader = visit(flow)
+    flow.abort()
+    assert (reader.status, reader.ended) == (None, "abort")
+    assert visit(flow).ended == "abort"
+
+
+def test_a_slow_reader_holds_nobody_else_and_loses_nothing():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    slow, quick = visit(flow, room=3), visit(flow)
+    flow.head(ok())
+    flow.data(b"abc")
+    flow.data(b"def")
+    flow.end()
+    assert (quick.received, quick.ended) == (b"abcdef", "end")
+    assert (slow.received, slow.ended) == (b"abc", None)
+    slow.room = 100
+    slow.visit.resume_response()
+    assert (slow.received, slow.ended) == (b"abcdef", "end")
+
+
+def test_the_origin_is_read_until_the_journal_is_full():
+    house = flows(flow_bytes=1000)
+    flow, sink = open_flow(house, client(house), acknowledges=True)
+    reader = visit(flow)
+    flow.head(ok())
+    flow.data(b"x" * 999)
+    assert not sink.paused
+    flow.data(b"x")
+    assert sink.paused  # all of it was read, but none acknowledged
+    assert len(reader.received) == 1000
+    flow.acknowledge(1)
+    assert not sink.paused
+    flow.data(b"x" * 1)
+    assert sink.paused
+    flow.acknowledge(1001)
+    assert not sink.paused
+    assert house.account.used_bytes == 0
+
+
+def test_without_acknowledgements_the_last_half_is_kept():
+    house = flows(flow_bytes=100_000)
+    flow, sink = open_flow(house, client(house))
+    reader = visit(flow)
+    flow.head(ok())
+    for _ in range(1000):
+        flow.data(b"x" * 1000)
+    assert not sink.paused
+    assert len(reader.received) == 1_000_000
+    assert flow.keeps(950_000)
+    assert not flow.keeps(949_999)
+    assert house.account.used_bytes < 100_000
+    reader.visit.gone()
+    for _ in range(50):
+        assert not sink.paused
+        flow.data(b"y" * 1000)
+    assert sink.paused
+    again = visit(flow, offset=1_000_000)
+    assert again.received == b"y" * 50_000
+    assert not sink.paused
+
+
+def test_all_journals_together_are_bounded():
+    house = flows(flow_bytes=100_000, total_bytes=300_000)
+    ledger = client(house)
+    pairs = [open_flow(house, ledger, n, acknowledges=True) for n in range(100)]
+    for flow, _ in pairs:
+        flow.head(ok())
+    for _ in range(200):
+        for flow, sink in pairs:
+            if not sink.paused:
+                flow.data(b"x" * 1000)
+    assert all(sink.paused for _, sink in pairs)
+    assert house.account.used_bytes <= 300_000 + 100 * (FLOOR_BYTES + 1000)
+    # Room that one makes is for those who wait.
+    for flow, _ in pairs[:60]:
+        flow.acknowledge(flow.journal.end)
+    assert not house.account.full
+    assert sum(not sink.paused for _, sink in pairs[60:]) > 0
+
+
+def test_finished_flows_make_room_for_others():
+    house = flows(total_bytes=10_000)
+    ledger = client(house)
+    for number in range(9):
+        flow, _ = open_flow(house, ledger, number, length=0)
+        flow.head(ok())
+        flow.data(b"x" * 1000)
+        flow.end()
+    live, sink = open_flow(house, ledger, 100, acknowledges=True)
+    live.head(ok())
+    live.data(b"x" * 5000)
+    assert not sink.paused
+    assert len(ledger.flows) == 5
+    assert house.used(ledger, (0).to_bytes(16, "big"))
+
+
+def test_uploads_are_passed_on_once_over_several_lines():
+    house = flows()
+    flow, sink = open_flow(house, client(house), length=10)
+    first = visit(flow, at=0)
+    first.visit.body(b"0123")
+    first.visit.gone()
+    second = visit(flow, offset=None, at=2)
+    second.visit.body(b"234567")
+    assert sink.received == b"01234567"
+    third = visit(flow, offset=None, at=8)
+    third.visit.body(b"89")
+    third.visit.body_end([(b"t", b"1")])
+    assert (sink.received, sink.ends, sink.trailers) == (b"0123456789", 1, [(b"t", b"1")])
+    assert third.status == 204
+    assert third.headers[b"upload-offset"] == b"10"
+    assert third.headers[b"upload-complete"] == b"?1"
+    second.visit.body(b"89")
+    second.visit.body_end(None)
+    assert (sink.received, sink.ends) == (b"0123456789", 1)
+    assert second.status == 204
+
+
+def test_two_lines_bring_the_same_request_at_once():
+    house = flows()
+    flow, sink = open_flow(house, client(house), length=6)
+    one, two = visit(flow, at=0), visit(flow, at=0)
+    one.visit.body(b"ab")
+    two.visit.body(b"abcd")
+    one.visit.body(b"cdef")
+    one.visit.body_end(None)
+    two.visit.body(b"ef")
+    two.visit.body_end(None)
+    assert (sink.received, sink.ends) == (b"abcdef", 1)
+    flow.head(ok())
+    flow.data(b"answer")
+    flow.end()
+    assert one.received == two.received == b"answer"
+
+
+def test_parts_of_a_body_do_not_end_it():
+    house = flows()
+    flow, sink = open_flow(house, client(house))
+    part = visit(flow, offset=None, at=0, last=False)
+    part.visit.body(b"abc")
+    part.visit.body_end(None)
+    assert (sink.received, sink.ends) == (b"abc", 0)
+    assert part.headers[b"upload-complete"] == b"?0"
+    rest = visit(flow, offset=None, at=3)
+    rest.visit.body_end(None)
+    assert sink.ends == 1
+
+
+def test_a_body_that_contradicts_itself_is_refused():
+    house = flows()
+    flow, sink = open_flow(house, client(house), length=4)
+    reader = visit(flow)
+    bad = visit(flow, offset=None, at=0)
+    bad.visit.body(b"abcdef")
+    assert bad.status == 400
+    short = visit(flow, offset=None, at=0)
+    short.visit.body(b"ab")
+    short.visit.body_end(None)
+    assert short.status == 400
+    assert (sink.received, sink.ends) == (b"ab", 0)
+    assert reader.ended is None  # its flow can still be saved
+
+
+def test_gaps_are_the_callers_to_see():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    with pytest.raises(Gap):
+        flow.upload.check(1, None, last=True)
+
+
+def test_the_origins_pause_reaches_every_line_that_brings_bytes():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    one = visit(flow, at=0)
+    reader = visit(flow)
+    flow.pause_body()
+    two = visit(flow, offset=None, at=0)
+    assert (one.paused, two.paused, reader.paused) == (True, True, False)
+    flow.resume_body()
+    assert (one.paused, two.paused) == (False, False)
+
+
+def test_what_was_acknowledged_over_another_line_is_not_sent_here():
+    house = flows()
+    flow, _ = open_flow(house, client(house), acknowledges=True)
+    stuck = visit(flow, room=2)
+    flow.head(ok())
+    flow.data(b"ab")
+    flow.data(b"cdef")
+    flow.acknowledge(5)
+    assert stuck.ended is None
+    stuck.visit.resume_response()
+    assert (stuck.received, stuck.ended) == (b"ab", "abort")
+    assert not flow.keeps(4)
+    assert visit(flow, offset=5).received == b"f"
+
+
+def test_an_opaque_flow_ends_by_halves():
+    house = flows()
+    flow, sink = open_flow(house, client(house), opaque=True)
+    both = visit(flow, at=0)
+    flow.head(ok())
+    both.visit.body(b"ping")
+    flow.data(b"pong")
+    flow.end()
+    assert both.ended == "end"
+    assert not flow.over
+    more = visit(flow, offset=None, at=4)
+    more.visit.body(b"!")
+    more.visit.body_end(None)
+    assert (sink.received, sink.ends) == (b"ping!", 1)
+    assert flow.over
+
+
+def test_bytes_for_another_protocol_wait_until_the_origin_agrees():
+    house = flows()
+    flow, sink = open_flow(house, client(house), opaque=True, switches=True)
+    both = visit(flow, at=0)
+    both.visit.body(b"frame")
+    assert sink.received == b""
+    flow.head(ResponseHead(101, [(b"upgrade", b"websocket"), (b"connection", b"x")]))
+    assert sink.received == b"frame"
+    assert both.status == 200
+    assert both.headers[b"edged-status"] == b"101"
+    assert both.headers[b"edged-upgrade"] == b"websocket"
+    assert not {b"upgrade", b"connection"} & both.headers.keys()
+    both.visit.body(b"more")
+    both.visit.body_end(None)
+    assert (sink.received, sink.ends) == (b"framemore", 1)
+
+
+def test_bytes_for_another_protocol_are_nobodys_when_the_origin_refuses():
+    house = flows()
+    flow, sink = open_flow(house, client(house), opaque=True, switches=True)
+    both = visit(flow, at=0)
+    both.visit.body(b"frame")
+    flow.head(ok(2))
+    both.visit.body(b"frame")
+    both.visit.body_end(None)
+    flow.data(b"no")
+    flow.end()
+    assert (sink.received, sink.ends, both.received, both.ended) == (b"", 0, b"no", "end")
+    assert flow.over
+
+
+def test_a_visit_too_many_ends_the_oldest():
+    house = flows()
+    flow, _ = open_flow(house, client(house))
+    readers = [visit(flow) for _ in range(VISITS + 1)]
+    assert readers[0].ended == "abort"
+    assert all(reader.ended is None for reader in readers[1:])
+
+
+def test_a_flow_without_a_line_is_kept_for_a_while_and_then_cancelled():
+    clock = Clock()
+    house = flows(clock, linger_s=30)
+    ledger = client(house)
+    flow, sink = open_flow(house, ledger)
+    reader = visit(flow)
+    flow.head(ok())
+    clock.now += 3600
+    house.tick(clock.now)
+    assert not sink.left
+    reader.visit.gone()
+    clock.now += 29
+    house.tick(clock.now)
+    again = visit(flow)
+    clock.now += 29
+    house.tick(clock.now)
+    assert not sink.left
+    again.visit.gone()
+    clock.now += 29
+    house.touch(flow)
+    house.tick(clock.now)
+    clock.now += 29
+    house.tick(clock.now)
+    assert not sink.left
+    clock.now += 1.1
+    house.tick(clock.now)
+    assert sink.left
+    assert ledger.flows == {}
+    assert house.count == 0
+    assert house.used(ledger, flow.id)
+    clock.now += 121
+    house.tick(clock.now)
+    assert not house.used(ledger, flow.id)
+
+
+def test_a_flow_given_up_breaks_off_for_all():
+    house = flows()
+    ledger = client(house)
+    flow, sink = open_flow(house, ledger, acknowledges=True)
+    reader, sender = visit(flow), visit(flow, offset=None, at=0)
+    flow.head(ok())
+    flow.data(b"abc")
+    house.remove(flow)
+    assert sink.left
+    assert (reader.ended, sender.ended) == ("abort", "abort")
+    assert house.account.used_bytes == 0
+    house.remove(flow)
+
+
+def test_a_dismissed_client_loses_its_flows_and_no_other():
+    house = flows()
+    mine, theirs = client(house, "mine"), client(house, "theirs")
+    gone, sink = open_flow(house, mine, 7)
+    stays, other = open_flow(house, theirs, 7)
+    house.dismiss("mine")
+    assert sink.left
+    assert not other.left
+    assert theirs.flows == {stays.id: stays}
+    assert gone.id == stays.id
+
+
+def test_ten_thousand_half_open_flows_are_bounded():
+    clock = Clock()
+    house = flows(clock, flows=3000)
+    ledger, other = client(house, flows=1000), client(house, "other", flows=5000)
+    refused = 0
+    for number in range(10_000):
+        try:
+            house.admit(ledger)
+        except TooMany as error:
+            refused += error.status == 429
+        else:
+            open_flow(house, ledger, number)
+    assert (len(ledger.flows), refused) == (1000, 9000)
+    for number in range(10_000):
+        try:
+            house.admit(other)
+        except TooMany as error:
+            refused += error.status == 503
+            break
+        open_flow(house, other, number)
+    assert (house.count, refused) == (3000, 9001)
+    clock.now += 31
+    house.tick(clock.now)
+    assert house.count == 0
+
+
+def test_finished_flows_give_way_to_new_ones():
+    house = flows()
+    ledger = client(house, flows=3)
+    done = [open_flow(house, ledger, n, length=0)[0] for n in range(3)]
+    for flow in done:
+        flow.head(ok())
+        flow.end()
+    live = visit(done[0])
+    assert live.ended == "end"
+    house.admit(ledger)
+    assert list(ledger.flows.values()) == [done[0], done[2]]
+
+
+def test_used_ids_are_bounded():
+    house = flows(gone=10)
+    ledger = client(house)
+    for number in range(100):
+        house.bury(ledger, number.to_bytes(16, "big"))
+    assert sum(house.used(ledger, n.to_bytes(16, "big")) for n in range(100)) == 10
+    assert house.used(ledger, (99).to_bytes(16, "big"))
+
+
+def test_a_client_beyond_its_rate_is_slowed_both_ways():
+    clock = Clock()
+    house = flows(clock)
+    ledger = client(house, bytes_per_s=1000.0)
+    flow, sink = open_flow(house, ledger)
+    both = visit(flow, at=0)
+    flow.head(ok())
+    flow.data(b"x" * 2000)
+    assert not sink.paused
+    flow.data(b"x" * 500)
+    assert sink.paused
+    assert both.paused
+    clock.now += 0.4
+    house.tick(clock.now)
+    assert sink.paused
+    clock.now += 0.2
+    house.tick(clock.now)
+    assert not sink.paused
+    assert not both.paused
+    both.visit.body(b"y" * 1000)
+    assert both.paused
+    assert sink.paused
+    house.remove(flow)
+    clock.now += 10
+    house.tick(clock.now)
+
+
+def test_requests_beyond_the_rate_are_refused():
+    clock = Clock()
+    house = flows(clock)
+    ledger = client(house, requests_per_s=10.0)
+    assert sum(ledger.ask(clock.now) for _ in range(100)) == 20
+    clock.now += 1
+    assert sum(ledger.ask(clock.now) for _ in range(100)) == 10
+    assert ledger.refused == 170
+
+
+def test_nothing_keeps_a_flow_that_is_over():
+    house = flows()
+    ledger = client(house)
+    flow, sink = open_flow(house, ledger, length=0)
+    sink.flow = flow  # as an exchange holds its responder
+    reader = visit(flow)
+    flow.head(ok())
+    flow.end()
+    house.remove(flow)
+    flow_id = id(flow)
+    gc.disable()
+    try:
+        del flow, sink, reader.visit
+        assert not [o for o in gc.get_objects() if id(o) == flow_id and isinstance(o, Flow)]
+    finally:
+        gc.enable()
+
+
+def body(start, size):
+    """Bytes of an endless body, each told by its offset."""
+    block = hashlib.sha256(b"body").digest() * 8
+    first = start % 256
+    return (block[first:] + block * (size // 256 + 1))[:size]
+
+
+class FlowMachine(RuleBasedStateMachine):
+    """Lines come, break and stall; the origin sends, takes, pauses and ends; time passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.house = flows(self.clock, flow_bytes=5000, total_bytes=8000)
+        self.ledger = client(self.house)
+        self.flow, self.sink = open_flow(self.house, self.ledger, acknowledges=True)
+        self.other, self.other_sink = open_flow(self.house, self.ledger, 2, acknowledges=True)
+        self.keeper = visit(self.flow)  # so that the flow is not forgotten
+        self.readers = [(0, self.keeper)]
+        self.sent = 0
+        self.known = 0
+        self.ended = None
+        self.sender = None
+        self.sender_at = 0
+
+    @rule()
+    def head(self):
+        if self.flow.state is State.WAITING:
+            self.flow.head(ok())
+
+    @precondition(lambda self: self.flow.state is State.STREAMING and not self.sink.paused)
+    @rule(size=st.integers(1, 1500))
+    def origin_sends(self, size):
+        self.flow.data(body(self.sent, size))
+        self.sent += size
+
+    @precondition(lambda self: self.other.state is State.STREAMING and not self.other_sink.paused)
+    @rule(size=st.integers(1, 3000))
+    def other_sends(self, size):
+        self.other.data(b"o" * size)
+
+    @rule(share=st.floats(0, 1))
+    def other_acknowledges(self, share):
+        if self.other.state is State.WAITING:
+            self.other.head(ok())
+        self.other.acknowledge(int(share * self.other.journal.end))
+
+    @precondition(lambda self: self.ended is None and self.flow.state is State.STREAMING)
+    @rule(clean=st.booleans(), seldom=st.integers(0, 9))
+    def origin_ends(self, clean, seldom):
+        if seldom == 0:
+            self.ended = "end" if clean else "abort"
+            self.flow.end() if clean else self.flow.abort()
+
+    @rule(back=st.integers(0, 3000), room=st.sampled_from([1, 700, 1 << 60]))
+    def a_line_asks(self, back, room):
+        offset = max(self.known, self.flow.journal.end - back)
+        if self.flow.keeps(offset) and len(self.flow._visits) < VISITS:
+            self.flow.receives(offset)
+            self.known = max(self.known, min(offset, self.flow.journal.end))
+            self.readers.append((offset, visit(self.flow, offset=offset, room=room)))
+
+    @rule(data=st.data())
+    def a_line_has_room_again(self, data):
+        _, reader = data.draw(st.sampled_from(self.readers))
+        if reader.visit.slow and not reader.visit.over:
+            reader.room = 900
+            reader.visit.resume_response()
+
+    @rule(data=st.data())
+    def a_line_dies(self, data):
+        offset, reader = data.draw(st.sampled_from(self.readers))
+        if reader is not self.keeper and not reader.visit.over:
+            reader.visit.gone()
+            self.readers.remove((offset, reader))
+
+    @rule(share=st.floats(0, 1))
+    def client_acknowledges(self, share):
+        known = int(share * self.flow.journal.end)
+        self.known = max(self.known, known)
+        self.flow.acknowledge(known)
+
+    @rule(back=st.integers(0, 50), size=st.integers(0, 100))
+    def client_sends(self, back, size):
+        at = max(0, self.flow.upload.offset - back)
+        if not self.flow.over and len(self.flow._visits) < VISITS:
+            responder = visit(self.flow, offset=None, at=at, last=False)
+            responder.visit.body(body(at, size))
+            responder.visit.body_end(None)
+            assert responder.status == 204
+
+    @rule(seconds=st.floats(0, 40))
+    def time_passes(self, seconds):
+        if not self.keeper.visit.over:
+            self.clock.now += seconds
+            if self.other.id in self.ledger.flows:
+                self.house.touch(self.other)
+            self.house.tick(self.clock.now)
+
+    @invariant()
+    def each_line_has_just_its_bytes(self):
+        for offset, reader in self.readers:
+            assert reader.received == body(offset, len(reader.received))
+            assert offset + len(reader.received) <= self.sent
+            if reader.ended == "end":
+                assert self.ended == "end"
+                assert offset + len(reader.received) == self.sent
+            elif not reader.visit.slow and not reader.visit.over:
+                assert offset + len(reader.received) == self.sent
+                assert self.ended is None
+
+    @invariant()
+    def the_origin_has_each_byte_once(self):
+        assert self.sink.received == body(0, self.flow.upload.offset)
+
+    @invariant()
+    def the_journals_are_bounded(self):
+        held = [flow.journal.held_bytes for flow in self.ledger.flows.values()]
+        assert sum(held) == self.house.account.used_bytes
+        assert self.house.account.used_bytes <= 8000 + 3000 + 2 * (FLOOR_BYTES + 3000)
+        assert self.flow.journal.end - self.known <= 5000 + 1500
+
+    @invariant()
+    def whoever_is_held_has_a_reason(self):
+        for flow, sink in ((self.flow, self.sink), (self.other, self.other_sink)):
+            if not flow.over and sink.paused:
+                assert flow._ahead()
+
+
+FlowMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestFlowMachine = FlowMachine.TestCase
