@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 _METADATA = {
     ipaddress.ip_address("100.100.100.200"): "Alibaba Cloud metadata",
     ipaddress.ip_address("168.63.129.16"): "Azure platform",
@@ -27,10 +29,7 @@ def forbidden(address: str) -> str | None:
     they are wrapped in IPv6 (mapped, NAT64, 6to4). Loopback and private addresses are allowed:
     an operator's own services live there.
     """
-    ip: ipaddress.IPv4Address | ipaddress.IPv6Address
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = _unwrapped(ip)
+    ip = unwrapped(ipaddress.ip_address(address.partition("%")[0]))
     if ip in _METADATA:
         return f"{ip} is a {_METADATA[ip]} address"
     if ip.is_link_local:
@@ -42,7 +41,10 @@ def forbidden(address: str) -> str | None:
     return None
 
 
-def _unwrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def unwrapped(ip: Address) -> Address:
+    """The IPv4 address inside ``ip`` (mapped, NAT64, 6to4), or ``ip`` itself."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
     if ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
     if ip in _NAT64:
