@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from edged.inventory import Inventory, Turnover
 from edged.records import Choice, Entry, PathRecord
 from policies.breaker import is_evidence, local_failure
+from policies.concurrency import Answer
 from policies.costing import cost
 from policies.detector import Detector
 from policies.ejection import clearly_worse
@@ -113,8 +114,8 @@ class PathTable:
             self._now = now
         self._dirty.add(record)
         changes: Sequence[Change] = ()
-        if sample.kind is Kind.TTFB and is_exchange(sample) and sample.rtt_s is not None:
-            record.latency.observe(sample.rtt_s, now)
+        if sample.kind is Kind.TTFB:
+            self._learn(record, sample, now)
         if sample.kind is not Kind.TTFB or not sample.outcome.ok or now >= record.heard_until:
             record.heard_until = now + SAME_SIGN_S
             record.window.observe(sample, now)
@@ -123,17 +124,18 @@ class PathTable:
         if changes or moved or now >= self._republish_at:
             self._publish(now, changes)
 
-    def answered(self, path: str, ttfbs_s: Sequence[float], now: float) -> None:
-        """Further exchanges on ``path`` were answered well, with these times to first byte.
+    def answered(self, path: str, answers: Sequence[Answer], now: float) -> None:
+        """Further exchanges on ``path`` were answered well.
 
-        For those between two samples of real traffic: they count for the tail of the latency and
-        for the rate of success, and tell nothing new otherwise.
+        For those between two samples of real traffic: they count for the tail of the latency, for
+        the concurrency limit and for the rate of success, and tell nothing new otherwise.
         """
         record = self._records.get(path)
         if record is not None:
-            record.goods += len(ttfbs_s)
-            for ttfb_s in ttfbs_s:
-                record.latency.observe(ttfb_s, now)
+            record.goods += len(answers)
+            for ttfb_s, _ in answers:
+                record.remote.latency.observe(ttfb_s, now)
+            record.remote.answered(answers, self._states[path].estimate.rtt_s, now)
             self._dirty.add(record)
 
     def sent(self, path: str, kind: Kind, now: float) -> None:
@@ -153,7 +155,7 @@ class PathTable:
 
     def lagged(self, lag_s: float) -> None:
         """The event loop stood still for ``lag_s``: silence meanwhile convicts nobody."""
-        self._detector.lagged(lag_s)
+        self._detector.lagged(lag_s, self._now)
 
     def next_deadline(self) -> float | None:
         """When `tick` must run at the latest; `None`: nothing is pending."""
@@ -197,13 +199,23 @@ class PathTable:
 
     # -- live gauges -------------------------------------------------------------------------
 
-    def started(self, path: str) -> None:
-        """An attempt began on ``path``. Unknown paths are ignored (they went with a reload)."""
+    def started(self, path: str) -> int:
+        """An attempt began on ``path``; gives how many are in flight at its endpoint now.
+
+        Unknown paths are ignored (they went with a reload).
+        """
         record = self._records.get(path)
-        if record is not None:
-            record.in_flight += 1
-            record.line.in_flight += 1
-            self._dirty.add(record)
+        if record is None:
+            return 0
+        remote = record.remote
+        record.in_flight += 1
+        record.line.in_flight += 1
+        remote.in_flight += 1
+        self._dirty.add(record)
+        if remote.limit is not None and remote.in_flight >= remote.limit and not remote.full:
+            # The next request must know: until an estimate changes, it would come here as well.
+            self._publish(self._now, ())
+        return remote.in_flight
 
     def finished(self, path: str) -> None:
         """It ended."""
@@ -211,6 +223,7 @@ class PathTable:
         if record is not None and record.in_flight > 0:
             record.in_flight -= 1
             record.line.in_flight -= 1
+            record.remote.in_flight -= 1
             self._dirty.add(record)
 
     def set_warm(self, path: str, carrier: Carrier | None) -> None:
@@ -287,6 +300,17 @@ class PathTable:
             listed = record.upstream.listed
             self._detector.watch(path.name, path.line.name, path.endpoint.key, listed=listed)
         self._dirty.update(turnover.placed)
+
+    def _learn(self, record: PathRecord, sample: Sample, now: float) -> None:
+        """What an exchange tells of its endpoint's latency and limit."""
+        remote = record.remote
+        if sample.outcome is Outcome.BUSY:
+            remote.busy(now)
+        elif is_exchange(sample) and sample.rtt_s is not None:
+            remote.latency.observe(sample.rtt_s, now)
+            if sample.outcome is Outcome.OK and sample.found is not None:
+                answer = (sample.rtt_s, sample.found)
+                remote.answered((answer,), self._states[sample.path].estimate.rtt_s, now)
 
     def _judge(self, record: PathRecord, sample: Sample, now: float) -> bool:
         """Breaker and cohort; says whether a gate or an exclusion changed."""
@@ -370,6 +394,11 @@ class PathTable:
                 self._dirty.add(record)
         self._serial += 1
         self._republish_at = now + REPUBLISH_S
+        for record in tuple(self._dirty):
+            if record.remote.settle():  # a limit concerns all paths of the endpoint
+                self._dirty.update(
+                    r for r in record.upstream.paths if r.endpoint == record.endpoint
+                )
         for record in self._dirty:
             name = record.path.name
             record.settle(now)

@@ -11,25 +11,27 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
-from policies.model import Blame, Change, Kind, Outcome, Verdict
+from policies.model import Blame, Carrier, CarrierChange, Change, Kind, Outcome, Verdict
 from policies.silence import Channel, Gate
 
-LAYER: Final = {
-    Kind.ICMP: 0,
-    Kind.TCP: 1,
-    Kind.KERNEL: 1,
-    Kind.TLS: 2,
-    Kind.HTTP: 2,
-    Kind.QUIC: 2,
-    Kind.PING: 2,
-    Kind.TTFB: 2,
-    Kind.PULSE: 2,
-}
+ANY, SYN, DATA, END, UDP = range(5)
+"""Layers: ICMP; TCP connects; TCP data and its acknowledgements; end to end over TCP; QUIC."""
+REACH: Final = ((ANY,), (ANY, SYN), (ANY, SYN, DATA), (ANY, SYN, DATA, END), (ANY, UDP))
+"""By layer: the channels in which its silence counts and whose runs its answers end."""
 ERRORS_SUSPECT: Final = 2
 ERRORS_DOWN: Final = 3
 WITNESS_S: Final = 60.0
 """A path without a slot for so long is not asked about its line."""
-_ABOVE: Final = ("", " above ICMP", " end to end")
+TCP_CARRIERS: Final = (Carrier.H2, Carrier.H1)
+UDP_CARRIERS: Final = (Carrier.H3,)
+_LAYER: Final = {Kind.ICMP: ANY, Kind.TCP: SYN, Kind.KERNEL: DATA, Kind.QUIC: UDP}
+_OVER_TCP: Final = (SYN, DATA, END)
+_ABOVE: Final = ("", " above ICMP", " of data", " end to end", " of QUIC")
+
+
+def layer_of(kind: Kind, carrier: Carrier | None) -> int:
+    """The layer of a measurement on a connection of ``carrier`` (``None``: on none)."""
+    return UDP if carrier is Carrier.H3 else _LAYER.get(kind, END)
 
 
 class Finding(NamedTuple):
@@ -46,11 +48,17 @@ class Slot:
     __slots__ = ("due", "kind", "layer", "open", "path", "reply_at", "sent_at")
 
     def __init__(
-        self, path: PathState, kind: Kind, sent_at: float, reply_at: float, due: float
+        self,
+        path: PathState,
+        kind: Kind,
+        layer: int,
+        sent_at: float,
+        reply_at: float,
+        due: float,
     ) -> None:
         self.path = path
         self.kind = kind
-        self.layer = LAYER[kind]
+        self.layer = layer
         self.sent_at = sent_at
         self.reply_at = reply_at
         self.due = due
@@ -78,7 +86,7 @@ class LineState:
     def __init__(self, name: str) -> None:
         self.name = name
         self.paths: list[PathState] = []
-        self.channels = (Channel(), Channel(), Channel())
+        self.channels = tuple(Channel() for _ in REACH)
         self.gate = Gate()
         self.blame = Blame.LINE
         self.reason = ""
@@ -101,6 +109,9 @@ class PathState:
         "alone",
         "answered",
         "attempt_after",
+        "blocked",
+        "blocked_at",
+        "blocked_layer",
         "calm",
         "channels",
         "endpoint",
@@ -111,6 +122,8 @@ class PathState:
         "finding",
         "gate",
         "hears",
+        "icmp_lost",
+        "icmp_silent",
         "line",
         "listed",
         "name",
@@ -123,11 +136,22 @@ class PathState:
         self.line = line
         self.listed = listed
         self.endpoint = endpoint
-        self.channels = (Channel(), Channel(), Channel())
+        self.channels = tuple(Channel() for _ in REACH)
         self.gate = Gate()
         self.reason = ""
-        self.slots: dict[Kind, deque[Slot]] = {}
+        self.slots: dict[tuple[Kind, int], deque[Slot]] = {}
+        """Outstanding, by kind and layer."""
         self.answered: set[Kind] = set()
+        """What answered here; any answer of QUIC's stands as `Kind.QUIC`."""
+        self.icmp_lost = 0.0
+        """The recent share of echoes that went unanswered, smoothed by 1/16."""
+        self.icmp_silent = 0
+        """Echoes gone unanswered since anything was heard."""
+        self.blocked: tuple[Carrier, ...] = ()
+        """Carriers whose transport is silent here while the other one answers."""
+        self.blocked_layer = ANY
+        self.blocked_at = 0.0
+        """When the silence began that this is about, and on which layer."""
         self.alone = False
         """DOWN while others on the line were heard: no witness against the line."""
         self.errors = 0
@@ -139,8 +163,8 @@ class PathState:
         self.calm = True
         """Nothing is silent, held against it or shown of it, as of the last `judge`."""
         both = tuple(zip(self.channels, line.channels, strict=True))
-        self.hears = tuple(tuple(chain(*both[: layer + 1])) for layer in range(3))
-        """By layer: its channels and its line's on which such an arrival ends the run."""
+        self.hears = tuple(tuple(chain(*(both[n] for n in reach))) for reach in REACH)
+        """By layer: its channels and its line's that such an answer concerns."""
 
     def is_calm(self) -> bool:
         """What ``calm`` is set to."""
@@ -148,7 +172,17 @@ class PathState:
             not (self.errors or any(c.run for c in self.channels))
             and self.gate.verdict is Verdict.UP
             and self.finding.verdict is Verdict.UP
+            and not self.unproven
         )
+
+    @property
+    def unproven(self) -> bool:
+        """Whether QUIC is blocked and nothing but connects has shown that TCP works."""
+        return self.blocked is UDP_CARRIERS and not self.answered_since(self.blocked_at, DATA, END)
+
+    def answered_since(self, at: float, *layers: int) -> bool:
+        """Whether something sent at ``at`` or later was answered on one of ``layers``."""
+        return any(self.channels[layer].proved_at >= at for layer in layers)
 
     @property
     def heard_at(self) -> float | None:
@@ -156,7 +190,7 @@ class PathState:
         return self.channels[0].heard_at
 
     def heard_since(self, at: float, layer: int) -> bool:
-        """Whether an arrival of ``layer`` or above came after ``at``."""
+        """Whether an arrival that concerns channel ``layer`` came after ``at``."""
         heard = self.channels[layer].heard_at
         return heard is not None and heard > at
 
@@ -174,12 +208,47 @@ def witness(path: PathState) -> bool:
     return path.listed and all(p.heard_at is None for p in path.line.paths)
 
 
+def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
+    """Whether one transport is silent on the path although the other one answers.
+
+    Its silence counts for nothing more until it answers again.
+    """
+    if path.blocked:
+        return None
+    udp = path.channels[UDP]
+    refused = path.error is Outcome.REFUSED and path.errors > 0
+    if (
+        udp.verdict is Verdict.DOWN
+        and not refused
+        and path.answered_since(udp.run_sent_at, *_OVER_TCP)
+    ):
+        return _block(path, UDP, UDP_CARRIERS, (UDP,), now)
+    for layer in _OVER_TCP:
+        channel = path.channels[layer]
+        if channel.verdict is Verdict.DOWN and udp.proved_at >= channel.run_sent_at:
+            return _block(path, layer, TCP_CARRIERS, _OVER_TCP, now)
+    return None
+
+
+def _block(
+    path: PathState, layer: int, carriers: tuple[Carrier, ...], layers: Sequence[int], now: float
+) -> CarrierChange:
+    channel = path.channels[layer]
+    path.blocked, path.blocked_layer, path.blocked_at = carriers, layer, channel.run_sent_at
+    reason = f"{_silence(channel, layer, now)} while the rest answers"
+    for number in layers:
+        path.channels[number].clear()
+        if path.line.channels[number].endpoints == {path.endpoint}:
+            path.line.channels[number].clear()
+    return CarrierChange(path.name, carriers, True, reason, now)
+
+
 def judge(
-    line: LineState, peers: Peers, now: float, heard: PathState | None, layer: int = 0
+    line: LineState, peers: Peers, now: float, heard: PathState | None, layer: int = ANY
 ) -> list[Change]:
     """Bring the gates of a line and its paths up to date with the evidence.
 
-    ``heard`` is the path on which something of ``layer`` just arrived, ``None`` if nothing did.
+    ``heard`` is the path on which an answer of ``layer`` just arrived, ``None`` if none did.
     Returns what changed to be seen, the worst first.
     """
     for path in line.paths:
@@ -205,17 +274,44 @@ def judge(
 def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
     worst, reason = Verdict.UP, ""
     for number, channel in enumerate(path.channels):
-        verdict = channel.verdict
-        if verdict is Verdict.DOWN and not channel.beyond_icmp:
-            verdict = Verdict.SUSPECT
+        verdict = _weigh(path.channels, number, icmp_alone=Verdict.SUSPECT)
         if verdict > worst:
             worst, reason = verdict, _silence(channel, number, now)
+    if path.unproven and worst is Verdict.UP:
+        worst, reason = Verdict.SUSPECT, "QUIC is silent, and TCP has not shown yet that it works"
     if path.errors >= ERRORS_SUSPECT:
         verdict = Verdict.DOWN if path.errors >= ERRORS_DOWN else Verdict.SUSPECT
         if verdict > worst:
             worst = verdict
             reason = f"{path.errors} attempts in a row ended with {path.error}"
     return worst, reason
+
+
+def _weigh(channels: Sequence[Channel], number: int, icmp_alone: Verdict) -> Verdict:
+    """What the silence of one channel says in the light of the others."""
+    channel = channels[number]
+    verdict = channel.verdict
+    if verdict is Verdict.UP:
+        return verdict
+    if not channel.beyond_icmp:
+        verdict = min(verdict, icmp_alone)
+    if number == END and _app_only(channels):
+        verdict = Verdict.SUSPECT
+    since = channel.run_sent_at
+    if number == UDP:
+        if max(channels[DATA].proved_at, channels[END].proved_at) >= since:
+            return Verdict.UP
+        return Verdict.SUSPECT if channels[SYN].proved_at >= since else verdict
+    if number in _OVER_TCP and channels[UDP].proved_at >= since:
+        return Verdict.UP
+    return verdict
+
+
+def _app_only(channels: Sequence[Channel]) -> bool:
+    """Whether bytes flow both ways and only the peer's own answers are missing: it has much queued
+    before its PING acknowledgements, say."""
+    silent = channels[END]
+    return silent.still_receiving and channels[DATA].proved_at >= silent.run_last_sent_at
 
 
 def _silence(channel: Channel, layer: int, now: float) -> str:
@@ -273,16 +369,16 @@ def _line_evidence(line: LineState, peers: Peers, now: float) -> tuple[Verdict, 
     """Verdict, blame, reason, and whether the endpoint explains the silence instead."""
     worst, blame, reason, exonerated = Verdict.UP, Blame.LINE, "", False
     for number, channel in enumerate(line.channels):
-        verdict = channel.verdict
+        single = len(channel.endpoints) == 1
+        icmp_alone = Verdict.SUSPECT if single else Verdict.DOWN
+        verdict = _weigh(line.channels, number, icmp_alone)
         if verdict is Verdict.UP:
             continue
         whose = Blame.LINE
-        if len(channel.endpoints) == 1:
+        if single:
             limit, whose, endpoint_did_it = _single(line, number, peers)
             exonerated = exonerated or endpoint_did_it
             verdict = min(verdict, limit)
-            if not channel.beyond_icmp:
-                verdict = min(verdict, Verdict.SUSPECT)
         if verdict > worst:
             worst, blame = verdict, whose
             reason = f"line {line.name}: {_silence(channel, number, now)}"
@@ -325,15 +421,15 @@ def _settled_at(channel: Channel) -> float:
 
 def _refused_here_only(line: LineState, peers: Peers) -> set[str]:
     """Endpoints that fail with errors on this line, where nothing succeeds, but not on others."""
-    ok_at = line.channels[2].heard_at
+    ok_at = max((line.channels[n].heard_at or 0.0) for n in (END, UDP))
     accused = set()
     for path in line.paths:
-        if path.errors < ERRORS_DOWN or (ok_at is not None and ok_at > path.error_since):
+        if path.errors < ERRORS_DOWN or ok_at > path.error_since:
             continue
         elsewhere = [p for p in peers.get(path.endpoint, ()) if p.line is not line]
-        if any(p.heard_since(path.error_since, 2) for p in elsewhere) and not any(
-            p.errors for p in elsewhere
-        ):
+        if any(
+            p.heard_since(path.error_since, n) for p in elsewhere for n in (END, UDP)
+        ) and not any(p.errors for p in elsewhere):
             accused.add(path.endpoint)
     return accused
 
@@ -350,11 +446,11 @@ def _pardon(line: LineState, heard: PathState, layer: int, now: float) -> None:
             continue
         for slots in path.slots.values():
             for slot in slots:
-                if slot.layer <= layer and slot.sent_at < now:
+                if slot.layer in REACH[layer] and slot.sent_at < now:
                     slot.open = False
         if path.gate.since >= line.silent_at:
-            for channel in path.channels[: layer + 1]:
-                channel.clear()
+            for number in REACH[layer]:
+                path.channels[number].clear()
             if not path.errors and not any(c.run for c in path.channels):
                 path.gate.pardon()
 

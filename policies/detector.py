@@ -1,19 +1,25 @@
 """Silence to verdict: is a path dead, and is it the line, the endpoint or this host?
 
 Runs of silent slots are judged by `policies.silence`. A slot is something sent that ought to be
-answered: announced with `Detector.sent`, or known by its sample only. Time is an argument;
-`Detector.next_deadline` says when to call `tick`.
+answered: announced with `Detector.sent`, known by its sample only, or seen on a live connection
+(`Detector.saw`). Time is an argument; `Detector.next_deadline` says when to call `tick`.
 
-Layers: 0 ICMP, 1 TCP and KERNEL, 2 everything that goes end to end. A layer's channel counts the
-silent slots of its own and higher layers, and only an arrival of its own or a higher layer ends a
-run: ICMP replies, or SYNs answered by an accelerator, do not rescue a path on which no TLS gets
-through. TTFB is never a slot (a model may think), only a sign of life.
+Layers: ICMP, TCP connects, TCP data and its acknowledgements, end to end over TCP (TLS, HTTP, h2
+PING, responses); and, apart, QUIC. A layer's silence counts on the layers below it, too, and only
+an answer of its own or a higher layer ends a run: ICMP replies, or SYNs answered by an
+accelerator, do not rescue a path on which no TLS gets through. TTFB is never a slot (a model may
+think), only a sign of life. An answer shows both ways alive at the time of the *sending*; bytes
+that come unasked show the way back only.
 
 | evidence | path | line |
 | --- | --- | --- |
 | run of silent slots, this path | its verdict | pooled with its other endpoints' |
 | ... of ICMP only | SUSPECT at most | SUSPECT at most, unless two endpoints are silent |
-| ... of ICMP that never answered here; QUIC likewise where TCP answers | none | none |
+| ... of ICMP that never answered here, or often does not | none | none |
+| ... of QUIC that never answered here, where TCP answers | none | none |
+| ... of QUIC, connects answered since | SUSPECT till TCP data passes; h3 blocked | none |
+| ... of TCP, QUIC answered since | none; h2 and h1 blocked | none |
+| ... end to end, bytes still flow both ways | SUSPECT at most | SUSPECT at most |
 | line's run, two endpoints in it | the line's | its verdict |
 | line's run, its only witness, heard over another line since | the line's | its verdict |
 | ... silent over another line too: the endpoint | its own | none |
@@ -27,6 +33,7 @@ through. TTFB is never a slot (a model may think), only a sign of life.
 | HTTP_ERROR, BUSY, OK | heard | heard |
 | LOCAL (this process ran out of something) | none | none |
 | loop lag above d/2 | all deadlines move by the lag | |
+| the loop stood still for 0.2 s | what was outstanding says nothing | |
 
 A path shows the worse of its own and its line's verdict. A witness is a path that was heard on the
 line, until it is DOWN while the line is heard from others. When a line is heard again, its paths
@@ -37,14 +44,33 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from policies.attribution import LAYER, Finding, LineState, PathState, Slot, judge, witness
-from policies.model import Change, Kind, Outcome, Sample, Verdict
+from policies.attribution import (
+    ANY,
+    END,
+    REACH,
+    SYN,
+    UDP,
+    Finding,
+    LineState,
+    PathState,
+    Slot,
+    blocked_carriers,
+    judge,
+    layer_of,
+    witness,
+)
+from policies.model import Carrier, CarrierChange, Change, Kind, Outcome, Sample, Seen, Verdict
 
 SAME_RUN_S: Final = 10.0
 """A timeout reported so long after an announced slot is a slot of its own."""
+STALL_S: Final = 0.2
+"""After the loop stood still for so long, timers have beaten the answers that wait to be read."""
+ICMP_LOST_MAX: Final = 0.3
+"""A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
+and their silence says nothing."""
 _OUTSTANDING: Final = 32
 _NO_SLOTS: Final = frozenset((Kind.TTFB, Kind.KERNEL))
 _ANSWERS: Final = frozenset((Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR))
@@ -63,6 +89,10 @@ class Detector:
         self._due: list[Slot] = []
         self._shift_s = 0.0
         """What lag has added to the deadlines of the heap, which are stored without it."""
+        self._stalled_at = float("-inf")
+        self._carrier_changes: list[CarrierChange] = []
+        self.stirs = 0
+        """How often a line that was calm fell silent: reason to probe at once."""
 
     # -- what exists -------------------------------------------------------------------------
 
@@ -112,6 +142,19 @@ class Detector:
         state = self._lines.get(line)
         return state is not None and not (state.calm and all(p.calm for p in state.paths))
 
+    def mute(self, path: str) -> bool:
+        """Whether ICMP says nothing of the path: then connects must speak."""
+        state = self._paths.get(path)
+        return state is not None and not self._counts(state, Kind.ICMP, ANY)
+
+    def take_carrier_changes(self) -> Sequence[CarrierChange]:
+        """What transports stopped or began to work since the last call."""
+        changes = self._carrier_changes
+        if not changes:
+            return ()
+        self._carrier_changes = []
+        return changes
+
     def next_deadline(self) -> float | None:
         """When `tick` must run at the latest, or ``None`` while nothing is outstanding."""
         while self._due and not self._due[0].open:
@@ -120,25 +163,38 @@ class Detector:
 
     # -- what happens ------------------------------------------------------------------------
 
-    def sent(self, path: str, kind: Kind, at: float, rtt_s: float, slack_s: float) -> None:
+    def sent(
+        self,
+        path: str,
+        kind: Kind,
+        at: float,
+        rtt_s: float,
+        slack_s: float,
+        carrier: Carrier | None = None,
+    ) -> None:
         """A slot was sent; its reply is expected ``rtt_s`` later, overdue ``slack_s`` after that.
 
-        `Window.reply_times` gives both. Kinds that wait for thinking or are reported only when
-        something came of them (TTFB, KERNEL) are ignored.
+        `Window.reply_times` gives both. Kinds that wait for thinking (TTFB), or whose fate only a
+        look at the connection tells (KERNEL: `saw`), are ignored.
         """
         state = self._paths.get(path)
         if state is None or kind in _NO_SLOTS:
             return
-        slot = Slot(state, kind, at, at + rtt_s, at + rtt_s + slack_s - self._shift_s)
-        slots = state.slots.get(kind)
+        layer = layer_of(kind, carrier)
+        slot = Slot(state, kind, layer, at, at + rtt_s, at + rtt_s + slack_s - self._shift_s)
+        key = (kind, layer)
+        slots = state.slots.get(key)
         if slots is None:
-            slots = state.slots[kind] = deque(maxlen=_OUTSTANDING)
+            slots = state.slots[key] = deque(maxlen=_OUTSTANDING)
         elif len(slots) == _OUTSTANDING:
             slots[0].open = False
         slots.append(slot)
         heapq.heappush(self._due, slot)
-        if self._counts(state, kind):
-            for channel in state.hears[slot.layer]:
+        self._space(state, kind, layer, at)
+
+    def _space(self, path: PathState, kind: Kind, layer: int, at: float) -> None:
+        if self._counts(path, kind, layer):
+            for channel in path.hears[layer]:
                 channel.sent(at)
 
     def observe(self, sample: Sample, now: float) -> Sequence[Change]:
@@ -146,23 +202,64 @@ class Detector:
         state = self._paths.get(sample.path)
         if state is None:
             return _UNCHANGED
-        outcome = sample.outcome
+        outcome, layer = sample.outcome, layer_of(sample.kind, sample.carrier)
         if outcome in _ANSWERS:
-            return self._heard(state, sample.kind, now, sample.sent_at)
+            sent_at = sample.sent_at
+            if sample.kind is Kind.KERNEL:
+                # Told once a look: what was acknowledged last was sent a round trip before.
+                sent_at -= sample.rtt_s or 0.0
+            return self._heard(state, sample.kind, layer, now, sent_at)
         if not outcome.about_path or outcome is Outcome.NO_NAME:
             return _UNCHANGED  # a wrong name is no network's fault; the breaker minds it
         if outcome is Outcome.TIMEOUT:
-            return self._timed_out(state, sample.kind, sample.sent_at, now)
+            return self._timed_out(state, sample, layer, now)
         if outcome is Outcome.UNREACHABLE or outcome is Outcome.DNS:
             return self._local_error(state, sample, now)
         return self._remote_error(state, sample, now)
 
-    def heard(
-        self, path: str, kind: Kind, at: float, sent_at: float | None = None
-    ) -> Sequence[Change]:
-        """A reply (to the slot sent at ``sent_at``) or any other receipt arrived at ``at``."""
+    def saw(self, seen: Iterable[Seen], now: float) -> Sequence[Change]:
+        """Take what one look at the live connections showed, all at once."""
+        touched: dict[LineState, None] = {}
+        changes: list[Change] = []
+        for it in seen:
+            path = self._paths.get(it.path)
+            if path is None:
+                continue
+            layer = layer_of(it.kind, it.carrier)
+            if it.sent_at is None:
+                for channel in path.hears[layer]:
+                    channel.received(it.at)
+            elif it.reply_at is None:
+                for channel in path.hears[layer]:
+                    channel.answered()
+                changes += self._heard(path, it.kind, layer, it.at, it.sent_at)
+            elif it.sent_at > self._stalled_at:
+                self._silent(Slot(path, it.kind, layer, it.sent_at, it.reply_at, it.at))
+                touched[path.line] = None
+        for line in touched:
+            changes += self._judge(line, now)
+        return changes
+
+    def spaced(self, path: str, kind: Kind, at: float, carrier: Carrier | None = None) -> None:
+        """Something was sent that `saw` will tell the fate of: it counts for the spacing."""
         state = self._paths.get(path)
-        return _UNCHANGED if state is None else self._heard(state, kind, at, sent_at)
+        if state is not None:
+            self._space(state, kind, layer_of(kind, carrier), at)
+
+    def heard(
+        self,
+        path: str,
+        kind: Kind,
+        at: float,
+        sent_at: float | None = None,
+        carrier: Carrier | None = None,
+    ) -> Sequence[Change]:
+        """The answer to what was sent at ``sent_at`` (``None``: just before) arrived at ``at``."""
+        state = self._paths.get(path)
+        if state is None:
+            return _UNCHANGED
+        layer = layer_of(kind, carrier)
+        return self._heard(state, kind, layer, at, at if sent_at is None else sent_at)
 
     def tick(self, now: float, lag_s: float = 0.0) -> Sequence[Change]:
         """Convict what is overdue. ``lag_s``: how late the loop runs in this very turn.
@@ -170,55 +267,94 @@ class Detector:
         A lag above half the spacing of the slots moves all deadlines by the lag first.
         """
         if lag_s > 0:
-            self.lagged(lag_s)
-        touched: dict[str, LineState] = {}
+            self.lagged(lag_s, now)
+        touched: dict[LineState, None] = {}
         due = self._due
         while due and due[0].due + self._shift_s <= now:
             slot = heapq.heappop(due)
             if slot.open:
                 slot.open = False
                 self._silent(slot)
-                touched[slot.path.line.name] = slot.path.line
+                touched[slot.path.line] = None
         if not touched:
             return _UNCHANGED
         changes: list[Change] = []
-        for line in touched.values():
-            changes += judge(line, self._endpoints, now, None)
+        for line in touched:
+            changes += self._judge(line, now)
         return changes
 
-    def lagged(self, lag_s: float) -> None:
-        """The loop stood still for ``lag_s``: no deadline that passed meanwhile convicts anyone."""
-        if self._due and lag_s > self._pace_s() / 2:
+    def lagged(self, lag_s: float, now: float) -> None:
+        """The loop stood still for ``lag_s`` until ``now``: what was silent meanwhile convicts
+        nobody. After a long stall, what was outstanding says nothing at all."""
+        if lag_s >= STALL_S:
+            self._stalled_at = now
+            for path in self._paths.values():
+                for slots in path.slots.values():
+                    for slot in slots:
+                        slot.open = False
+                    slots.clear()
+        elif self._due and lag_s > self._pace_s() / 2:
             self._shift_s += lag_s
 
     def _pace_s(self) -> float:
-        return min(line.channels[0].pace_s for line in self._lines.values())
+        return min(line.channels[ANY].pace_s for line in self._lines.values())
 
     # -- evidence ----------------------------------------------------------------------------
 
-    def _heard(
-        self, path: PathState, kind: Kind, at: float, sent_at: float | None
+    def _judge(
+        self, line: LineState, now: float, heard: PathState | None = None, layer: int = ANY
     ) -> Sequence[Change]:
-        layer = LAYER[kind]
-        path.answered.add(kind)
+        was_calm = line.calm
+        for path in line.paths:
+            if (change := blocked_carriers(path, now)) is not None:
+                self._carrier_changes.append(change)
+        changes = judge(line, self._endpoints, now, heard, layer)
+        if was_calm and not line.calm:
+            self.stirs += 1
+        return changes
+
+    def _heard(
+        self, path: PathState, kind: Kind, layer: int, at: float, sent_at: float
+    ) -> Sequence[Change]:
+        path.answered.add(Kind.QUIC if layer == UDP else kind)
         line = path.line
-        if sent_at is not None and kind not in _NO_SLOTS:
-            slots = path.slots.get(kind)
+        if path.icmp_silent or kind is Kind.ICMP:
+            self._note_icmp(path, kind)
+        if kind not in _NO_SLOTS:
+            slots = path.slots.get((kind, layer))
             if slots is not None:
                 self._answer(path, slots, sent_at)
             else:
                 for channel in path.hears[layer]:
                     channel.sent(sent_at)
                     channel.answered()
+        if path.blocked and path.blocked_layer in REACH[layer]:
+            self._unblock(path, at)
         if path.calm and line.calm:
             for channel in path.hears[layer]:
                 channel.heard_at = at
+                if sent_at > channel.proved_at:
+                    channel.proved_at = sent_at
             return _UNCHANGED
         for channel in path.hears[layer]:
-            channel.heard(at)
-        if layer >= path.error_layer:
+            channel.heard(at, sent_at)
+        if layer in (END, UDP) or path.error_layer in REACH[layer]:
             path.errors = 0
-        return judge(line, self._endpoints, at, path, layer)
+        return self._judge(line, at, path, layer)
+
+    @staticmethod
+    def _note_icmp(path: PathState, kind: Kind) -> None:
+        """An answer shows that the echoes silent so far were lost, few of them in an outage."""
+        for _ in range(min(path.icmp_silent, 4)):
+            path.icmp_lost += (1 - path.icmp_lost) / 16
+        path.icmp_silent = 0
+        if kind is Kind.ICMP:
+            path.icmp_lost -= path.icmp_lost / 16
+
+    def _unblock(self, path: PathState, at: float) -> None:
+        change = CarrierChange(path.name, path.blocked, False, "it answers again", at)
+        path.blocked = ()
+        self._carrier_changes.append(change)
 
     @staticmethod
     def _answer(path: PathState, slots: deque[Slot], sent_at: float) -> None:
@@ -232,12 +368,13 @@ class Detector:
                 return
 
     def _timed_out(
-        self, path: PathState, kind: Kind, sent_at: float, now: float
+        self, path: PathState, sample: Sample, layer: int, now: float
     ) -> Sequence[Change]:
         """A timeout is the announced slot's, whose deadline has mostly passed, or a slot itself."""
-        if kind is Kind.TTFB:
+        sent_at = sample.sent_at
+        if sample.kind in _NO_SLOTS or sent_at <= self._stalled_at:
             return _UNCHANGED
-        slots = path.slots.get(kind)
+        slots = path.slots.get((sample.kind, layer))
         if slots:
             for slot in reversed(slots):
                 if slot.sent_at <= sent_at + _CLOCK_S:
@@ -248,16 +385,16 @@ class Detector:
                         return _UNCHANGED
                     slot.open = False
                     self._silent(slot)
-                    return judge(path.line, self._endpoints, now, None)
-        self._unannounced(path, kind, sent_at, now)
-        return judge(path.line, self._endpoints, now, None)
+                    return self._judge(path.line, now)
+        self._unannounced(path, sample.kind, layer, sent_at, now)
+        return self._judge(path.line, now)
 
-    def _unannounced(self, path: PathState, kind: Kind, sent_at: float, now: float) -> None:
-        if self._counts(path, kind):
-            for channel in path.hears[LAYER[kind]]:
-                channel.sent(sent_at)
+    def _unannounced(
+        self, path: PathState, kind: Kind, layer: int, sent_at: float, now: float
+    ) -> None:
+        self._space(path, kind, layer, sent_at)
         # A timeout is about twice what a reply takes.
-        self._silent(Slot(path, kind, sent_at, (sent_at + now) / 2, now))
+        self._silent(Slot(path, kind, layer, sent_at, (sent_at + now) / 2, now))
 
     def _local_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
         line = path.line
@@ -270,16 +407,17 @@ class Detector:
             line.accuser = path
             line.gate.worsen(verdict, now)
         if sample.outcome is Outcome.DNS and path.listed:
-            self._unannounced(path, Kind.HTTP, sample.sent_at, now)
-        return judge(line, self._endpoints, now, None)
+            self._unannounced(path, Kind.HTTP, END, sample.sent_at, now)
+        return self._judge(line, now)
 
     def _remote_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
         line = path.line
         reset = sample.outcome is Outcome.RESET
+        layer = UDP if layer_of(sample.kind, sample.carrier) == UDP else SYN
         if not reset:
-            for channel in path.hears[1]:
-                channel.heard(now)
-            slots = path.slots.get(sample.kind)
+            for channel in path.hears[layer]:
+                channel.heard(now, sample.sent_at)
+            slots = path.slots.get((sample.kind, layer_of(sample.kind, sample.carrier)))
             if slots:
                 self._answer(path, slots, sample.sent_at)
         if sample.sent_at >= path.attempt_after:
@@ -288,24 +426,31 @@ class Detector:
             if not path.errors:
                 path.error_since = now
             path.errors += 1
-            path.error_layer = 1 if sample.outcome is Outcome.REFUSED else 2
+            path.error_layer = layer if sample.outcome is Outcome.REFUSED else END
             path.error = sample.outcome
-        return judge(line, self._endpoints, now, None if reset else path, 1)
+        return self._judge(line, now, None if reset else path, layer)
 
     @staticmethod
-    def _counts(path: PathState, kind: Kind) -> bool:
+    def _counts(path: PathState, kind: Kind, layer: int) -> bool:
         """Whether silence of this kind says anything here: it has answered, or it should."""
-        if kind is Kind.ICMP or (kind is Kind.QUIC and path.answered):
-            return kind in path.answered
+        if layer == ANY:
+            return kind in path.answered and (
+                path.icmp_lost <= ICMP_LOST_MAX or path.channels[SYN].loss > ICMP_LOST_MAX / 3
+            )
+        if path.blocked and (path.blocked_layer == UDP) == (layer == UDP):
+            return False
+        if layer == UDP and path.answered:
+            return Kind.QUIC in path.answered
         return True
 
     def _silent(self, slot: Slot) -> None:
-        path = slot.path
-        if not self._counts(path, slot.kind):
+        path, layer = slot.path, slot.layer
+        icmp = slot.kind is Kind.ICMP
+        path.icmp_silent += icmp
+        if not self._counts(path, slot.kind, layer):
             return
         pooled = witness(path)
-        icmp = slot.kind is Kind.ICMP
-        for number in range(slot.layer + 1):
+        for number in REACH[layer]:
             path.channels[number].silent(slot.sent_at, slot.reply_at, path.endpoint, icmp=icmp)
             if pooled:
                 path.line.channels[number].silent(

@@ -23,6 +23,12 @@ FALSE_DOWN_IN_BURSTS_PER_S: Final = 1 / 3600
 
 MERGE_S: Final = 0.02
 """Slots closer than this share one burst of loss and count as one."""
+LEAST_SPAN_S: Final = 0.1
+MOST_SPAN_S: Final = 0.3
+"""For DOWN the slots of a run are sent over at least a round trip, within these bounds: to move
+costs a round trip, so that a shorter outage is cheaper to sit out."""
+RECEIPTS_HOLD_S: Final = 0.5
+"""So long DOWN waits while bytes still arrive."""
 LONGEST_SPACING_S: Final = 60.0
 FIRST_SPACING_S: Final = 1.0
 _LEAST_LOSS: Final = 0.001
@@ -69,6 +75,7 @@ class Channel:
         "gap_s",
         "heard_at",
         "last_sent_at",
+        "proved_at",
         "run",
         "run_first_reply_at",
         "run_last_sent_at",
@@ -79,6 +86,9 @@ class Channel:
 
     def __init__(self) -> None:
         self.heard_at: float | None = None
+        """When anything last arrived."""
+        self.proved_at = float("-inf")
+        """The latest sending that was answered: both ways were alive then."""
         self.last_sent_at: float | None = None
         self.spacing_s = FIRST_SPACING_S
         self.gap_s = FIRST_SPACING_S
@@ -117,9 +127,9 @@ class Channel:
     def silent(self, sent_at: float, reply_at: float, endpoint: str, *, icmp: bool) -> None:
         """A slot went unanswered that was sent at ``sent_at`` and should have by ``reply_at``.
 
-        If something was heard after ``reply_at``, the slot was merely lost.
+        If something sent no earlier was answered, the slot was merely lost.
         """
-        if self.heard_at is not None and self.heard_at > reply_at:
+        if sent_at <= self.proved_at:
             self._count(1, 1, 0)
             return
         if not self.run:
@@ -133,13 +143,21 @@ class Channel:
         self.endpoints.add(endpoint)
         self.beyond_icmp = self.beyond_icmp or not icmp
 
-    def heard(self, at: float) -> None:
-        """Anything arrived: the run is over, and unless it was an outage it was loss."""
+    def heard(self, at: float, sent_at: float) -> None:
+        """What was sent at ``sent_at`` was answered. If that was since the run began, the run is
+        over, and unless it was an outage it was loss."""
         self.heard_at = at
-        if self.run:
+        if sent_at > self.proved_at:
+            self.proved_at = sent_at
+        if self.run and sent_at >= self.run_sent_at - MERGE_S:
             if self.run <= 2 * self.needed(Verdict.DOWN):
                 self._count(self.run, self.run, self.run - 1)
             self.clear()
+
+    def received(self, at: float) -> None:
+        """Bytes arrived that answer nothing in particular."""
+        if self.heard_at is None or at > self.heard_at:
+            self.heard_at = at
 
     def clear(self) -> None:
         """Forget the run without drawing a lesson from it."""
@@ -189,7 +207,26 @@ class Channel:
         """What the run alone says."""
         if not self.run or self.run < self.needed(Verdict.SUSPECT):
             return Verdict.UP
-        return Verdict.DOWN if self.run >= self.needed(Verdict.DOWN) else Verdict.SUSPECT
+        if self.run < self.needed(Verdict.DOWN) or self._brief or self.held:
+            return Verdict.SUSPECT
+        return Verdict.DOWN
+
+    @property
+    def still_receiving(self) -> bool:
+        """Whether bytes came after the latest silent slot's answer should have."""
+        return self.run > 0 and self.heard_at is not None and self.heard_at > self.run_reply_at
+
+    @property
+    def held(self) -> bool:
+        """Whether bytes that still arrive hold DOWN off."""
+        lasted_s = self.run_last_sent_at - self.run_sent_at
+        return lasted_s < RECEIPTS_HOLD_S and self.still_receiving
+
+    @property
+    def _brief(self) -> bool:
+        rtt_s = self.run_first_reply_at - self.run_sent_at
+        span_s = min(max(rtt_s, LEAST_SPAN_S), MOST_SPAN_S)
+        return self.run_last_sent_at - self.run_sent_at < span_s
 
 
 class Gate:

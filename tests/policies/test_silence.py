@@ -48,7 +48,7 @@ def test_channel_learns_loss_and_burstiness_from_runs_that_end():
             channel.silent(at, at + 0.06, "e", icmp=False)
         else:
             channel.answered()
-            channel.heard(at + 0.06)
+            channel.heard(at + 0.06, at)
     assert channel.loss == pytest.approx(0.04, rel=0.2)
     assert channel.loss_after_loss > 0.3
     assert channel.pace_s == pytest.approx(0.2)
