@@ -46,6 +46,9 @@ class RequestHead:
         "version",
     )
 
+    early = False
+    """It came as 0-RTT data: it may be a replay (RFC 8470). A class says so, not an instance."""
+
     def __init__(
         self,
         method: bytes,

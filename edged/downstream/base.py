@@ -26,6 +26,10 @@ class Responder(Protocol):
     def client(self) -> str:
         """The client's address and port, for the access log."""
 
+    @property
+    def certificate(self) -> bytes | None:
+        """What the client's TLS has shown and ours has verified, in DER; usually nothing."""
+
     def informational(self, status: int, headers: Headers) -> None:
         """Pass on an interim response (1xx but 101)."""
 

@@ -26,7 +26,7 @@ from edged.downstream.hub import NEVER, Hub
 from edged.downstream.output import HeldOutput
 from edged.downstream.raw import RawConnection
 from edged.downstream.sockets import client_address, reset
-from edged.headers import answer, error_response
+from edged.headers import answer
 from edged.messages import RequestHead
 
 _HEAD, _BODY, _WAIT, _REFUSED, _LINGER, _CLOSED = range(6)
@@ -423,10 +423,7 @@ class H1Connection(HeldOutput):
         self._scanned = 0
         exchange = H1Exchange(self)
         hint = "Send one well-formed HTTP/1.1 request; this connection is closed."
-        response = error_response(
-            error.status, error.code, error.message, hint, proxy_error="http_request_error"
-        )
-        answer(exchange, response)
+        answer(exchange, hub.refusal(error, hint))
 
     def _linger(self) -> None:
         """Close after the client had time to read: a close with input unread is a reset."""
@@ -485,9 +482,11 @@ class H1Connection(HeldOutput):
             else:
                 self._close()
         elif state == _BODY:
-            if self._body_paused or self._progress >= self._hub.limits.body_stall_bytes:
+            limits, exchange = self._hub.limits, self._exchange
+            duplex = limits.duplex and exchange is not None and exchange.started
+            if self._body_paused or duplex or self._progress >= limits.body_stall_bytes:
                 self._open_window()
-            elif self._exchange is None:
+            elif exchange is None:
                 self._linger()
             else:
                 self._fail(BadMessage(408, "body_timeout", "The request body stalled."))

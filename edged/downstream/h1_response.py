@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from edged.downstream.base import RequestSink
+from edged.downstream.sockets import client_certificate
 from edged.messages import Headers, RequestHead, ResponseHead, header
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class H1Exchange:
         self.left = _UNSTARTED
         """Body bytes still owed, or where this is no number of bytes, a negative constant."""
         self.tunnel: RawConnection | None = None
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The client's certificate."""
+        return client_certificate(self.connection.transport)
 
     def informational(self, status: int, headers: Headers) -> None:
         """Write a 1xx head, unless the client speaks HTTP/1.0, which has none."""

@@ -17,8 +17,8 @@ from edged.downstream.h2_fields import Malformed, request_head, response_fields,
 from edged.downstream.h2_floods import Floods
 from edged.downstream.h2_stream import H2Exchange
 from edged.downstream.hub import NEVER, Hub
-from edged.downstream.sockets import client_address
-from edged.headers import answer, error_response
+from edged.downstream.sockets import client_address, client_certificate
+from edged.headers import answer
 from edged.messages import Headers, RequestHead
 from edged.upstream.engines import h2_engine
 
@@ -249,6 +249,11 @@ class H2Connection(asyncio.Protocol):
             self._client = client_address(self._transport)
         return self._client
 
+    @property
+    def certificate(self) -> bytes | None:
+        """The client's certificate."""
+        return client_certificate(self._transport)
+
     def send_head(self, exchange: H2Exchange, fields: Headers, *, end: bool) -> None:
         """Send a field section."""
         self._engine.send_headers(exchange.stream_id, fields, end_stream=end)
@@ -411,13 +416,7 @@ class H2Connection(asyncio.Protocol):
         hub.requests_open += 1
         exchange = H2Exchange(self, stream_id, RequestHead(b"", b"", b"", b"", []))
         self._streams[stream_id] = exchange
-        hint = "Send a smaller or plainer request."
-        answer(
-            exchange,
-            error_response(
-                error.status, error.code, error.message, hint, proxy_error="http_request_error"
-            ),
-        )
+        answer(exchange, hub.refusal(error, "Send a smaller or plainer request."))
 
     def _end_all(self, code: Any) -> None:
         """GOAWAY with an error: the connection is over."""
@@ -455,6 +454,8 @@ class H2Connection(asyncio.Protocol):
         self.deadline = now + (limits.write_stall_s if self._write_paused else limits.body_stall_s)
         for exchange in list(self._streams.values()):
             if exchange.request_ended or exchange.paused or exchange.method == b"CONNECT":
+                continue
+            if limits.duplex and exchange.started:
                 continue
             if exchange.progress < limits.body_stall_bytes:
                 self._time_out(exchange)

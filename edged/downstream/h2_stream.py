@@ -75,6 +75,11 @@ class H2Exchange:
         """The client's address and port."""
         return self.connection.client
 
+    @property
+    def certificate(self) -> bytes | None:
+        """The client's certificate."""
+        return self.connection.certificate
+
     def informational(self, status: int, headers: Headers) -> None:
         """Send a 1xx head."""
         if self.done or self.started or not 100 <= status < 200 or status == 101:

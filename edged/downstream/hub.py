@@ -11,7 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edged.downstream.base import Handler
+from edged.downstream.fields import BadMessage
 from edged.downstream.limits import Limits
+from edged.headers import error_response
+from edged.messages import ResponseHead
 
 NEVER = float("inf")
 SWEEP_S = 0.5
@@ -41,6 +44,13 @@ class Holding(Protocol):
         """Write them."""
 
 
+def explained(error: BadMessage, hint: str) -> tuple[ResponseHead, bytes]:
+    """An answer that says what is wrong and what to do."""
+    return error_response(
+        error.status, error.code, error.message, hint, proxy_error="http_request_error"
+    )
+
+
 class Hub:
     """Shared by a listener's connections. Counters are plain ints, read by whoever reports."""
 
@@ -56,6 +66,7 @@ class Hub:
         "loop",
         "now",
         "on_empty",
+        "refusal",
         "requests_bad",
         "requests_open",
         "requests_total",
@@ -76,6 +87,8 @@ class Hub:
         self.requests_open = 0
         self.requests_bad = 0
         self.draining = False
+        self.refusal = explained
+        """How a request is answered that cannot be understood."""
         self.on_empty: Callable[[], None] | None = None
         self.holding: list[Holding] = []
         """Who holds bytes back: flushed together at the end of this loop turn."""

@@ -26,6 +26,8 @@ class Limits:
     """Length of the windows in which a request body must make progress (408)."""
     body_stall_bytes: int = 512
     """The least progress of a body in one such window, unless it ends or edged paused it."""
+    duplex: bool = False
+    """A body may pause for as long as it likes once its response has begun."""
     write_stall_s: float = 600.0
     """A client that takes no response byte for so long is cut off."""
     linger_s: float = 2.0

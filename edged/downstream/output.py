@@ -26,6 +26,11 @@ class HeldOutput(asyncio.Protocol):
         self.held: list[bytes] = []
         """What waits to be written."""
 
+    @property
+    def transport(self) -> asyncio.Transport:
+        """Where it writes to."""
+        return self._transport
+
     def write_now(self, data: bytes) -> None:
         """Write, together with what is held; within a parser callback, when that returns."""
         held = self.held

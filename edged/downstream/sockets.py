@@ -48,6 +48,12 @@ def client_address(transport: asyncio.BaseTransport) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def client_certificate(transport: asyncio.BaseTransport) -> bytes | None:
+    """The client's certificate in DER, if it was asked for one and that was verified."""
+    tls = transport.get_extra_info("ssl_object")
+    return None if tls is None else tls.getpeercert(binary_form=True)
+
+
 def reset(transport: asyncio.Transport) -> None:
     """Close with a RST, which no client takes for the end of a message."""
     sock = transport.get_extra_info("socket")
