@@ -16,8 +16,8 @@ from policies.model import Outcome, Path
 from probes.base import DialError
 
 
-class Dials(Owner, Protocol):
-    """What a pool offers to its dials."""
+class Dials(Protocol):
+    """Who ordered a dial."""
 
     def connected(self, dial: Dial, connection: Connection) -> None:
         """A connection is ready; a dial may bring two."""
@@ -31,7 +31,8 @@ class Dial:
 
     def __init__(
         self,
-        pool: Dials,
+        dials: Dials,
+        owner: Owner,
         path: Path,
         *,
         tcp: Connector,
@@ -42,10 +43,12 @@ class Dial:
         early_data: bool,
         upgrade: bool,
     ) -> None:
-        """``expected`` is the number of waiters that it was started for."""
+        """``expected`` is the number of waiters that it was started for; ``owner`` gets the
+        connections."""
         self.expected = expected
         self.upgrade = upgrade
-        self._pool = pool
+        self._dials = dials
+        self._owner = owner
         self._path = path
         self._tcp = tcp
         self._h3 = h3
@@ -83,7 +86,7 @@ class Dial:
         began_at = self._loop.time()
         try:
             connection = await h3.connect(
-                self._path, self._pool, timeout_s=self._timeout_s, early_data=self._early_data
+                self._path, self._owner, timeout_s=self._timeout_s, early_data=self._early_data
             )
         except DialError as error:
             self._h3_over.set()
@@ -108,7 +111,7 @@ class Dial:
         left_s = self._timeout_s - (self._loop.time() - began_at)
         try:
             connection = await self._tcp.connect(
-                self._path, self._pool, timeout_s=left_s, upgrade=self.upgrade
+                self._path, self._owner, timeout_s=left_s, upgrade=self.upgrade
             )
         except DialError as error:
             self._failed(error, last=not plan.h3 or self._h3_over.is_set())
@@ -117,9 +120,9 @@ class Dial:
 
     def _connected(self, connection: Connection) -> None:
         self._won = True
-        self._pool.connected(self, connection)
+        self._dials.connected(self, connection)
 
     def _failed(self, error: DialError, *, last: bool) -> None:
         self._error = self._error or error
         if last and not self._won:
-            self._pool.dial_failed(self, self._error)
+            self._dials.dial_failed(self, self._error)

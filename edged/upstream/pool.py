@@ -10,9 +10,10 @@ from edged.upstream.carriers import Carriers
 from edged.upstream.connection import Connector, Report
 from edged.upstream.engines import hpack_engine
 from edged.upstream.origin_pool import OriginPool
-from edged.upstream.pool_types import PoolLimits, PoolStats, PoolTools, Waiter
+from edged.upstream.pool_types import PoolLimits, PoolStats, PoolTools
 from edged.upstream.tcp import TcpConnector
 from edged.upstream.tls import Tls
+from edged.upstream.waiting import Waiter
 from policies.model import Carrier, Change, Endpoint, Path, Verdict
 from probes.base import Dialer
 
@@ -107,9 +108,9 @@ class Pools:
             if not wanted:
                 return
             pool = self._pool(path)
-        pool.keep_warm = wanted
+        pool.upkeep.keep_warm = wanted
         if wanted:
-            pool.warm_up(self._loop.time())
+            pool.upkeep.warm_up(self._loop.time())
 
     def ping(self, path: str, timeout_s: float) -> bool:
         """PING a warm h2 or h3 connection of the path; False if it has none.
@@ -178,7 +179,7 @@ class Pools:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         now = self._loop.time()
         for pool in self._pools.values():
-            pool.tick(now)
+            pool.upkeep.tick(now)
         for pool in [pool for pool in self._retired if pool.unused]:
             self._retired.discard(pool)
 

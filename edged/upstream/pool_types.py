@@ -1,13 +1,11 @@
-"""What pools are set up with and what they tell: limits, shared tools, waiters, statistics."""
+"""What pools are set up with and what they tell: limits, shared tools, statistics."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import Carriers
 from edged.upstream.connection import Connector
 from policies.model import Carrier, Endpoint
@@ -62,29 +60,6 @@ class PoolTools:
     set_warm: Callable[[str, Carrier | None], None]
     emptied: Callable[[], None]
     """A pool lost its last connection."""
-
-
-class Waiter:
-    """A request that waits for a stream (`edged.upstream.base.Pending`)."""
-
-    __slots__ = ("deadline", "early_data", "events", "queue")
-
-    def __init__(
-        self,
-        events: StreamEvents,
-        queue: OrderedDict[Waiter, None],
-        deadline: float,
-        *,
-        early_data: bool,
-    ) -> None:
-        self.events = events
-        self.queue = queue
-        self.deadline = deadline
-        self.early_data = early_data
-
-    def cancel(self) -> None:
-        """Stop waiting."""
-        self.queue.pop(self, None)
 
 
 def may_multiplex(endpoint: Endpoint) -> bool:

@@ -382,7 +382,7 @@ def test_suspect_trusts_only_what_was_heard_since():
             assert not events.stream.reused
             assert pools.dialer.dials == 2
             pools.pools.path_changed(change(path, Verdict.UP, Verdict.SUSPECT))
-            assert only_pool(pools).suspect_since is None
+            assert only_pool(pools).trust.suspect_since is None
 
     asyncio.run(main())
 
@@ -458,16 +458,16 @@ def test_a_standby_is_opened_kept_and_opened_again():
             path = path_to(port)
             pools.pools.keep_warm(path)
             await eventually(lambda: pools.warm == [(path.name, H1)])
-            only_pool(pools).tick(asyncio.get_running_loop().time())
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
             assert pools.stat(path).connections == {"h1": 1}
             only_connection(pools).close()
-            only_pool(pools).tick(asyncio.get_running_loop().time())
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
             await eventually(lambda: pools.stat(path).connections == {"h1": 1})
             first = pools.open(path, get())
             assert first.pending is None, "failover needs no handshake"
             await first.done()
             pools.pools.keep_warm(path, wanted=False)
-            only_pool(pools).tick(asyncio.get_running_loop().time())
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
             assert pools.stat(path).connections == {}
 
     asyncio.run(main())
@@ -481,7 +481,7 @@ def test_a_standby_waits_while_its_path_is_down():
             pools.pools.keep_warm(path)
             pools.pools.path_changed(change(path, Verdict.DOWN))
             pools.pools.keep_warm(path)
-            only_pool(pools).tick(asyncio.get_running_loop().time())
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
             assert pools.stat(path).dialing == 0
             pools.pools.path_changed(change(path, Verdict.UP, Verdict.DOWN))
             pools.pools.keep_warm(path)
@@ -802,7 +802,7 @@ def test_a_verdict_before_the_first_request_counts():
             path = path_to(port)
             pools.pools.path_changed(change(path, Verdict.SUSPECT))
             await pools.fetch(path, get())
-            assert only_pool(pools).suspect_since is not None
+            assert only_pool(pools).trust.suspect_since is not None
 
     asyncio.run(main())
 
