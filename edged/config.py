@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edged import config_checks, config_policies
 from edged.config_file import (
@@ -24,7 +25,7 @@ from edged.config_file import (
     split_address,
     split_url,
 )
-from edged.mistakes import ConfigError, of_validation, of_value
+from edged.mistakes import ConfigError, Mistake, of_validation, of_value
 from edged.yaml_positions import Document
 from policies import geo
 from policies.model import Carrier, Endpoint, Line, Location, Relay, Topology
@@ -33,6 +34,7 @@ from policies.schema import Policy
 __all__ = ["Access", "Config", "ConfigError", "Credentials", "Limits", "Upstream", "load"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +126,40 @@ class Config:
 
 def load(file: Path | str) -> Config:
     """Read, check and build the configuration. Raises `ConfigError` with every mistake."""
-    file = Path(file)
+    parsed = parse(Path(file), ConfigFile)
+    if parsed.mistakes or parsed.model is None:
+        raise ConfigError(parsed.mistakes)
+    return build(parsed, parsed.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[ModelT]):
+    """A configuration file as far as it could be understood."""
+
+    document: Document
+    model: ModelT | None
+    policies: Mapping[str, Policy]
+    policies_dir: Path | None
+    access: Access
+    mistakes: list[Mistake]
+
+
+def parse(file: Path, schema: type[ModelT]) -> Parsed[ModelT]:
+    """Read ``file`` by ``schema`` and check all that it has in common with `ConfigFile`."""
     document, mistakes = config_policies.read_document(file, "; -c FILE names another")
     policies_dir, missing = _policies_dir(document)
     policies = config_policies.load(policies_dir)
     mistakes += policies.mistakes
     if missing is not None:
         mistakes.append(of_value(document, ("policies_dir",), missing))
-    model: ConfigFile | None = None
+    model: ModelT | None = None
     access = Access()
     if not document.broken:
         try:
-            model = ConfigFile.model_validate(document.data or {})
+            model = schema.model_validate(document.data or {})
         except ValidationError as error:
             syntax = {problem.mark for problem in document.problems}
-            found = of_validation(document, ConfigFile, error)
+            found = of_validation(document, schema, error)
             mistakes += [m for m in found if m.mark not in syntax]
         told = {(mistake.mark, mistake.where) for mistake in mistakes}
         checked = config_checks.check(document, policies.names)
@@ -147,9 +168,7 @@ def load(file: Path | str) -> Config:
             tuple(ipaddress.ip_network(n) for n in checked.allow),
             None if checked.credentials is None else Credentials(checked.credentials),
         )
-    if mistakes or model is None:
-        raise ConfigError(mistakes)
-    return _build(file, model, policies.policies, policies_dir, access)
+    return Parsed(document, model, policies.policies, policies_dir, access, mistakes)
 
 
 def _policies_dir(document: Document) -> tuple[Path | None, str | None]:
@@ -165,13 +184,9 @@ def _policies_dir(document: Document) -> tuple[Path | None, str | None]:
     return (default if os.path.isdir(default) else None), None
 
 
-def _build(
-    file: Path,
-    model: ConfigFile,
-    policies: Mapping[str, Policy],
-    policies_dir: Path | None,
-    access: Access,
-) -> Config:
+def build(parsed: Parsed[Any], model: ConfigFile) -> Config:
+    """The frozen types of a model without mistakes."""
+    file, policies = parsed.document.file, parsed.policies
     base = file.parent
     notes = []
     if model.relays:
@@ -188,7 +203,7 @@ def _build(
         },
         listen_proxy=tuple(split_address(a) for a in model.listen.proxy),
         listen_admin=split_address(model.listen.admin) if model.listen.admin else None,
-        access=access,
+        access=parsed.access,
         limits=Limits(
             limits.header_bytes,
             limits.connections,
@@ -202,7 +217,7 @@ def _build(
         ca_file=base / model.tls.ca_file if model.tls.ca_file else None,
         access_log=_log_target(base, model.log.access),
         log_level=model.log.level,
-        policies_dir=policies_dir,
+        policies_dir=parsed.policies_dir,
         notes=tuple(notes),
     )
 
