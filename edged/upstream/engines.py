@@ -11,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -144,7 +144,18 @@ def _load_h2(name: str) -> H2Engine:
         importlib.import_module(f"{root}.{part}")
         for part in ("connection", "config", "events", "errors", "settings", "exceptions")
     )
-    codes = settings.SettingCodes
+    return H2Engine(
+        name=name,
+        events=events,
+        ErrorCodes=errors.ErrorCodes,
+        SettingCodes=settings.SettingCodes,
+        ProtocolError=exceptions.H2Error,
+        server=partial(_h2_server, _draining(connection, events), config, settings),
+    )
+
+
+def _draining(connection: ModuleType, events: ModuleType) -> Any:
+    """The engine's connection class with what both engines get wrong put right."""
 
     class DrainingConnection(connection.H2Connection):  # type: ignore[misc,name-defined]  # base known at run time only
         """Goes on with the streams a GOAWAY leaves alive (RFC 9113 section 6.8).
@@ -167,40 +178,43 @@ def _load_h2(name: str) -> H2Engine:
             stream._initialize_content_length = _no_length
             return stream
 
-    def server(stream_window: int, streams: int, header_bytes: int) -> Any:
-        h2 = DrainingConnection(
-            config.H2Configuration(
-                client_side=False,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
-        )
-        values = {
-            codes.HEADER_TABLE_SIZE: 4096,
-            codes.INITIAL_WINDOW_SIZE: stream_window,
-            codes.MAX_CONCURRENT_STREAMS: streams,
-            codes.MAX_FRAME_SIZE: _FRAME_BYTES,
-            codes.MAX_HEADER_LIST_SIZE: header_bytes,
-        }
-        h2.local_settings = settings.Settings(client=False, initial_values=values)
-        h2.max_inbound_frame_size = _FRAME_BYTES
-        h2.decoder.max_header_list_size = header_bytes
-        h2.initiate_connection()
-        values[codes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
-        h2.local_settings = settings.Settings(client=False, initial_values=values)
-        return h2
+    return DrainingConnection
 
-    return H2Engine(
-        name=name,
-        events=events,
-        ErrorCodes=errors.ErrorCodes,
-        SettingCodes=codes,
-        ProtocolError=exceptions.H2Error,
-        server=server,
+
+def _h2_server(
+    connection: Any,
+    config: ModuleType,
+    settings: ModuleType,
+    stream_window: int,
+    streams: int,
+    header_bytes: int,
+) -> Any:
+    """`H2Engine.server`."""
+    h2 = connection(
+        config.H2Configuration(
+            client_side=False,
+            header_encoding=None,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+        )
     )
+    codes = settings.SettingCodes
+    values = {
+        codes.HEADER_TABLE_SIZE: 4096,
+        codes.INITIAL_WINDOW_SIZE: stream_window,
+        codes.MAX_CONCURRENT_STREAMS: streams,
+        codes.MAX_FRAME_SIZE: _FRAME_BYTES,
+        codes.MAX_HEADER_LIST_SIZE: header_bytes,
+    }
+    h2.local_settings = settings.Settings(client=False, initial_values=values)
+    h2.max_inbound_frame_size = _FRAME_BYTES
+    h2.decoder.max_header_list_size = header_bytes
+    h2.initiate_connection()
+    values[codes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
+    h2.local_settings = settings.Settings(client=False, initial_values=values)
+    return h2
 
 
 @cache
