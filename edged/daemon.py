@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from random import Random
 from time import monotonic
 from typing import Any
@@ -87,7 +87,7 @@ class Daemon:
         self.dialer = LineDialer(guard=self._guard, rtt_s=self._rtt_s)
         ca_file = str(config.ca_file) if config.ca_file else None
         self.pools = self._make_pools(ca_file)
-        self.exchanges = Exchanges(
+        self.exchanges = self._make_exchanges(
             self.table,
             self.pools,
             self.dialer,
@@ -108,7 +108,7 @@ class Daemon:
             _routes(config), self.exchanges, unlisted_allowed=config.unlisted_allowed
         )
         self.access = Access(_rules(config), self.route)
-        self.proxy = Listener(self.access, _limits(config))
+        self.proxy = self._make_listener(config)
         self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
         self.live: Live | None = None
         self._admin: Listener | None = None
@@ -132,8 +132,7 @@ class Daemon:
     async def start(self) -> None:
         """Listen, probe, serve. Raises OSError with a text for people; then nothing runs."""
         try:
-            for host, port in self.config.listen_proxy:
-                await self.proxy.start(host, port)
+            await self._listen()
             self.exchanges.configure(_policies(self.config), self.config.unlisted_policy)
             await self._probe(self.config)
             live = self.live = self._make_live()
@@ -197,8 +196,8 @@ class Daemon:
         async with self._reloading:
             try:
                 # Reading and checking takes some ms: not in the loop.
-                config = await asyncio.to_thread(load, self.config.file)
-                mistakes = _needs_restart(self.config, config)
+                config = await asyncio.to_thread(self._load, self.config.file)
+                mistakes = self._needs_restart(config)
             except ConfigError as error:
                 mistakes = tuple(str(mistake) for mistake in error.mistakes)
             note = ReloadNote(time.time(), not mistakes, by, mistakes)
@@ -222,7 +221,7 @@ class Daemon:
         self.route.table = _routes(config)
         self.route.unlisted_allowed = config.unlisted_allowed
         self.access.rules = _rules(config)
-        self.proxy.reconfigure(_limits(config))
+        self.proxy.reconfigure(limits(config))
         logging.getLogger("edged").setLevel(config.log_level.upper())
         if self.access_log is not None:
             self.access_log.reopen()
@@ -288,6 +287,26 @@ class Daemon:
     def _part_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():
             self.failed.set_exception(error)
+
+    # -- what another kind of daemon does otherwise ------------------------------------------------
+
+    _make_exchanges: type[Exchanges] = Exchanges
+    _load = staticmethod(load)
+    restart_only: Sequence[tuple[str, str]] = RESTART_ONLY
+
+    def _make_listener(self, config: Config) -> Listener:
+        return Listener(self.access, limits(config))
+
+    async def _listen(self) -> None:
+        for host, port in self.config.listen_proxy:
+            await self.proxy.start(host, port)
+
+    def _needs_restart(self, new: Config) -> tuple[str, ...]:
+        return tuple(
+            f"{new.file}: {name} cannot change while edged runs; restart it to use the new value"
+            for attribute, name in self.restart_only
+            if getattr(self.config, attribute) != getattr(new, attribute)
+        )
 
     # -- for the parts ----------------------------------------------------------------------------
 
@@ -365,21 +384,14 @@ def _routes(config: Config) -> RouteTable:
     )
 
 
-def _limits(config: Config) -> Limits:
-    limits = config.limits
+def limits(config: Config) -> Limits:
+    """The listeners' limits."""
+    given = config.limits
     return Limits(
-        header_bytes=limits.header_bytes,
-        connections=limits.connections,
-        idle_s=limits.idle_s,
-        header_time_s=limits.header_s,
-    )
-
-
-def _needs_restart(old: Config, new: Config) -> tuple[str, ...]:
-    return tuple(
-        f"{new.file}: {name} cannot change while edged runs; restart it to use the new value"
-        for attribute, name in RESTART_ONLY
-        if getattr(old, attribute) != getattr(new, attribute)
+        header_bytes=given.header_bytes,
+        connections=given.connections,
+        idle_s=given.idle_s,
+        header_time_s=given.header_s,
     )
 
 
