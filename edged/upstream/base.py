@@ -37,6 +37,11 @@ class StreamEvents(Protocol):
     def failed(self, failure: Failure) -> None:
         """The attempt is over without a complete response. A body cut short comes here."""
 
+    def moved(self, path: Path) -> None:
+        """The stream goes on over ``path`` from here: same endpoint, another line. Nothing of the
+        request or response was lost or repeated. Any time between ``stream_ready`` and the end.
+        """
+
     def pause_body(self) -> None:
         """The stream's send buffer is above its high watermark."""
 

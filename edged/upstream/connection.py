@@ -70,6 +70,13 @@ class Connection(Protocol):
         ``None`` stands for a local shutdown. Does not wait for the peer.
         """
 
+    def doubt(self) -> None:
+        """Its path is SUSPECT: whoever can run on another path looks whether one answers sooner."""
+
+    def leave(self) -> bool:
+        """Its path is DOWN. True: it goes on over another path, and said so (`Owner.moved`,
+        `StreamEvents.moved`) inside this call; False: it is of no use any more."""
+
     def fileno(self) -> int | None:
         """The TCP socket's descriptor for the kernel prober; ``None`` for QUIC or when closed."""
 
@@ -85,6 +92,12 @@ class Owner(Protocol):
 
     def closed(self, connection: Connection, failure: Failure | None) -> None:
         """It is gone; ``failure`` is ``None`` for an orderly end without streams in flight."""
+
+    def moved(self, connection: Connection, path: Path) -> Owner:
+        """It runs on ``path`` now: the owner forgets it and answers whose it is from here on.
+
+        Its ``capacity`` is 0 until the new path is proven; then `capacity_changed` follows.
+        """
 
     def alt_svc(self, connection: Connection, value: bytes) -> None:
         """An Alt-Svc field value (RFC 7838) came from the origin of this connection."""

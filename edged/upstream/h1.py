@@ -204,6 +204,13 @@ class H1Connection(asyncio.Protocol):
         """Close at once; a stream in flight fails with ``failure``."""
         self._end(failure, abort=True)
 
+    def doubt(self) -> None:
+        """TCP cannot run on another path."""
+
+    def leave(self) -> bool:
+        """Nor go on there."""
+        return False
+
     def fileno(self) -> int | None:
         """The socket's descriptor."""
         if self._closed or (sock := self.transport.get_extra_info("socket")) is None:

@@ -139,6 +139,13 @@ class H2Connection(asyncio.Protocol):
             self._write()
         self._end(failure, abort=failure is not None)
 
+    def doubt(self) -> None:
+        """TCP cannot run on another path."""
+
+    def leave(self) -> bool:
+        """Nor go on there."""
+        return False
+
     def fileno(self) -> int | None:
         """The socket's descriptor."""
         if self.closed or (sock := self.transport.get_extra_info("socket")) is None:

@@ -14,6 +14,7 @@ import certifi
 
 from edged.upstream.connection import Owner, Report
 from edged.upstream.h3_connection import H3Connection
+from edged.upstream.migration import NO_MIGRATION, MigrationTools
 from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import ClientSettings, make_engine
 from policies.model import Kind, Path, Sample
@@ -68,8 +69,9 @@ class TicketStore:
 class H3Connector:
     """Makes HTTP/3 connections (see `edged.upstream.connection.Connector`).
 
-    ``ca_file`` adds trust to the system's store. ``engine`` forces ``pure`` or ``fast``. Raises
-    `OSError` if ``ca_file`` cannot be read and `EngineError` if the engine cannot be had.
+    ``ca_file`` adds trust to the system's store. ``engine`` forces ``pure`` or ``fast``. Without
+    ``migration`` connections end with their line. Raises `OSError` if ``ca_file`` cannot be read
+    and `EngineError` if the engine cannot be had.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class H3Connector:
         ca_file: str | None = None,
         engine: str | None = None,
         tickets: TicketStore | None = None,
+        migration: MigrationTools | None = None,
     ) -> None:
         self._dialer = dialer
         self._report = report
@@ -89,6 +92,7 @@ class H3Connector:
             with open(ca_file, "rb") as file:
                 self._cadata = file.read()
         self.tickets = tickets or TicketStore()
+        self._migration = migration or NO_MIGRATION
 
     async def connect(
         self,
@@ -128,7 +132,7 @@ class H3Connector:
                 lambda new: self.tickets.put(path, new),
                 self._engine,
             )
-            connection = H3Connection(path, owner, engine, self._report, loop)
+            connection = H3Connection(path, owner, engine, self._report, loop, self._migration)
             driver = Driver(loop, engine, dialed.sock, connection)
         except BaseException:
             dialed.sock.close()

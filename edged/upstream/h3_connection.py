@@ -5,6 +5,8 @@ It stands between a `quic.Driver` (datagrams, time) and its `H3Stream`s. Rules:
 * ``capacity`` is what the peer's stream credit leaves (RFC 9000 section 4.6), and 0 while
   draining, closed, or stalled by a paused stream (see `quic_engines` on credit).
 * A connection ends once, through `_die`: every stream fails, then every ping, then the owner hears.
+* It may go on over another line (`edged.upstream.migration`): then it has another ``path`` and
+  another owner.
 """
 
 from __future__ import annotations
@@ -18,20 +20,22 @@ from edged.messages import Headers, header
 from edged.upstream import h3_frames as h3
 from edged.upstream.base import StreamEvents
 from edged.upstream.connection import Owner, Report
+from edged.upstream.h3_meter import Meter
 from edged.upstream.h3_stream import SEND_LOW_BYTES, H3Stream
+from edged.upstream.migration import FIRST_MARK, Migration, MigrationTools
 from edged.upstream.quic import PING_OF_NOBODY, Driver
 from edged.upstream.quic_engines import Engine
 from edged.upstream.quic_failure import end_of
 from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
 
-SAMPLE_EVERY_S = 1.0
-"""How often the transport's own RTT and loss are reported while it carries traffic."""
-GOODPUT_MIN_BYTES = 128 << 10
-"""Less than this in a sample's span says nothing of the line's rate."""
-
+TEND_S = 1.0
+"""How long streams must be open until a move of the connection is prepared."""
 KEEPALIVE_S = 10.0
 """Silence after which a connection with streams in flight is pinged, so that an origin that thinks
 is not taken for a dead one; a third of the peer's idle timeout if that is less."""
+
+_Ping = tuple[float | None, Callable[[float | None], None], asyncio.Handle]
+"""When it was sent (``None``: on a path that was left), whom to tell, and its timeout."""
 
 _CLOSED_LOCALLY = Failure(Outcome.LOCAL, "the connection was closed by edged")
 
@@ -48,8 +52,10 @@ class H3Connection:
         engine: Engine,
         report: Report,
         loop: asyncio.AbstractEventLoop,
+        migration: MigrationTools,
     ) -> None:
         self.path = path
+        """Where it runs now."""
         self.loop = loop
         self.engine = engine
         self.driver: Driver
@@ -71,8 +77,11 @@ class H3Connection:
         """Handed over: from now on the owner hears of it."""
         self.end: Failure | None = None
         """Why it is closed."""
+        self.report = report
+        self.peer = ("", 0)
+        """The server's address as the handshake found it."""
+        self.migration = Migration(self, migration)
         self._owner = owner
-        self._report = report
         self._started_at = monotonic()
         self._deadline: asyncio.TimerHandle | None = None
         self._closed = False
@@ -82,12 +91,11 @@ class H3Connection:
         self._ids_taken = 0
         self._stalling: set[H3Stream] = set()
         self._late: list[H3Stream] = []
-        self._pings: dict[int, tuple[float, Callable[[float | None], None], asyncio.Handle]] = {}
+        self._pings: dict[int, _Ping] = {}
         self._ping_uid = 0
         self._keepalive: asyncio.TimerHandle | None = None
         self._alt_svc: bytes | None = None
-        self._sampled_at = monotonic()
-        self._sampled = (0, 0, 0, 0)
+        self._meter = Meter(engine)
 
     # Starting
 
@@ -96,6 +104,7 @@ class H3Connection:
     ) -> None:
         """Shake hands over ``driver``; with ``early`` the connection may be used at once."""
         self.driver = driver
+        self.peer = peer
         self._started_at = monotonic()
         self._deadline = self.loop.call_later(timeout_s, self._too_late, timeout_s)
         driver.start(peer)
@@ -127,7 +136,7 @@ class H3Connection:
         self._shaken = True
         if self._deadline is not None:
             self._deadline.cancel()
-        self._report(Sample(self.path.name, Kind.QUIC, self._started_at, now - self._started_at))
+        self.report(Sample(self.path.name, Kind.QUIC, self._started_at, now - self._started_at))
         was_early, self.early = self.early, False
         self.early_accepted = early_accepted if was_early else None
         if not was_early:
@@ -177,6 +186,31 @@ class H3Connection:
 
     def fileno(self) -> int | None:
         return None
+
+    def doubt(self) -> None:
+        self.migration.doubt()
+
+    def leave(self) -> bool:
+        return self.owned and not self._closed and self.migration.leave()
+
+    # What the migration calls
+
+    def moved(self, path: Path) -> None:
+        """It runs on ``path`` now, but is not proven there."""
+        self.path = path
+        self._set_capacity()
+        # Their round trips would be half of one line and half of another.
+        for uid, (_, done, timer) in self._pings.items():
+            self._pings[uid] = (None, done, timer)
+        self._owner = self._owner.moved(self, path)
+        for stream in [*self._unsent, *self._streams.values()]:
+            stream.moved(path)
+
+    def arrived(self) -> None:
+        """The peer answered on the new path."""
+        self._meter.begin_anew(self.driver, self.heard_at)
+        self._set_capacity()
+        self._owner.capacity_changed(self)
 
     # What the streams call
 
@@ -296,15 +330,20 @@ class H3Connection:
     def ping_acked(self, uid: int) -> None:
         waiting = self._pings.pop(uid, None)
         if waiting is None:
+            if uid >= FIRST_MARK:
+                self.migration.acked(uid)
             return
         sent_at, done, timer = waiting
         timer.cancel()
+        if sent_at is None:
+            done(0.0)
+            return
         rtt_s = monotonic() - sent_at
         # The peer may delay its acknowledgement by 25 ms; the engine has taken that off.
         latest = self.engine.counters().latest_rtt_s
         if latest is not None and latest < rtt_s:
             rtt_s = latest
-        self._report(Sample(self.path.name, Kind.PING, sent_at, rtt_s))
+        self.report(Sample(self.path.name, Kind.PING, sent_at, rtt_s))
         done(rtt_s)
 
     def terminated(self, code: int, frame_type: int | None, reason: str) -> None:
@@ -316,6 +355,8 @@ class H3Connection:
     def turn_done(self) -> None:
         if self._closed:
             return
+        if self.migration.watching:
+            self.migration.heard()
         if self.engine.stalled and self._pings:
             # Acknowledgements wait behind the stall; any packet is a sign of life.
             for uid in list(self._pings):
@@ -325,8 +366,10 @@ class H3Connection:
             self._set_capacity()
             if self.capacity != before:
                 self._owner.capacity_changed(self)
-            if self.heard_at - self._sampled_at > SAMPLE_EVERY_S:
-                self._sample()
+            if not self.migration.moving:
+                sample = self._meter.sample(self.path.name, self.driver, self.heard_at)
+                if sample is not None:
+                    self.report(sample)
 
     def flushed(self) -> None:
         if self.paused:
@@ -335,7 +378,12 @@ class H3Connection:
                 if stream.id is not None and unsent(stream.id) < SEND_LOW_BYTES:
                     stream.window_opened()
 
+    def path_validated(self, path: int, rtt_s: float | None) -> None:
+        self.migration.validated(path, rtt_s)
+
     def socket_failed(self, outcome: Outcome, detail: str) -> None:
+        if outcome is Outcome.UNREACHABLE and self.leave():
+            return
         self._die(Failure(outcome, detail), None)
 
     def broken(self, broken: h3.ConnectionBroken) -> None:
@@ -356,18 +404,23 @@ class H3Connection:
     def _keep_alive(self) -> None:
         if not self.in_flight:
             self._keepalive = None
+            self.migration.rest()
             return
         patience_s = KEEPALIVE_S
         idle_timeout_s = self.engine.peer_idle_timeout_s()
         if idle_timeout_s is not None:
             patience_s = min(patience_s, idle_timeout_s / 3)
-        if self._keepalive is not None and monotonic() - self.heard_at >= patience_s / 2:
-            self.engine.ping(PING_OF_NOBODY)
-            self.driver.touch()
+        if self._keepalive is None:
+            patience_s = min(TEND_S, patience_s)
+        else:
+            if monotonic() - self.heard_at >= patience_s / 2:
+                self.engine.ping(PING_OF_NOBODY)
+                self.driver.touch()
+            self.migration.tend()
         self._keepalive = self.loop.call_later(patience_s, self._keep_alive)
 
     def _set_capacity(self) -> None:
-        if self.draining or self._closed or self._stalling:
+        if self.draining or self._closed or self._stalling or self.migration.moving:
             self.capacity = 0
         else:
             credit = self.engine.streams_allowed() - self._ids_taken - len(self._unsent)
@@ -375,38 +428,9 @@ class H3Connection:
 
     def _ping_lost(self, uid: int) -> None:
         sent_at, done, _ = self._pings.pop(uid)
-        self._report(Sample(self.path.name, Kind.PING, sent_at, None, Outcome.TIMEOUT))
+        if sent_at is not None:
+            self.report(Sample(self.path.name, Kind.PING, sent_at, None, Outcome.TIMEOUT))
         done(None)
-
-    def _sample(self) -> None:
-        counters = self.engine.counters()
-        sent_packets = counters.packets_sent
-        if sent_packets is None:
-            sent_packets = self.driver.datagrams_sent
-        now = (
-            sent_packets,
-            counters.packets_lost,
-            self.driver.bytes_received,
-            self.driver.bytes_sent,
-        )
-        sent, lost, received_bytes, sent_bytes = (
-            new - old for new, old in zip(now, self._sampled, strict=True)
-        )
-        span_s = self.heard_at - self._sampled_at
-        self._sampled, self._sampled_at = now, self.heard_at
-        moved = max(received_bytes, sent_bytes)
-        if sent > 0 and counters.srtt_s is not None:
-            self._report(
-                Sample(
-                    self.path.name,
-                    Kind.KERNEL,
-                    self.heard_at,
-                    counters.srtt_s,
-                    packets_sent=sent,
-                    packets_lost=min(lost, sent),
-                    goodput_bps=8 * moved / span_s if moved >= GOODPUT_MIN_BYTES else None,
-                )
-            )
 
     def _die(self, failure: Failure | None, code: int | None, *, gentle: bool = False) -> None:
         """The end. ``code`` is what the peer is told, if it can be."""
@@ -425,7 +449,8 @@ class H3Connection:
             if handle is not None:
                 handle.cancel()
         if not self._shaken:
-            self._report(Sample(self.path.name, Kind.QUIC, self._started_at, None, failure.outcome))
+            self.report(Sample(self.path.name, Kind.QUIC, self._started_at, None, failure.outcome))
+        self.migration.close()
         self.driver.close()
         streams = [*self._unsent, *self._streams.values(), *self._late]
         for stream in streams:

@@ -8,7 +8,7 @@ from edged.messages import Headers, RequestHead
 from edged.upstream import h3_frames as h3
 from edged.upstream.base import StreamEvents
 from edged.upstream.h3_held import Held
-from policies.model import Carrier, Failure, Outcome
+from policies.model import Carrier, Failure, Outcome, Path
 
 if TYPE_CHECKING:
     from edged.upstream.h3_connection import H3Connection
@@ -168,6 +168,11 @@ class H3Stream:
             self.body_paused = False
             self._connection.paused.discard(self)
             self._events.resume_body()
+
+    def moved(self, path: Path) -> None:
+        """Its connection goes on over another path."""
+        if not self._over:
+            self._events.moved(path)
 
     def fail(self, failure: Failure, code: int = h3.REQUEST_CANCELLED) -> None:
         """End without a complete response."""

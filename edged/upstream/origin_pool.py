@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import PREFERENCE
-from edged.upstream.connection import Connection
+from edged.upstream.connection import Connection, Owner
 from edged.upstream.dialing import Dialing
 from edged.upstream.pool_types import PoolStats, PoolTools
 from edged.upstream.shelf import Shelf
@@ -209,6 +209,22 @@ class OriginPool:
         if not self.connections:
             self._tools.emptied()
 
+    def moved(self, connection: Connection, path: Path) -> Owner:
+        """It runs on another path now, and is that path's pool's."""
+        self._withdraw(connection)
+        self.trust.forget(connection)
+        if (counted := self.connections.pop(connection, None)) is not None:
+            self.live[connection.carrier] -= counted
+            self._update_warm()
+        return self._tools.adopt(connection, path)
+
+    def adopt(self, connection: Connection) -> None:
+        """A connection of another path came here; it takes streams once it is proven."""
+        counts = not connection.draining
+        self.connections[connection] = counts
+        self.live[connection.carrier] += counts
+        self._update_warm()
+
     def _withdraw(self, connection: Connection) -> None:
         """No new request gets it."""
         self.shelves[connection.carrier].remove(connection)
@@ -227,12 +243,19 @@ class OriginPool:
         self.upkeep.down = False
         self.trust.suspect_since = now
         self._plain = False
+        for connection in list(self.connections):
+            connection.doubt()
 
     def up(self) -> None:
         """The path is well again."""
         self.trust.suspect_since = None
         self.upkeep.path_up()
         self._update_plain()
+
+    def leave(self) -> None:
+        """The path is DOWN: whoever can go on over another does."""
+        for connection in list(self.connections):
+            connection.leave()
 
     def down(self, reason: str) -> None:
         """The path is DOWN: all that is on it fails now, in this loop turn."""

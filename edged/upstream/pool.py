@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import Carriers
-from edged.upstream.connection import Connector, Report
+from edged.upstream.connection import Connection, Connector, Report
 from edged.upstream.engines import hpack_engine
 from edged.upstream.origin_pool import OriginPool
 from edged.upstream.pool_types import PoolLimits, PoolStats, PoolTools
@@ -57,6 +57,7 @@ class Pools:
             limits=limits or PoolLimits(),
             connect_timeout=connect_timeout,
             set_warm=set_warm,
+            adopt=self._adopt,
             emptied=self._on_emptied,
         )
         self._loop = asyncio.get_running_loop()
@@ -84,6 +85,13 @@ class Pools:
         if pool is None or pool.path is not path:
             pool = self._pool(path)
         return pool.open(events, early_data=early_data, upgrade=upgrade)
+
+    def path_leaving(self, change: Change) -> None:
+        """Subscribe this before whoever acts on those in flight: connections that can go on over
+        another line leave a path that is DOWN, with their streams, before anybody hears of it.
+        """
+        if change.new is Verdict.DOWN and (pool := self._pools.get(change.path)) is not None:
+            pool.leave()
 
     def path_changed(self, change: Change) -> None:
         """A verdict changed (`PathTable.subscribe`): act on the path's pool in this loop turn."""
@@ -165,6 +173,11 @@ class Pools:
         change = self._verdicts.get(path.name)
         if change is not None and change.new is Verdict.SUSPECT:
             pool.suspect(self._loop.time())
+        return pool
+
+    def _adopt(self, connection: Connection, path: Path) -> OriginPool:
+        pool = self._pool(path)
+        pool.adopt(connection)
         return pool
 
     def _on_emptied(self) -> None:

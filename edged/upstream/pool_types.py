@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from edged.upstream.carriers import Carriers
-from edged.upstream.connection import Connector
-from policies.model import Carrier, Endpoint
+from edged.upstream.connection import Connection, Connector, Owner
+from policies.model import Carrier, Endpoint, Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class PoolTools:
     connect_timeout: Callable[[str], float]
     """Seconds for DNS, connect and TLS, by upstream."""
     set_warm: Callable[[str, Carrier | None], None]
+    adopt: Callable[[Connection, Path], Owner]
+    """A connection moved to this path: whose it is now."""
     emptied: Callable[[], None]
     """A pool lost its last connection."""
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnection
+from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.tls import Epoch
 
+from edged.upstream.quic_aioquic_paths import PathConnection
+from edged.upstream.quic_base import BaseEngine, options
 from edged.upstream.quic_engines import (
-    CONNECTION_WINDOW_BYTES,
-    INITIAL_RTT_S,
     STREAM_WINDOW_BYTES,
     Address,
     ClientSettings,
@@ -22,7 +22,7 @@ from edged.upstream.quic_engines import (
 )
 
 
-class _Connection(QuicConnection):
+class _Connection(PathConnection):
     """Moves a stream's receive window only for bytes that were delivered and not held.
 
     The base class doubles the window whenever half of it was used, so that after 100 MB a paused
@@ -75,72 +75,62 @@ class _Connection(QuicConnection):
         self._loss._on_packets_lost(congestion_event=False, now=now, packets=early, space=space)
 
 
-class AioquicEngine:
+class AioquicEngine(BaseEngine):
     """A client connection on `aioquic`."""
 
     exact_credit = True
+    probes = True
 
     def __init__(self, settings: ClientSettings, on_ticket: Callable[[Any], None]) -> None:
-        self._quic = _Connection(
-            QuicConfiguration(
-                alpn_protocols=list(settings.alpn),
-                cadata=settings.cadata,
-                cafile=settings.cafile,
-                congestion_control_algorithm="cubic",
-                idle_timeout=settings.idle_timeout_s,
-                initial_rtt=INITIAL_RTT_S,
-                max_data=CONNECTION_WINDOW_BYTES,
-                max_stream_data=STREAM_WINDOW_BYTES,
-                server_name=settings.server_name,
-                session_ticket=settings.ticket,
-            ),
-            on_ticket,
-        )
-        self._peer: Address = ("", 0)
+        configuration = QuicConfiguration(**options(settings), congestion_control_algorithm="cubic")
+        super().__init__(_Connection(configuration, on_ticket), events)
+        self._quic: _Connection
         self._now = 0.0
         self._early = settings.ticket is not None
-        self._ended = False
-        self.stalled = False
-        self.get_timer = self._quic.get_timer
+        self._elsewhere: list[tuple[int, bytes]] = []
         self.handle_timer = self._quic.handle_timer
 
-    def connect(self, peer: Address, now: float) -> None:
-        self._peer = peer
-        self._quic.connect(peer, now)
-
-    def receive(self, datagrams: list[bytes], now: float) -> None:
+    def receive(self, datagrams: list[bytes], now: float, path: int = 0) -> None:
         self._now = now
-        receive, peer = self._quic.receive_datagram, self._peer
+        receive, quic = self._quic.receive_datagram, self._quic
+        address = quic.address_of(path)
+        if address is None:
+            return
         for datagram in datagrams:
-            receive(datagram, peer, now)
+            receive(datagram, address, now)
+            if quic.unproven and quic.is_reset(datagram):
+                return
 
     def pump(self, sink: Sink) -> None:
-        queue = self._quic._events
+        quic = self._quic
+        queue = quic._events
         while queue and not self.stalled:
             event: Any = queue.popleft()
-            kind = type(event)
-            if kind is events.StreamDataReceived:
-                sink.stream_data(event.stream_id, event.data, event.end_stream)
-            elif kind is events.StreamReset:
-                sink.stream_reset(event.stream_id, event.error_code)
-            elif kind is events.StopSendingReceived:
-                sink.stop_sending(event.stream_id, event.error_code)
-            elif kind is events.PingAcknowledged:
-                sink.ping_acked(event.uid)
-            elif kind is events.HandshakeCompleted:
-                if self._early and not event.early_data_accepted:
-                    self._quic.resend_early(self._now)
-                sink.handshake_done(event.alpn_protocol, event.early_data_accepted)
-        ended = self._quic._close_event
-        if ended is not None and not self._ended:
-            # The engine's own event waits for the closing period (RFC 9000 section 10.2).
-            self._ended = True
-            sink.terminated(ended.error_code, ended.frame_type, ended.reason_phrase)
+            if self._early and type(event) is events.HandshakeCompleted:
+                self._early = False
+                if not event.early_data_accepted:
+                    quic.resend_early(self._now)
+            self._tell(event, sink)
+        if quic.validated:
+            validated, quic.validated = quic.validated, []
+            for path, rtt_s in validated:
+                sink.path_validated(path, rtt_s)
+        self._tell_end(sink)
 
     def datagrams_to_send(self, now: float) -> list[bytes]:
-        # Probes of a preferred address go elsewhere: this socket cannot send them.
-        peer = self._peer
-        return [data for data, address in self._quic.datagrams_to_send(now) if address == peer]
+        quic = self._quic
+        datagrams = quic.datagrams_to_send(now)
+        if len(quic._network_paths) == 1:
+            return [data for data, _ in datagrams]
+        in_use = quic._network_paths[0].addr
+        for data, address in datagrams:
+            if address != in_use:
+                self._elsewhere.append((quic.number_of(address), data))
+        return [data for data, address in datagrams if address == in_use]
+
+    def take_elsewhere(self) -> list[tuple[int, bytes]]:
+        taken, self._elsewhere = self._elsewhere, []
+        return taken
 
     def next_stream_id(self, *, unidirectional: bool = False) -> int:
         return self._quic.get_next_available_stream_id(is_unidirectional=unidirectional)
@@ -157,12 +147,6 @@ class AioquicEngine:
         stream = self._quic._streams.get(stream_id)
         if stream is not None and not stream.receiver.is_finished:
             self._quic.stop_stream(stream_id, code)
-
-    def ping(self, uid: int) -> None:
-        self._quic.send_ping(uid)
-
-    def close(self, code: int) -> None:
-        self._quic.close(error_code=code)
 
     def unsent(self, stream_id: int) -> int:
         stream = self._quic._streams.get(stream_id)
@@ -189,3 +173,18 @@ class AioquicEngine:
             self._quic.lost,
             self._quic.sent,
         )
+
+    def may_migrate(self) -> bool:
+        return self._quic.may_migrate
+
+    def preferred_address(self, *, ipv6: bool) -> Address | None:
+        return self._preferred(self._quic.preferred_address, ipv6=ipv6)
+
+    def challenge(self, path: int) -> bool:
+        return self._quic.challenge(path, self._peer)
+
+    def migrate(self, path: int, now: float) -> bool:
+        return self._quic.migrate(path, self._peer, now)
+
+    def forget_path(self, path: int) -> None:
+        self._quic.forget_path(path)

@@ -52,6 +52,12 @@ class Sink(Protocol):
     def ping_acked(self, uid: int) -> None:
         """The packet with this PING was acknowledged."""
 
+    def path_validated(self, path: int, rtt_s: float | None) -> None:
+        """The peer answered a PATH_CHALLENGE sent on ``path`` (RFC 9000 section 8.2).
+
+        ``rtt_s`` is what that took; ``None``: not known.
+        """
+
     def terminated(self, code: int, frame_type: int | None, reason: str) -> None:
         """The connection is over: an application's code when ``frame_type`` is ``None``."""
 
@@ -84,24 +90,33 @@ class Counters(NamedTuple):
 
 
 class Engine(Protocol):
-    """A client connection's state machine. ``now`` is any monotonic clock in s, always the same."""
+    """A client connection's state machine. ``now`` is any monotonic clock in s, always the same.
+
+    Paths (RFC 9000 section 9) are numbered by their user; the handshake's is 0. What is sent and
+    received belongs to the path in use unless it says otherwise.
+    """
 
     exact_credit: bool
     """`hold` alone withholds a stream's credit; otherwise ``stalled`` has to, for all of them."""
+    probes: bool
+    """`challenge` works on a path that is not in use."""
     stalled: bool
     """Set by the user: take no more events (and give no more credit) until it is unset."""
 
     def connect(self, peer: Address, now: float) -> None:
         """Start the handshake."""
 
-    def receive(self, datagrams: list[bytes], now: float) -> None:
+    def receive(self, datagrams: list[bytes], now: float, path: int = 0) -> None:
         """Datagrams that came from the peer; what they mean comes with the next `pump`."""
 
     def pump(self, sink: Sink) -> None:
         """Tell ``sink`` all that happened."""
 
     def datagrams_to_send(self, now: float) -> list[bytes]:
-        """What may be sent to the peer now."""
+        """What may be sent to the peer now, on the path in use."""
+
+    def take_elsewhere(self) -> list[tuple[int, bytes]]:
+        """What the last `datagrams_to_send` had for other paths, with their numbers."""
 
     def get_timer(self) -> float | None:
         """When `handle_timer` is due."""
@@ -141,6 +156,30 @@ class Engine(Protocol):
 
     def counters(self) -> Counters:
         """RTT and loss."""
+
+    def may_migrate(self) -> bool:
+        """The handshake is confirmed and the peer permits it (``disable_active_migration``, RFC
+        9000 section 18.2, binds the address of the handshake only), as far as can be told.
+        """
+
+    def preferred_address(self, *, ipv6: bool) -> Address | None:
+        """Where the server wants to be spoken to from another path (section 9.6)."""
+
+    def challenge(self, path: int) -> bool:
+        """Send a PATH_CHALLENGE on ``path``, with a connection id of its own; False: it cannot
+        be done (no unused connection id). Needs ``probes`` unless the path is in use.
+        """
+
+    def migrate(self, path: int, now: float) -> bool:
+        """Use ``path`` from now on, with a connection id not used elsewhere; what was in flight is
+        sent again, congestion control and RTT begin anew (sections 9.4 and 9.5).
+
+        A path that was not validated is, beside being used. False: there is no unused connection
+        id, and nothing changed.
+        """
+
+    def forget_path(self, path: int) -> None:
+        """A path not in use is gone: its connection id is retired."""
 
 
 def make_engine(

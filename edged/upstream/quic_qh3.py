@@ -1,5 +1,14 @@
 """`qh3` as an `Engine`: its Rust core is driven directly once the handshake is complete.
 
+Migration (RFC 9000 section 9). The core is told of the peer's address only, and takes packets from
+another one for another path: it gives that path a connection id, sends a PATH_CHALLENGE, and uses
+it with congestion control and RTT begun anew once the answer came. So what the user receives on a
+path after the handshake's gets an address of its own here, from a network that does not exist (RFC
+5737). Until the answer is there the core goes on as on the old path, but with another connection
+id and out of the new socket. It cannot probe a path that is not in use, knows `_PATHS` in its life
+(on later ones congestion control goes on as it was), and does not pad path validation to 1200
+bytes; docs/decisions/quic-migration.md says what that means.
+
 qh3's `QuicConnection` turns every event of the core into an object as soon as a datagram arrives;
 taking the core's own tuples when they are wanted saves that, and is what gives credit (see
 `edged.upstream.quic_engines`). Whatever is not plain traffic is handed back to `QuicConnection`.
@@ -16,17 +25,12 @@ from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
 from edged.upstream.engines import EngineError
-from edged.upstream.quic_engines import (
-    CONNECTION_WINDOW_BYTES,
-    INITIAL_RTT_S,
-    STREAM_WINDOW_BYTES,
-    Address,
-    ClientSettings,
-    Counters,
-    Sink,
-)
+from edged.upstream.quic_base import CONNECTION_IDS, BaseEngine, options
+from edged.upstream.quic_engines import Address, ClientSettings, Counters, Sink
 
 _INTERNAL_ERROR, _PADDING = 0x1, 0x0
+_PATHS = 4
+_NOWHERE = "192.0.2.%d"
 
 
 class _OneEvent:
@@ -44,53 +48,57 @@ class _OneEvent:
         return getattr(self._core, name)
 
 
-class Qh3Engine:
+class Qh3Engine(BaseEngine):
     """A client connection on `qh3` 2.1 or later. Raises `EngineError` on an older one."""
 
     exact_credit = False
+    probes = False
 
     def __init__(self, settings: ClientSettings, on_ticket: Callable[[Any], None]) -> None:
         if not hasattr(QuicConnection, "_drain_core"):
             raise EngineError("qh3 is too old for QUIC here: pip install 'qh3>=2.1'")
-        self._quic: Any = QuicConnection(
+        quic: Any = QuicConnection(
             configuration=QuicConfiguration(
-                alpn_protocols=list(settings.alpn),
-                cadata=settings.cadata,
-                cafile=settings.cafile,
-                idle_timeout=settings.idle_timeout_s,
-                initial_rtt=INITIAL_RTT_S,
-                max_data=CONNECTION_WINDOW_BYTES,
-                max_stream_data=STREAM_WINDOW_BYTES,
-                server_name=settings.server_name,
-                session_ticket=settings.ticket,
+                **options(settings), active_connection_id_limit=CONNECTION_IDS
             ),
             session_ticket_handler=on_ticket,
         )
-        self._peer: Address = ("", 0)
+        super().__init__(quic, events)
         self._core: Any = None
         """The native core once the handshake is complete; it is never replaced after that."""
         self._next_ids = {0: 0, 2: 2}
-        self._ended = False
         self._broken: str | None = None
-        self.stalled = False
-        self.get_timer = self._quic.get_timer
+        self._path = 0
+        self._addresses: dict[int, Address] = {}
+        """What the core is told that datagrams of a path come from."""
+        self._moves = 0
+        self._unseen = False
+        """Nothing came yet on the path in use, which the core does not know."""
+        self._seen = False
+        """Something came, and its answer was not sent yet."""
 
     def connect(self, peer: Address, now: float) -> None:
-        self._peer = peer
-        self._quic.connect(peer, now)
+        super().connect(peer, now)
+        self._addresses[0] = peer
 
-    def receive(self, datagrams: list[bytes], now: float) -> None:
+    def receive(self, datagrams: list[bytes], now: float, path: int = 0) -> None:
+        address = self._addresses.get(path)
+        if address is None:
+            return
+        if self._unseen and path == self._path:
+            self._unseen = False
+            self._seen = True
         if self._core is not None:
             try:
-                self._core.receive_many_datagrams(datagrams, self._peer, now)
+                self._core.receive_many_datagrams(datagrams, address, now)
             except (RuntimeError, ValueError) as error:
                 self._broken = str(error)
             return
         for i, datagram in enumerate(datagrams):
-            self._quic.receive_datagram(datagram, self._peer, now)
+            self._quic.receive_datagram(datagram, address, now)
             if self._quic._handshake_complete:
                 self._core = self._quic._core
-                self._core.receive_many_datagrams(datagrams[i + 1 :], self._peer, now)
+                self._core.receive_many_datagrams(datagrams[i + 1 :], address, now)
                 return
 
     def pump(self, sink: Sink) -> None:
@@ -113,6 +121,8 @@ class Qh3Engine:
                 sink.stop_sending(event[1], event[2])
             elif kind == "ping_acknowledged":
                 sink.ping_acked(event[1])
+            elif kind == "path_validated":
+                sink.path_validated(self._path, None)
             else:
                 quic._core = _OneEvent(core, event)
                 try:
@@ -121,27 +131,10 @@ class Qh3Engine:
                     quic._core = core
                 while quic._events:
                     self._tell(quic._events.popleft(), sink)
-        ended = quic._close_event
-        if ended is not None and not self._ended:
-            # The engine's own event waits for the closing period (RFC 9000 section 10.2).
-            self._ended = True
-            sink.terminated(ended.error_code, ended.frame_type, ended.reason_phrase)
-        elif self._broken is not None and not self._ended:
+        self._tell_end(sink)
+        if self._broken is not None and not self._ended:
             self._ended = True
             sink.terminated(_INTERNAL_ERROR, _PADDING, self._broken)
-
-    def _tell(self, event: Any, sink: Sink) -> None:
-        kind = type(event)
-        if kind is events.StreamDataReceived:
-            sink.stream_data(event.stream_id, event.data, event.end_stream)
-        elif kind is events.HandshakeCompleted:
-            sink.handshake_done(event.alpn_protocol, event.early_data_accepted)
-        elif kind is events.StreamReset:
-            sink.stream_reset(event.stream_id, event.error_code)
-        elif kind is events.StopSendingReceived:
-            sink.stop_sending(event.stream_id, event.error_code)
-        elif kind is events.PingAcknowledged:
-            sink.ping_acked(event.uid)
 
     def datagrams_to_send(self, now: float) -> list[bytes]:
         core = self._core
@@ -151,7 +144,19 @@ class Qh3Engine:
         poll = core.poll_transmit
         while (transmit := poll(now)) is not None:
             out.append(transmit[0])
+        if self._seen:
+            # quic-go leaves a challenge unanswered that comes after the answer to its own, with
+            # which it begins to use the path. So the challenge overtakes; and since it has the
+            # higher number, the path is used with what comes next.
+            self._seen = False
+            out.reverse()
+            self._core.send_ping(0)
+            while (transmit := poll(now)) is not None:
+                out.append(transmit[0])
         return out
+
+    def take_elsewhere(self) -> list[tuple[int, bytes]]:
+        return []
 
     def handle_timer(self, now: float) -> None:
         if self._core is None:
@@ -188,12 +193,6 @@ class Qh3Engine:
         with suppress(QuicConnectionError):
             self._quic.stop_stream(stream_id, code)
 
-    def ping(self, uid: int) -> None:
-        self._quic.send_ping(uid)
-
-    def close(self, code: int) -> None:
-        self._quic.close(error_code=code)
-
     def unsent(self, stream_id: int) -> int:
         unsent: int = (self._core or self._quic).get_send_buffer_size(stream_id)
         return unsent
@@ -217,3 +216,37 @@ class Qh3Engine:
         if core is None:
             return Counters(None, None, 0, None)
         return Counters(core.smoothed_rtt, core.latest_rtt, core.loss_total, None)
+
+    def may_migrate(self) -> bool:
+        quic = self._quic
+        parameters = quic._applied_transport_parameters
+        return (
+            self._core is not None
+            and quic._handshake_confirmed
+            and not parameters.disable_active_migration
+        )
+
+    def preferred_address(self, *, ipv6: bool) -> Address | None:
+        parameters = self._quic._applied_transport_parameters
+        return self._preferred(parameters and parameters.preferred_address, ipv6=ipv6)
+
+    def challenge(self, path: int) -> bool:
+        return False
+
+    def migrate(self, path: int, now: float) -> bool:
+        try:
+            self._core.change_connection_id()
+        except RuntimeError:
+            return False
+        self._path = path
+        self._moves += 1
+        self._unseen = self._moves < _PATHS
+        if self._unseen:
+            self._addresses[path] = (_NOWHERE % self._moves, self._peer[1])
+        else:
+            self._addresses[path] = self._core.active_path[2]
+        return True
+
+    def forget_path(self, path: int) -> None:
+        if path != self._path:
+            self._addresses.pop(path, None)

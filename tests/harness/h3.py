@@ -282,6 +282,10 @@ class Pool:
     def alt_svc(self, connection, value):
         self.calls.append(("alt_svc", value))
 
+    def moved(self, connection, path):
+        self.calls.append(("moved", path.name))
+        return self
+
     @property
     def ended(self):
         return [call[1] for call in self.calls if call[0] == "closed"]
@@ -330,6 +334,9 @@ class Attempt:
         self.log.append("failed")
         self.failure = failure
         self.done.set_result(failure)
+
+    def moved(self, path):
+        self.log.append(("moved", path.line.name))
 
     def pause_body(self):
         self.body_pauses += 1

@@ -163,8 +163,8 @@ def test_a_request_body_is_held_back_while_the_line_takes_nothing(engine, certif
 
 
 def test_loss_is_repaired_and_reported(engine, certificates, monkeypatch):
-    monkeypatch.setattr("edged.upstream.h3_connection.SAMPLE_EVERY_S", 0.05)
-    monkeypatch.setattr("edged.upstream.h3_connection.GOODPUT_MIN_BYTES", 10_000)
+    monkeypatch.setattr("edged.upstream.h3_meter.SAMPLE_EVERY_S", 0.05)
+    monkeypatch.setattr("edged.upstream.h3_meter.GOODPUT_MIN_BYTES", 10_000)
     content = bytes(range(256)) * 2048
 
     async def body(client, origin, forwarder):
@@ -217,7 +217,10 @@ def test_the_socket_can_be_replaced_under_a_download(engine, certificates):
         attempt = client.send(connection)
         await until(lambda: len(attempt.received) > 200_000)
         dialed = await client.dialer.connect_udp(None, "", forwarder.port, timeout_s=1)
-        connection.driver.use(dialed.sock)
+        driver = connection.driver
+        assert driver.move(driver.add(dialed.sock))
+        await until(lambda: len(attempt.received) > 400_000)
+        driver.drop(0)
         assert client.dialer.sockets[0].fileno() == -1
         await asyncio.wait_for(attempt.done, 20)
         assert attempt.received == content

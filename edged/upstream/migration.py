@@ -1,0 +1,383 @@
+"""Moves an HTTP/3 connection to another line while its streams go on (RFC 9000 section 9).
+
+1. A connection moves for its streams, never to be better off: when its path is DOWN, or SUSPECT
+   and another answers sooner. It does not move back; the pool of the path it came to has it then.
+2. Where to: the best alternative that is told (another UP line to the same endpoint, with UDP) and
+   has not refused lately. The server's preferred address is used if it gave one (section 9.6).
+3. Standby. Once streams have been open for a second, one alternative has a socket and a connection
+   id of its own and is validated now and then (section 8.2), so that a move costs no round trip.
+   It is kept while it is an alternative at all. Only on engines that can probe.
+4. SUSPECT: the old path gets a PING, the standby a challenge. Whatever comes on the old path ends
+   the doubt; an answer on the standby moves, not before the old one had its time.
+5. DOWN: it moves at once, to the standby or unprepared; then the challenge goes with the data.
+6. It has arrived when a PING sent after the move was acknowledged on the new path: a peer does so
+   once it has validated the address and followed. (Its answer to a challenge would not tell, and
+   quic-go, once it followed, gives none.) Until then it takes no new streams, and asks again in
+   time; at the end of its patience it is over, and the streams with it (`Failure.path_down`, so
+   that the replay table decides).
+7. A path that is UP and did not answer, while the server did on another, has refused: the server,
+   or a balancer before it, does not know migrated clients (`Refusals`).
+8. What still comes on the old path is taken for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from edged.upstream.quic import PING_OF_NOBODY
+from policies.model import Failure, Kind, Line, Outcome, Path, PathState, Sample
+from probes.base import DialError
+
+if TYPE_CHECKING:
+    from edged.upstream.h3_connection import H3Connection
+
+PROBE_EVERY_S = 15.0
+"""How often a standby is validated again: well within the 30 s that address translators keep."""
+FIRST_MARK = 1 << 32
+"""PINGs of migrations have uids from here on."""
+TRIES = 4
+"""Challenges without an answer until a path has failed."""
+LINGER_S = 1.0
+"""How long the path that was left is read."""
+REFUSED_S = 600.0
+REFUSED_MOST_S = 86_400.0
+LINES_TO_CONVICT_AN_ORIGIN = 2
+
+_RETRY_LEAST_S = 0.1
+_RETRY_UNKNOWN_S = 0.3
+_RETRY_MOST_S = 0.5
+_MOST_REFUSALS = 1024
+
+
+class Refusals:
+    """Which origins did not take a migrated client, and over which line; forgotten after a time
+    that doubles. Bounded. Pure: ``now`` is an argument.
+
+    Two lines convict the origin for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._refused: OrderedDict[tuple[str, str, int], tuple[float, float]] = OrderedDict()
+
+    def allowed(self, path: Path, now: float) -> bool:
+        """Whether a move to ``path`` may be tried."""
+        host, port = path.endpoint.host, path.endpoint.port
+        lines = [
+            key[0]
+            for key, (until, _) in self._refused.items()
+            if key[1:] == (host, port) and until > now
+        ]
+        return path.line.name not in lines and len(lines) < LINES_TO_CONVICT_AN_ORIGIN
+
+    def failed(self, path: Path, now: float) -> None:
+        """``path`` did not validate although it is UP."""
+        key = _key(path)
+        _, seconds = self._refused.pop(key, (0.0, 0.0))
+        seconds = min(max(2 * seconds, REFUSED_S), REFUSED_MOST_S)
+        self._refused[key] = (now + seconds, seconds)
+        if len(self._refused) > _MOST_REFUSALS:
+            self._refused.popitem(last=False)
+
+    def worked(self, path: Path) -> None:
+        """It did."""
+        self._refused.pop(_key(path), None)
+
+
+class OpenUdp(Protocol):
+    """`edged.dialer.LineDialer.open_udp`."""
+
+    def __call__(self, line: Line, host: str, address: str, port: int) -> socket.socket:
+        """A connected UDP socket. Raises `DialError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationTools:
+    """What the migrations of all connections share."""
+
+    alternatives: Callable[[Path], Sequence[PathState]]
+    """Paths over other UP lines with UDP to the endpoint of a path, best first."""
+    open_udp: OpenUdp
+    refusals: Refusals
+
+
+def _nowhere(path: Path) -> Sequence[PathState]:
+    return ()
+
+
+def _no_socket(line: Line, host: str, address: str, port: int) -> socket.socket:
+    raise DialError(Outcome.LOCAL, "no migration")
+
+
+NO_MIGRATION = MigrationTools(_nowhere, _no_socket, Refusals())
+"""For connections that end with their line."""
+
+
+@dataclass(slots=True, eq=False)
+class _Way:
+    """A path of the connection that is not in use, or not yet proven."""
+
+    path: Path
+    number: int
+    rtt_s: float | None
+    validated_at: float | None = None
+    asked_at: float | None = None
+    """When the first challenge without an answer was sent."""
+    tries: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def retry_s(self) -> float:
+        """How long an answer may take."""
+        if self.rtt_s is None:
+            return _RETRY_UNKNOWN_S
+        return min(max(1.5 * self.rtt_s + 0.025, _RETRY_LEAST_S), _RETRY_MOST_S)
+
+    def stop(self) -> None:
+        """No further challenges."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.asked_at = None
+        self.tries = 0
+
+
+class Migration:
+    """The moves of one connection. See the module."""
+
+    def __init__(self, connection: H3Connection, tools: MigrationTools) -> None:
+        self.moving = False
+        """The peer has not answered on the path in use."""
+        self.watching = False
+        """`heard` is to be called after each wake."""
+        self._mark = FIRST_MARK
+        self._connection = connection
+        self._tools = tools
+        self._standby: _Way | None = None
+        self._way: _Way | None = None
+        """The path in use while it is not proven."""
+        self._doubted_at: float | None = None
+        self._fair: asyncio.TimerHandle | None = None
+
+    # What the connection tells
+
+    def tend(self) -> None:
+        """Streams have been open for a while: see that there is a standby."""
+        connection = self._connection
+        if self.moving or not (connection.engine.probes and connection.engine.may_migrate()):
+            return
+        standby = self._standby
+        if standby is not None and not self._is_alternative(standby.path):
+            self._drop_standby()
+            standby = None
+        if standby is None:
+            standby = self._standby = self._open_best()
+        if (
+            standby is not None
+            and standby.asked_at is None
+            and monotonic() - (standby.validated_at or 0.0) >= PROBE_EVERY_S
+        ):
+            self._challenge(standby)
+
+    def rest(self) -> None:
+        """No streams: no standby is needed."""
+        if not self.moving:
+            self._drop_standby()
+            self._end_doubt()
+
+    def doubt(self) -> None:
+        """The path is SUSPECT."""
+        connection = self._connection
+        if (
+            self.moving
+            or self._doubted_at is not None
+            or not connection.in_flight
+            or not (connection.engine.probes and connection.engine.may_migrate())
+        ):
+            return
+        now = monotonic()
+        if self._standby is None:
+            self._standby = self._open_best()
+        if self._standby is None:
+            return
+        self._doubted_at = now
+        self.watching = True
+        srtt_s = connection.engine.counters().srtt_s or 0.1
+        self._fair = connection.loop.call_later(1.5 * srtt_s + 0.025, self._fair_passed)
+        self._standby.validated_at = None
+        self._standby.stop()
+        self._challenge(self._standby)
+        connection.engine.ping(PING_OF_NOBODY)
+        connection.driver.touch()
+
+    def leave(self) -> bool:
+        """The path is DOWN: move now. False: nothing to move for, or nowhere to go."""
+        connection = self._connection
+        if not connection.in_flight or not connection.engine.may_migrate():
+            return False
+        way, self._standby = self._standby, None
+        if way is not None and not self._is_alternative(way.path):
+            way.stop()
+            connection.driver.drop(way.number)
+            way = None
+        way = way or self._open_best()
+        return way is not None and self._move(way)
+
+    def heard(self) -> None:
+        """Something came, on whatever path."""
+        if self._doubted_at is not None and self._connection.heard_at > self._doubted_at:
+            self._end_doubt()
+
+    def acked(self, mark: int) -> None:
+        """A PING with this uid was acknowledged."""
+        way, driver = self._way, self._connection.driver
+        if way is not None and mark == self._mark and driver.reading in (driver.path, None):
+            way.stop()
+            self._way = None
+            self.moving = False
+            self._tools.refusals.worked(way.path)
+            self._connection.arrived()
+
+    def validated(self, number: int, rtt_s: float | None) -> None:
+        """The peer answered a challenge on path ``number``."""
+        standby, now = self._standby, monotonic()
+        if standby is None or standby.number != number:
+            return
+        standby.stop()
+        standby.validated_at = now
+        self._tools.refusals.worked(standby.path)
+        if rtt_s is not None:
+            standby.rtt_s = rtt_s
+            self._connection.report(Sample(standby.path.name, Kind.PING, now - rtt_s, rtt_s))
+        if self._doubted_at is not None and self._fair is None:
+            self._move_standby()
+
+    def close(self) -> None:
+        """The connection is over."""
+        self._end_doubt()
+        for way in (self._standby, self._way):
+            if way is not None:
+                way.stop()
+        self._standby = self._way = None
+        self.moving = self.watching = False
+
+    # Standby
+
+    def _alternatives(self) -> Sequence[PathState]:
+        now, allowed = monotonic(), self._tools.refusals.allowed
+        found = self._tools.alternatives(self._connection.path)
+        return [state for state in found if allowed(state.path, now)]
+
+    def _is_alternative(self, path: Path) -> bool:
+        return any(state.path.line.name == path.line.name for state in self._alternatives())
+
+    def _open_best(self) -> _Way | None:
+        for state in self._alternatives():
+            way = self._open(state)
+            if way is not None:
+                return way
+        return None
+
+    def _open(self, state: PathState) -> _Way | None:
+        connection = self._connection
+        host, port = connection.peer
+        target = connection.engine.preferred_address(ipv6=":" in host) or (host, port)
+        endpoint = state.path.endpoint
+        try:
+            sock = self._tools.open_udp(state.path.line, endpoint.host, *target)
+        except DialError:
+            return None  # the line's own probes tell more
+        return _Way(state.path, connection.driver.add(sock), state.estimate.rtt_s)
+
+    def _drop_standby(self) -> None:
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.stop()
+            self._connection.driver.drop(standby.number)
+
+    def _challenge(self, way: _Way) -> None:
+        """Ask for an answer on ``way``, and again if none comes in time."""
+        connection = self._connection
+        now = monotonic()
+        if way.asked_at is None:
+            way.asked_at = now
+        way.tries += 1
+        connection.engine.challenge(way.number)
+        if way is self._way:
+            connection.engine.ping(self._mark)
+        connection.driver.touch()
+        way.timer = connection.loop.call_later(way.retry_s, self._unanswered, way)
+
+    def _unanswered(self, way: _Way) -> None:
+        way.timer = None
+        if way.tries < TRIES:
+            self._challenge(way)
+        elif way is self._way:
+            self._lost(way)
+        else:
+            if self._connection.heard_at > (way.asked_at or 0.0):
+                self._refused(way)
+            self._drop_standby()
+
+    def _refused(self, way: _Way) -> None:
+        """No answer on ``way``: remember it if the line is not to blame."""
+        if self._is_alternative(way.path):
+            self._tools.refusals.failed(way.path, monotonic())
+
+    # Doubt
+
+    def _fair_passed(self) -> None:
+        self._fair = None
+        if self._standby is not None and self._standby.validated_at is not None:
+            self._move_standby()
+
+    def _move_standby(self) -> None:
+        way, self._standby = self._standby, None
+        if way is not None and not self._move(way):
+            self._end_doubt()
+
+    def _end_doubt(self) -> None:
+        self._doubted_at = None
+        if self._fair is not None:
+            self._fair.cancel()
+            self._fair = None
+        self.watching = False
+
+    # Moving
+
+    def _move(self, way: _Way) -> bool:
+        connection = self._connection
+        driver, old = connection.driver, connection.driver.path
+        way.stop()
+        if not driver.move(way.number):
+            driver.drop(way.number)
+            return False
+        if self._way is not None:
+            self._way.stop()
+        self._way = way
+        self._end_doubt()
+        self.moving = True
+        self._mark += 1
+        connection.engine.ping(self._mark)
+        connection.loop.call_later(LINGER_S, driver.drop, old)
+        way.asked_at, way.tries = monotonic(), 1
+        way.timer = connection.loop.call_later(way.retry_s, self._unanswered, way)
+        connection.moved(way.path)
+        return True
+
+    def _lost(self, way: _Way) -> None:
+        """The peer did not follow."""
+        self._refused(way)
+        if self.leave():
+            return
+        detail = f"the server did not follow to line {way.path.line.name}"
+        self._connection.close(Failure(Outcome.TIMEOUT, detail, path_down=True))
+
+
+def _key(path: Path) -> tuple[str, str, int]:
+    return path.line.name, path.endpoint.host, path.endpoint.port
