@@ -259,6 +259,8 @@ class Estimate:
     rttvar_s: float | None = None
     rtt_min_s: float | None = None
     loss: float | None = None
+    loss_least: float | None = None
+    """The lower 95% bound: what is proven, where ``loss`` is what may be."""
     jitter_s: float | None = None
     p50_s: float | None = None
     p95_s: float | None = None

@@ -7,7 +7,7 @@ number is computed when `Window.estimate` is asked, and kept for a while.
 | --- | --- |
 | R, rttvar, minimum, jitter | the kind that governs by the rule in `policies.rtt` |
 | p50, p95 | that kind's samples of the last minute, 1% relative error |
-| loss | upper 95% bound (`policies.loss`) of packets: one each of TCP, PING, PULSE and ICMP, what \
+| loss | the 95% interval (`policies.loss`) of packets: one each of TCP, PING, PULSE and ICMP, what \
 KERNEL and QUIC report; none of TLS, HTTP and TTFB, for TCP hides the loss below an exchange |
 | goodput | greatest acknowledged rate of the last minute, else the last one known |
 
@@ -124,11 +124,11 @@ class Window:
 
     def _compute(self, now: float) -> Estimate:
         bounds = self._loss.bounds(now)
-        loss = None if bounds is None else bounds[1]
+        loss_least, loss = (None, None) if bounds is None else bounds
         goodput = self._goodput.value(now)
         governing = self._rtt.governing(now)
         if governing is None:
-            return Estimate(loss=loss, goodput_bps=goodput)
+            return Estimate(loss=loss, loss_least=loss_least, goodput_bps=goodput)
         kind, rtt = governing
         least = rtt.min_s
         p50 = p95 = None
@@ -139,6 +139,7 @@ class Window:
             rttvar_s=rtt.rttvar_s,
             rtt_min_s=least,
             loss=loss,
+            loss_least=loss_least,
             jitter_s=rtt.jitter_s,
             p50_s=p50,
             p95_s=p95,
