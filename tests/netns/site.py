@@ -54,23 +54,28 @@ class Site:
         seed: int = 0,
         endpoints: int = 1,
         protocols: Sequence[str] = ("h2",),
+        accepts: Sequence[str] = (),
         caddy: bool = False,
         policy: dict[str, Any] | None = None,
+        upstreams: dict[str, dict[str, Any]] | None = None,
         config: dict[str, Any] | None = None,
         edged: bool = True,
         engine: str = "aioquic",
         congestion: str | None = None,
     ) -> None:
-        """``policy``: what differs from the default one; ``config``: sections of edged.yaml that
-        differ; ``edged``: whether to run one; ``engine``: the origins' for h3."""
+        """``policy``: what differs from the default one. ``upstreams``: {name: {"protocols",
+        "accepts", "policy"}}, each at ``/name``, in place of the one at ``/llm``. ``config``:
+        sections of edged.yaml that differ. ``edged``: whether to run one. ``engine``: the
+        origins' for h3."""
         self.directory = directory
         self.lab = Lab(lines, seed=seed, endpoints=endpoints, congestion=congestion)
         self.port = CADDY_PORT if caddy else PORT
         self.certificates: Certificates
         self.edged: Edged
-        self._protocols = list(protocols)
+        one = {"protocols": protocols, "accepts": accepts, "policy": policy}
+        self._upstreams = upstreams or {"llm": one}
         self._caddy, self._engine, self._with_edged = caddy, engine, edged
-        self._policy, self._config = policy, config or {}
+        self._config = config or {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Site:
@@ -104,10 +109,11 @@ class Site:
         if self._caddy:
             self._start_caddy()
         if self._with_edged:
-            if self._policy is not None:
-                (self.directory / "policies.d").mkdir(exist_ok=True)
-                file = self.directory / "policies.d" / "lab.yaml"
-                file.write_text(yaml.safe_dump({"extends": "balanced", **self._policy}))
+            for name, upstream in self._upstreams.items():
+                if (policy := upstream.get("policy")) is not None:
+                    (self.directory / "policies.d").mkdir(exist_ok=True)
+                    file = self.directory / "policies.d" / f"{name}.yaml"
+                    file.write_text(yaml.safe_dump({"extends": "balanced", **policy}))
             self.edged = Edged({**self.configuration(), **self._config}, self.directory)
             self.start_edged()
 
@@ -140,28 +146,32 @@ class Site:
                 _wait_for_port(address, CADDY_PORT)
 
     def configuration(self) -> dict[str, Any]:
-        """What edged.yaml says of the lines and of one upstream at ``/llm``."""
-        endpoints = [
-            {
-                "name": f"e{number}",
-                "url": f"https://e{number}.lab.test:{self.port}",
-                "address": address,
-                "protocols": self._protocols,
-            }
-            for number, address in enumerate(self.lab.addresses, 1)
-        ]
-        upstream: dict[str, Any] = {"name": "llm", "prefix": PREFIX, "endpoints": endpoints}
-        if self._policy is not None:
-            upstream["policy"] = "lab"
+        """What edged.yaml says of the lines and of the upstreams."""
         return {
             "lines": [
                 {"name": name, "kind": "bgp", "bind": {"source": self.lab.source(name)}}
                 for name in self.lab.lines
             ],
-            "upstreams": [upstream],
+            "upstreams": [self._upstream(*one) for one in self._upstreams.items()],
             "tls": {"ca_file": str(self.certificates.ca_file)},
             "log": {"access": "access.log"},
         }
+
+    def _upstream(self, name: str, upstream: dict[str, Any]) -> dict[str, Any]:
+        endpoints = [
+            {
+                "name": f"e{number}",
+                "url": f"https://e{number}.lab.test:{self.port}",
+                "address": address,
+                "protocols": list(upstream["protocols"]),
+                "accepts_encoding": list(upstream.get("accepts", ())),
+            }
+            for number, address in enumerate(self.lab.addresses, 1)
+        ]
+        document: dict[str, Any] = {"name": name, "prefix": f"/{name}", "endpoints": endpoints}
+        if upstream.get("policy") is not None:
+            document["policy"] = name
+        return document
 
     def executions(self) -> dict[str, int]:
         """How often each request was carried out, by ``x-lab-id``, ``idempotency-key`` or
