@@ -102,6 +102,7 @@ class Daemon:
             self.observe,
             ca_file=ca_file,
             rng=self._rng,
+            tunnels=lambda: self.exchanges.legs,
         )
         self.lag = LoopLag()
         self.route = Route(
@@ -250,7 +251,10 @@ class Daemon:
     def _tick(self) -> None:
         now = monotonic()
         # Its own lateness tells how long the loop stood still: silence meanwhile convicts nobody.
+        stirs = self.table.stirs
         self.table.tick(now, max(0.0, now - self._tick_due) if self._tick_due else 0.0)
+        if self.table.stirs != stirs:
+            self.probing.scheduler.nudge()
         due = self.table.next_deadline()
         wait_s = TICK_S if due is None else min(TICK_S, max(0.001, due - now))
         self._tick_due = now + wait_s

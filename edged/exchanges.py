@@ -22,7 +22,7 @@ from edged.headers import REQUEST_ID, answer, error_response, via_value
 from edged.messages import RequestHead, ResponseHead, header
 from edged.preferences import read as preferences_of
 from edged.targets import Target, Targets
-from edged.tunnel import Tunnel
+from edged.tunnel import Leg, Tunnel
 from edged.upstream.base import Upstreams
 from policies import attempts
 from policies.budget import hedge_budget, retry_bucket, retry_capacity
@@ -158,6 +158,8 @@ class Exchanges:
         self.spool_dir = spool_dir
         self.services: dict[str, Service] = {}
         self.live: dict[Driver[Any], None] = {}
+        self.legs: dict[Leg, None] = {}
+        """Connected tunnels' upstream connections."""
         self.targets = Targets(lambda name: table.snapshot.paths[name].path)
         self._pseudonym = node.encode()
         self.via = {

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edged.inventory import Inventory, Turnover
 from edged.records import Choice, Entry, PathRecord
@@ -39,6 +39,7 @@ from policies.model import (
     Blame,
     Breaker,
     Carrier,
+    CarrierChange,
     Change,
     Endpoint,
     Kind,
@@ -47,6 +48,7 @@ from policies.model import (
     Ranking,
     RequestClass,
     Sample,
+    Seen,
     Snapshot,
     Topology,
     Verdict,
@@ -94,6 +96,7 @@ class PathTable:
         self._troubled: set[PathRecord] = set()
         """Records whose gate, ejection or hold will change by itself."""
         self._subscribers: list[Callable[[Change], None]] = []
+        self._carrier_subscribers: list[Callable[[CarrierChange], None]] = []
         self._untold: deque[Change] = deque()
         self._telling = False
         self._now = now
@@ -123,6 +126,20 @@ class PathTable:
         moved = self._judge(record, sample, now)
         if changes or moved or now >= self._republish_at:
             self._publish(now, changes)
+        self._tell_carriers()
+
+    def saw(self, sent: Iterable[str], seen: Iterable[Seen], now: float) -> None:
+        """Take what one look at the connections in use showed.
+
+        ``sent``: paths on which data was sent whose fate a later look will tell.
+        """
+        for path in sent:
+            self._detector.spaced(path, Kind.KERNEL, now)
+        changes = self._detector.saw(seen, now)
+        if changes:
+            self._now = max(self._now, now)
+            self._publish(now, changes)
+        self._tell_carriers()
 
     def answered(self, path: str, answers: Sequence[Answer], now: float) -> None:
         """Further exchanges on ``path`` were answered well.
@@ -138,12 +155,12 @@ class PathTable:
             record.remote.answered(answers, self._states[path].estimate.rtt_s, now)
             self._dirty.add(record)
 
-    def sent(self, path: str, kind: Kind, now: float) -> None:
+    def sent(self, path: str, kind: Kind, now: float, carrier: Carrier | None = None) -> None:
         """A probe or PING was sent on ``path``: from now on its silence counts."""
         record = self._records.get(path)
         if record is not None:
             rtt_s, slack_s = record.window.reply_times(kind, now)
-            self._detector.sent(path, kind, now, rtt_s, slack_s)
+            self._detector.sent(path, kind, now, rtt_s, slack_s, carrier)
 
     def tick(self, now: float, lag_s: float = 0.0) -> None:
         """Deadlines, decay, ejection ends, regret. ``lag_s``: how late the loop runs this turn."""
@@ -152,10 +169,11 @@ class PathTable:
         due = any(r.due is not None and r.due <= now for r in self._troubled)
         if changes or due or (now >= self._republish_at and self._stale(now)):
             self._publish(now, changes)
+        self._tell_carriers()
 
-    def lagged(self, lag_s: float) -> None:
-        """The event loop stood still for ``lag_s``: silence meanwhile convicts nobody."""
-        self._detector.lagged(lag_s, self._now)
+    def lagged(self, lag_s: float, now: float) -> None:
+        """The event loop stood still for ``lag_s`` until now: silence meanwhile convicts nobody."""
+        self._detector.lagged(lag_s, now)
 
     def next_deadline(self) -> float | None:
         """When `tick` must run at the latest; `None`: nothing is pending."""
@@ -244,17 +262,40 @@ class PathTable:
         record = self._lines.get(line)
         return record is not None and record.in_flight > 0
 
-    def suspected(self, line: str) -> bool:
-        """Whether there is doubt about ``line`` or a path on it."""
-        if self._detector.suspected(line):
+    def doubted(self, line: str) -> bool:
+        """Whether ``line`` or a path on it is worse than UP: it is probed for its return."""
+        if self._detector.doubted(line):
             return True
         return any(
             r.gate.state is not Breaker.CLOSED and r.line.line.name == line for r in self._troubled
         )
 
+    def stirred(self, line: str) -> int:
+        """How often something on ``line`` fell silent, or was heard again, so far."""
+        return self._detector.stirred(line)
+
+    @property
+    def stirs(self) -> int:
+        """The same over all lines."""
+        return self._detector.stirs
+
+    def mute(self, path: str) -> bool:
+        """Whether ICMP says nothing of ``path``."""
+        return self._detector.mute(path)
+
+    def warm(self, path: str) -> Carrier | None:
+        """The carrier with an open, usable connection, if there is one."""
+        record = self._records.get(path)
+        return None if record is None else record.warm
+
     def subscribe(self, callback: Callable[[Change], None]) -> None:
         """Call ``callback`` with each change of a verdict, the new snapshot being in place."""
         self._subscribers.append(callback)
+
+    def subscribe_carriers(self, callback: Callable[[CarrierChange], None]) -> None:
+        """Call ``callback`` when one transport of a path falls silent while the other answers,
+        and when it answers again; after the verdicts of the same moment."""
+        self._carrier_subscribers.append(callback)
 
     # -- what exists -------------------------------------------------------------------------
 
@@ -411,6 +452,11 @@ class PathTable:
         self.snapshot = Snapshot(now, self._serial, dict(self._states), self._inventory.index)
         self._untold.extend(changes)
         self._tell()
+
+    def _tell_carriers(self) -> None:
+        for change in self._detector.take_carrier_changes():
+            for callback in tuple(self._carrier_subscribers):
+                callback(change)
 
     def _tell(self) -> None:
         """Deliver changes in order, also those that a subscriber causes."""

@@ -194,6 +194,18 @@ class Leg(asyncio.Protocol):
         self.over = False
 
     @property
+    def path_name(self) -> str:
+        """The path it runs on."""
+        return self.target.path.name
+
+    def fileno(self) -> int | None:
+        """Its socket, for those who watch its line; ``None`` when closed."""
+        if self._transport is None or (sock := self._transport.get_extra_info("socket")) is None:
+            return None
+        number: int = sock.fileno()
+        return number if number >= 0 else None
+
+    @property
     def bytes_up_wire(self) -> int:
         """All bytes of the client, if this is the one that was connected."""
         return self.exchange.record.bytes_up if self._transport is not None else 0
@@ -251,6 +263,7 @@ class Leg(asyncio.Protocol):
             return
         self._transport = transport
         transport.set_write_buffer_limits(high=_HIGH_BYTES, low=_LOW_BYTES)
+        self.exchange.house.legs[self] = None
         self.exchange.connected(self, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -283,4 +296,5 @@ class Leg(asyncio.Protocol):
         if not self.over:
             self.over = True
             self.target.live.pop(self, None)
+            self.exchange.house.legs.pop(self, None)
             self.exchange.house.table.finished(self.target.path.name)

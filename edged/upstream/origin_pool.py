@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import PREFERENCE
@@ -297,12 +296,6 @@ class OriginPool:
                 if connection.carrier is carrier and not connection.draining:
                     return connection.ping(_ignore, timeout_s)
         return False
-
-    def sockets(self) -> Iterator[int]:
-        """Descriptors of the live TCP sockets."""
-        for connection in self.connections:
-            if (number := connection.fileno()) is not None:
-                yield number
 
     def stats(self) -> PoolStats:
         """For admin; not for the hot path."""

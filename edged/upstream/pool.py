@@ -128,11 +128,12 @@ class Pools:
         pool = self._pools.get(path)
         return pool is not None and pool.ping(timeout_s)
 
-    def sockets(self) -> Iterator[tuple[str, int]]:
-        """Path name and descriptor of every live TCP socket, for the kernel prober."""
-        for pool in self._pools.values():
-            for number in pool.sockets():
-                yield pool.path.name, number
+    def in_use(self) -> Iterator[Connection]:
+        """Connections with streams in flight, for those who watch their lines."""
+        for pool in (*self._pools.values(), *self._retired):
+            for connection in pool.connections:
+                if connection.in_flight:
+                    yield connection
 
     def stats(self) -> list[PoolStats]:
         """One entry per pool, for admin."""

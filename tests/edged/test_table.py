@@ -224,8 +224,8 @@ def test_silence_needs_announced_slots_and_ticks():
             break
     assert b.changes[0].path == "cn2>u/e1"
     assert b.first() == "bgp"
-    assert b.table.suspected("cn2")
-    assert not b.table.suspected("bgp")
+    assert b.table.doubted("cn2")
+    assert not b.table.doubted("bgp")
 
 
 def test_next_deadline_leads_through_silence_without_traffic():
@@ -283,7 +283,7 @@ def test_three_local_failures_open_the_breaker_and_good_ones_close_it():
     state = b.table.snapshot.paths["cn2>u/e1"]
     assert state.breaker is Breaker.OPEN
     assert "timeout" in state.reason
-    assert b.table.suspected("cn2")
+    assert b.table.doubted("cn2")
     b.now += 2.0
     b.sample("cn2>u/e1")
     assert b.table.snapshot.paths["cn2>u/e1"].breaker is Breaker.HALF_OPEN

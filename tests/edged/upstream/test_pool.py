@@ -223,17 +223,20 @@ def test_connect_times_are_samples():
     asyncio.run(main())
 
 
-def test_live_sockets_are_listed():
+def test_connections_with_streams_in_flight_are_listed():
     async def main():
         async with server(polite) as port, setup() as pools:
             path = path_to(port)
             await pools.fetch(path, get())
-            ((name, number),) = pools.pools.sockets()
-            assert name == path.name
-            with socket.socket(fileno=socket.dup(number)) as sock:
+            connection = only_connection(pools)
+            assert list(pools.pools.in_use()) == []
+            stream = connection.open_stream(Events())
+            assert list(pools.pools.in_use()) == [connection]
+            assert connection.path is path
+            with socket.socket(fileno=socket.dup(connection.fileno())) as sock:
                 assert sock.getpeername() == ("127.0.0.1", port)
-            only_connection(pools).close()
-            assert list(pools.pools.sockets()) == []
+            stream.cancel()
+            assert list(pools.pools.in_use()) == []
 
     asyncio.run(main())
 
