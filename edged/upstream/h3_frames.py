@@ -263,18 +263,25 @@ class SessionEvents(Protocol):
 class Session:
     """The control and QPACK streams of one connection, both ways."""
 
-    def __init__(self, events: SessionEvents, stream_ids: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        events: SessionEvents,
+        stream_ids: tuple[int, int, int],
+        *,
+        table_bytes: int = _TABLE_BYTES,
+        head_bytes: int = MAX_HEAD_BYTES,
+    ) -> None:
+        """``table_bytes`` and ``head_bytes`` are what the peer may use of our memory."""
         self._events = events
         control, self._encoder_id, self._decoder_id = stream_ids
         self._encoder = pylsqpack.Encoder()
-        self._decoder = pylsqpack.Decoder(_TABLE_BYTES, 0)
+        self._decoder = pylsqpack.Decoder(table_bytes, 0)
         self._settings_seen = False
         self._goaway_id: int | None = None
         self._kinds: dict[int, int] = {}
         self._buffers: dict[int, bytes] = {}
         settings = b"".join(
-            varint(key) + varint(value)
-            for key, value in ((0x1, _TABLE_BYTES), (0x6, MAX_HEAD_BYTES))
+            varint(key) + varint(value) for key, value in ((0x1, table_bytes), (0x6, head_bytes))
         )
         frame = b"\x00" + varint(_SETTINGS) + varint(len(settings)) + settings
         events.send_on(control, frame)
