@@ -38,6 +38,7 @@ class Attempt:
         "carrier",
         "coded",
         "exchange",
+        "found",
         "number",
         "over",
         "sent_at",
@@ -64,6 +65,8 @@ class Attempt:
         self.bytes_up_wire = 0
         self.coded = False
         self.over = False
+        self.found = 0
+        """Attempts in flight at the endpoint when this one began, itself included."""
         self._pending: Pending | None = None
         self._encoder: Encoder | None = None
         self._cursor = 0
@@ -78,7 +81,7 @@ class Attempt:
         target.live[self] = None
         house = exchange.house
         path = target.path
-        house.table.started(path.name)
+        self.found = house.table.started(path.name)
         pending = house.upstreams.open(
             path,
             self,
@@ -241,10 +244,10 @@ class Attempt:
         target = self.target
         asked_at = self.asked_at
         if outcome is Outcome.OK and asked_at is not None and now < target.report_at:
-            target.ttfbs_s.append(now - asked_at)
+            target.answers.append((now - asked_at, self.found))
             return
         target.report_at = now + REPORT_S
-        if target.ttfbs_s:
+        if target.answers:
             target.flush(self.exchange.house.table, now)
         self._report(now, None if asked_at is None else now - asked_at, outcome, retry_after_s)
 
@@ -257,7 +260,13 @@ class Attempt:
     ) -> None:
         sent_at = self.asked_at or self.sent_at or self.started_at
         sample = Sample(
-            self.target.path.name, Kind.TTFB, sent_at, rtt_s, outcome, retry_after_s=retry_after_s
+            self.target.path.name,
+            Kind.TTFB,
+            sent_at,
+            rtt_s,
+            outcome,
+            retry_after_s=retry_after_s,
+            found=self.found,
         )
         self.exchange.house.table.observe(sample, now)
 

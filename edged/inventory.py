@@ -158,6 +158,7 @@ class Inventory:
     def _forget(self, name: str, turnover: Turnover) -> None:
         record = self.records.pop(name)
         record.line.in_flight -= record.in_flight
+        record.remote.in_flight -= record.in_flight
         record.upstream.paths = [r for r in record.upstream.paths if r is not record]
         turnover.gone.append(record)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from policies.attribution import Finding
 from policies.breaker import Damping, Gate
+from policies.concurrency import Answer, ConcurrencyLimit
 from policies.costing import Facts
 from policies.ejection import Cohort, SuccessRate
 from policies.geo import distance_km
@@ -50,27 +52,59 @@ class LineRecord:
         return max(0.0, self.line.capacity_bps - self.used_bps)
 
 
-class UpstreamRecord:
-    """One upstream: its policy, its endpoints' cohort and latencies, its paths."""
+class EndpointRecord:
+    """One endpoint, whatever line leads to it: its latency, its load and how much it bears."""
 
-    __slots__ = ("cohort", "latencies", "listed", "name", "paths", "policy", "serial")
+    __slots__ = ("_concurrency", "full", "in_flight", "latency", "limit")
+
+    def __init__(self) -> None:
+        self.latency = EndpointLatency()
+        """Time to first byte."""
+        self.in_flight = 0
+        """Over all its lines."""
+        self.limit: float | None = None
+        """`policies.concurrency`; ``None``: unknown, no limit."""
+        self.full = False
+        """Whether the last snapshot showed it at its limit."""
+        self._concurrency = ConcurrencyLimit()
+
+    def answered(self, answers: Sequence[Answer], rtt_s: float | None, now: float) -> None:
+        """Exchanges were answered well over a path whose round trip is ``rtt_s``."""
+        self._concurrency.answered(answers, rtt_s or 0.0, self.in_flight, now)
+        self.limit = self._concurrency.limit
+
+    def busy(self, now: float) -> None:
+        """It said that it has too much to do."""
+        self._concurrency.busy(self.in_flight, now)
+        self.limit = self._concurrency.limit
+
+    def settle(self) -> bool:
+        """Before a snapshot: whether its paths show a limit."""
+        self.full = self.limit is not None and self.in_flight >= self.limit
+        return self.limit is not None
+
+
+class UpstreamRecord:
+    """One upstream: its policy, its endpoints and their cohort, its paths."""
+
+    __slots__ = ("cohort", "endpoints", "listed", "name", "paths", "policy", "serial")
 
     def __init__(self, name: str, policy: Policy, *, listed: bool) -> None:
         self.name = name
         self.policy = policy
         self.listed = listed
         self.cohort = Cohort()
-        self.latencies: dict[str, EndpointLatency] = {}
+        self.endpoints: dict[str, EndpointRecord] = {}
         self.paths: list[PathRecord] = []
         self.serial = 0
         """Of the last snapshot that showed something new of it."""
 
-    def latency(self, endpoint: str) -> EndpointLatency:
-        """Time to first byte of one of its endpoints."""
-        latency = self.latencies.get(endpoint)
-        if latency is None:
-            latency = self.latencies[endpoint] = EndpointLatency()
-        return latency
+    def endpoint(self, name: str) -> EndpointRecord:
+        """One of its endpoints; it is remembered for as long as the upstream."""
+        record = self.endpoints.get(name)
+        if record is None:
+            record = self.endpoints[name] = EndpointRecord()
+        return record
 
 
 class PathRecord:
@@ -86,11 +120,11 @@ class PathRecord:
         "goods",
         "heard_until",
         "in_flight",
-        "latency",
         "line",
         "path",
         "rate",
         "refreshed_at",
+        "remote",
         "upstream",
         "warm",
         "window",
@@ -119,7 +153,7 @@ class PathRecord:
         self.line = line
         self.upstream = upstream
         self.endpoint = path.endpoint.name
-        self.latency = upstream.latency(self.endpoint)
+        self.remote = upstream.endpoint(self.endpoint)
 
     def locate(self, node: Location | None) -> None:
         """Work out the distance."""
@@ -143,18 +177,19 @@ class PathRecord:
             self.upstream.cohort.out_until(self.endpoint, now),
             self.window.estimate(now),
             self.distance_km,
-            self.latency.p95_s(now),
+            self.remote.latency.p95_s(now),
             self.warm,
             self.in_flight,
-            None,
+            self.remote.limit,
             self._reason(now),
+            self.remote.in_flight,
         )
 
     def facts(self, state: PathState, now: float) -> Facts:
         """What the scores need beyond ``state``."""
         return Facts(
             state,
-            self.latency.p50_s(now),
+            self.remote.latency.p50_s(now),
             self.line.hazard.rate(now),
             failure=1 - self.rate.mean if self.rate.samples(now) >= 1 else None,
             held=self._held(now),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edged.headers import proxy_status
+from policies.concurrency import Answer
 from policies.model import Path
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Target:
     """One path: wire forms of its endpoint, and the attempts in flight on it."""
 
     __slots__ = (
+        "answers",
         "authority",
         "base_path",
         "live",
@@ -47,7 +49,6 @@ class Target:
         "proxy_status",
         "report_at",
         "scheme",
-        "ttfbs_s",
     )
 
     def __init__(self, path: Path, notes: EndpointNotes) -> None:
@@ -68,13 +69,13 @@ class Target:
         """Body bytes both ways since the last `Targets.take_moved`."""
         self.report_at = 0.0
         """When the next good answer is a sample of its own."""
-        self.ttfbs_s: list[float] = []
-        """Times to first byte since the last sample, not yet told to the table."""
+        self.answers: list[Answer] = []
+        """Good answers since the last sample, not yet told to the table."""
 
     def flush(self, table: PathTable, now: float) -> None:
         """Tell the table what was held back."""
-        table.answered(self.path.name, self.ttfbs_s, now)
-        self.ttfbs_s = []
+        table.answered(self.path.name, self.answers, now)
+        self.answers = []
 
     def local_location(self, location: bytes, prefix: bytes) -> bytes | None:
         """``location`` (RFC 9110 section 10.2.2) as seen by a gateway client, if it is ours.
@@ -124,7 +125,7 @@ class Targets:
     def flush(self, table: PathTable, now: float) -> None:
         """Tell the table what was held back on any path."""
         for target in self._targets.values():
-            if target.ttfbs_s:
+            if target.answers:
                 target.flush(table, now)
 
     def take_moved(self) -> dict[str, int]:

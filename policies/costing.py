@@ -95,7 +95,7 @@ def _inputs(facts: Facts, alternative_s: float | None = None) -> PathInputs:
         samples=estimate.samples,
         distance_km=state.distance_km,
         service_s=service_s,
-        in_flight=state.in_flight,
+        in_flight=state.endpoint_in_flight,
         limit=state.limit,
         capacity_bps=line.capacity_bps,
         price_per_gb=line.price_per_gb,
@@ -125,6 +125,6 @@ def _classic_inputs(facts: Facts) -> ClassicInputs:
         rtt_s=state.estimate.rtt_s,
         loss=state.estimate.loss,
         failure=facts.failure,
-        load=state.in_flight / limit if limit else float(state.in_flight),
+        load=state.endpoint_in_flight / limit if limit else float(state.in_flight),
         bandwidth_bps=bandwidth_bps,
     )

@@ -205,6 +205,8 @@ class Sample(NamedTuple):
     """Of a BUSY outcome."""
     carrier: Carrier | None = None
     """Of the pooled connection that it was measured on; ``None``: none was."""
+    found: int | None = None
+    """Of a TTFB: attempts in flight at the endpoint when this one began, itself included."""
 
 
 class Seen(NamedTuple):
@@ -288,6 +290,8 @@ class PathState:
     """Concurrency limit L of the endpoint; ``None``: unknown, no limit."""
     reason: str = ""
     """The sentence that explains verdict and gates, for people."""
+    endpoint_in_flight: int = 0
+    """Attempts in flight at the endpoint over all its lines: what ``limit`` limits."""
 
     @property
     def usable(self) -> bool:

@@ -92,9 +92,8 @@ def _row(scored: Scored, incumbent: str | None) -> tuple[int, str]:
 def _hot(scored: Scored, quantile: float, up_bytes: int) -> bool:
     state, limit = scored.state, scored.state.limit
     if limit is not None:
-        if state.in_flight >= limit:
-            return True
-        if state.in_flight > quantile and state.in_flight > limit / 2:
+        load = state.endpoint_in_flight
+        if load >= limit or (load > quantile and load > limit / 2):
             return True
     capacity_bps = state.path.line.capacity_bps
     if scored.spare_bps is None or capacity_bps is None or up_bytes == 0:
@@ -128,7 +127,7 @@ def _entries(
     """All paths in rows, sorted, handshakes counted if ``cold``."""
     rows = [_row(s, incumbent) for s in paths]
     fit = [s for s, (row, _) in zip(paths, rows, strict=True) if row == _UP]
-    load = quantile([s.state.in_flight for s in fit], HOT_QUANTILE)
+    load = quantile([s.state.endpoint_in_flight for s in fit], HOT_QUANTILE)
     hot = {s.state.path.name for s in fit if _hot(s, load, up_bytes)}
     if len(hot) == len(fit):
         hot.clear()

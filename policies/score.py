@@ -55,6 +55,7 @@ class PathInputs:
     service_s: float | None = None
     """S: the endpoint's median time to first byte less R."""
     in_flight: int = 0
+    """At the endpoint, over all its lines."""
     limit: float | None = None
     capacity_bps: float | None = None
     price_per_gb: float = 0.0

@@ -226,6 +226,7 @@ def _gates(candidates: Sequence[Candidate], now: float) -> Iterator[Metric]:
     breaker = _path_gauge("breaker", "0 closed, 1 half open, 2 open.")
     ejected = _path_gauge("ejected_seconds", "Time until it is let in again; 0: it is in.")
     in_flight = _path_gauge("in_flight", "Attempts in flight.")
+    limit = _path_gauge("limit", "Concurrency limit of its endpoint, over all lines, if known.")
     for candidate in candidates:
         labels, state = _labels(candidate), candidate.state
         verdict.add_metric(labels, state.verdict)
@@ -233,7 +234,9 @@ def _gates(candidates: Sequence[Candidate], now: float) -> Iterator[Metric]:
         until = state.ejected_until
         ejected.add_metric(labels, 0.0 if until is None else max(0.0, until - now))
         in_flight.add_metric(labels, state.in_flight)
-    yield from (verdict, breaker, ejected, in_flight)
+        if state.limit is not None:
+            limit.add_metric(labels, state.limit)
+    yield from (verdict, breaker, ejected, in_flight, limit)
 
 
 _BREAKER = {Breaker.CLOSED: 0, Breaker.HALF_OPEN: 1, Breaker.OPEN: 2}

@@ -221,6 +221,8 @@ def _note(candidate: Data) -> str:
         notes.append(f"breaker {candidate['breaker'].replace('_', ' ')}")
     if candidate["ejected_for_s"] is not None:
         notes.append(f"ejected for {candidate['ejected_for_s']:.0f} s")
+    if (limit := candidate["limit"]) is not None:
+        notes.append(f"{candidate['endpoint_in_flight']} of {limit:.0f} at its endpoint")
     if candidate["rtt_ms"] is None and candidate["distance_km"] is not None:
         notes.append(f"{candidate['distance_km']:.0f} km")
     return ", ".join(notes)

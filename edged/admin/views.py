@@ -293,7 +293,8 @@ def path_data(state: PathState, now: float) -> Data:
         "ttfb_p95_ms": _ms(state.ttfb_p95_s),
         "warm": state.warm,
         "in_flight": state.in_flight,
-        "limit": state.limit,
+        "endpoint_in_flight": state.endpoint_in_flight,
+        "limit": None if state.limit is None else round(state.limit, 1),
     }
 
 

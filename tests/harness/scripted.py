@@ -69,14 +69,15 @@ class Table:
     def observe(self, sample, now):
         self.samples.append(sample)
 
-    def answered(self, path, ttfbs_s, now):
-        self.held = [*getattr(self, "held", []), *ttfbs_s]
+    def answered(self, path, answers, now):
+        self.held = [*getattr(self, "held", []), *answers]
 
     def set_line_usage(self, line, used_bps):
         self.usage[line] = used_bps
 
     def started(self, path):
         self.in_flight[path] = self.in_flight.get(path, 0) + 1
+        return self.in_flight[path]
 
     def finished(self, path):
         self.in_flight[path] -= 1

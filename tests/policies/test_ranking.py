@@ -55,6 +55,7 @@ def scored(
         None,
         in_flight,
         limit,
+        endpoint_in_flight=in_flight,
     )
     parts = (Part("rtt", cost),)
     return Scored(state, cost, parts, cost, error, cold, held, spare)
