@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from random import Random
+from typing import Protocol
 
 from edged.table import PathTable
 from edged.upstream.pool import Pools
-from policies.model import Kind, Path, Sample
+from policies.model import Carrier, Kind, Path, Sample
 from policies.schema import Policy
 from probes.base import Dialer, Probe
 from probes.http import HttpProbe
@@ -18,6 +19,20 @@ from probes.icmp import IcmpProbe
 from probes.quic import QuicProbe
 from probes.schedule import Report, Scheduler
 from probes.tcp import TcpProbe
+from probes.watch import ConnectionWatch, Live
+
+_PINGED = (Carrier.H3, Carrier.H2)
+
+
+class Tunnel(Protocol):
+    """A connected tunnel (`edged.tunnel.Leg`)."""
+
+    @property
+    def path_name(self) -> str:
+        """The path it runs on."""
+
+    def fileno(self) -> int | None:
+        """Its socket; ``None`` when closed."""
 
 
 class PingProbe:
@@ -35,12 +50,49 @@ class PingProbe:
     def start(self, path: Path, *, timeout_s: float, report: Report) -> None:
         """Ask now; the connection itself reports the sample."""
         if self._pools.ping(path.name, timeout_s):
-            self._table.sent(path.name, Kind.PING, self._clock())
+            self._table.sent(path.name, Kind.PING, self._clock(), self._table.warm(path.name))
 
     async def run(self, path: Path, *, timeout_s: float) -> Sequence[Sample]:
         """As `start`: there is nothing to wait for."""
         self._pools.ping(path.name, timeout_s)
         return ()
+
+
+class InUse:
+    """Tells the table what the connections with work in flight show."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        table: PathTable,
+        tunnels: Callable[[], Iterable[Tunnel]],
+        report: Report,
+    ) -> None:
+        self._pools = pools
+        self._table = table
+        self._tunnels = tunnels
+        self._report = report
+        self._watch = ConnectionWatch()
+
+    def next_due(self) -> float | None:
+        """When something sent is overdue."""
+        return self._watch.next_due()
+
+    def look(self, now: float) -> None:
+        """Look at all of them once."""
+        look = self._watch.look(self._live(), now)
+        if look.sent or look.seen:
+            self._table.saw(look.sent, look.seen, now)
+        for sample in look.samples:
+            self._report(sample)
+
+    def _live(self) -> Iterator[Live]:
+        for connection in self._pools.in_use():
+            yield Live(
+                connection.path.name, connection.fileno(), connection.carrier, connection.heard_at
+            )
+        for tunnel in self._tunnels():
+            yield Live(tunnel.path_name, tunnel.fileno(), None, 0.0)
 
 
 class Probing:
@@ -55,9 +107,11 @@ class Probing:
         *,
         ca_file: str | None,
         rng: Random,
+        tunnels: Callable[[], Iterable[Tunnel]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises OSError when ``ca_file`` is unreadable."""
+        self._table = table
         self._icmp = IcmpProbe(dialer, sent=table.sent)
         self._http = HttpProbe(
             dialer,
@@ -83,7 +137,8 @@ class Probing:
             estimate=lambda name: (
                 state.estimate if (state := table.snapshot.paths.get(name)) else None
             ),
-            sockets=pools.sockets,
+            watch=InUse(pools, table, tunnels, report),
+            lacks=self._lacks,
             clock=clock,
             rng=rng,
         )
@@ -103,6 +158,15 @@ class Probing:
             with suppress(OSError):
                 await self._icmp.close()
             await self._http.close()
+
+    def _lacks(self, path: str) -> frozenset[Kind]:
+        """Which of ICMP and PING say nothing of a path."""
+        lacks = set()
+        if self._table.mute(path):
+            lacks.add(Kind.ICMP)
+        if self._table.warm(path) not in _PINGED:
+            lacks.add(Kind.PING)
+        return frozenset(lacks)
 
     def _take(self, sample: Sample) -> None:
         line = self._lines.get(sample.path)

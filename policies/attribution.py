@@ -81,6 +81,7 @@ class LineState:
         "paths",
         "reason",
         "silent_at",
+        "stirs",
     )
 
     def __init__(self, name: str) -> None:
@@ -90,6 +91,8 @@ class LineState:
         self.gate = Gate()
         self.blame = Blame.LINE
         self.reason = ""
+        self.stirs = 0
+        """How often it fell silent, or was heard again, after calm or silence."""
         self.silent_at = 0.0
         """When the silence began that it was convicted for."""
         self.accuser: PathState | None = None

@@ -68,6 +68,8 @@ SAME_RUN_S: Final = 10.0
 """A timeout reported so long after an announced slot is a slot of its own."""
 STALL_S: Final = 0.2
 """After the loop stood still for so long, timers have beaten the answers that wait to be read."""
+LIFE_S: Final = 2.0
+"""A path that is DOWN and was silent for so long gives a sign of life when it is heard."""
 ICMP_LOST_MAX: Final = 0.3
 """A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
 and their silence says nothing."""
@@ -92,7 +94,8 @@ class Detector:
         self._stalled_at = float("-inf")
         self._carrier_changes: list[CarrierChange] = []
         self.stirs = 0
-        """How often a line that was calm fell silent: reason to probe at once."""
+        """How often a line that was calm fell silent, or one in trouble was heard again: each time
+        there is reason to probe at once."""
 
     # -- what exists -------------------------------------------------------------------------
 
@@ -138,9 +141,21 @@ class Detector:
         return Verdict.UP if state is None else state.gate.verdict
 
     def suspected(self, line: str) -> bool:
-        """Whether anything on the line is silent, DOWN or half-open: reason to probe faster."""
+        """Whether anything on the line is silent, DOWN or half-open."""
         state = self._lines.get(line)
         return state is not None and not (state.calm and all(p.calm for p in state.paths))
+
+    def doubted(self, line: str) -> bool:
+        """Whether anything on the line is worse than UP: reason to probe for its return."""
+        state = self._lines.get(line)
+        return state is not None and any(
+            p.finding.verdict is not Verdict.UP or p.unproven for p in state.paths
+        )
+
+    def stirred(self, line: str) -> int:
+        """`stirs` of one line."""
+        state = self._lines.get(line)
+        return 0 if state is None else state.stirs
 
     def mute(self, path: str) -> bool:
         """Whether ICMP says nothing of the path: then connects must speak."""
@@ -310,8 +325,12 @@ class Detector:
                 self._carrier_changes.append(change)
         changes = judge(line, self._endpoints, now, heard, layer)
         if was_calm and not line.calm:
-            self.stirs += 1
+            self._stir(line)
         return changes
+
+    def _stir(self, line: LineState) -> None:
+        line.stirs += 1
+        self.stirs += 1
 
     def _heard(
         self, path: PathState, kind: Kind, layer: int, at: float, sent_at: float
@@ -336,6 +355,9 @@ class Detector:
                 if sent_at > channel.proved_at:
                     channel.proved_at = sent_at
             return _UNCHANGED
+        before = path.heard_at
+        if path.finding.verdict is Verdict.DOWN and (before is None or at - before > LIFE_S):
+            self._stir(line)
         for channel in path.hears[layer]:
             channel.heard(at, sent_at)
         if layer in (END, UDP) or path.error_layer in REACH[layer]:

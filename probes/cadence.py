@@ -5,13 +5,21 @@ Rules:
    whether or not its last run has ended, never drifts, and keeps its phase over a reload.
 2. The phases of a line's paths are spread evenly: pooled, they look at the line without a gap. A
    path that comes later takes the middle of the widest gap; nobody else moves.
-3. Each point of the grid moves by up to an eighth of the period, intervals thus by up to a quarter.
-4. A line is DOUBTED while a verdict on it is bad, ACTIVE while an exchange waits on it, each for
-   2 s more; RECENT for 30 s after that; else IDLE. Going up a pace pulls its deadlines in at once.
-5. All periods of a line are stretched by the same factor when what they plan exceeds the line's
-   byte cap; and a token bucket holds back what bunches, so that over any window no more than
-   ``0.9 * cap * window + depth`` bytes are sent. Cheap probes may use it up; expensive ones wait
-   until half a second's worth is left for the cheap.
+3. Each point of the grid moves by up to an eighth of the period, intervals thus by up to a quarter;
+   by less where the line has many paths, so that they still look at it in turn.
+4. A line is STIRRED for 3 s after something on it fell silent or was heard again; ACTIVE while an
+   exchange waits on it and 2 s more; DOUBTED while a verdict on it is bad, for a minute at most
+   (both may be: ACTIVE_DOUBTED); RECENT for 30 s after it was ACTIVE; else IDLE. Going up a pace
+   pulls its deadlines in, and a stir asks several at once, 25 ms apart, so that one lost packet is
+   told from a dead line in two round trips.
+5. Connects speak where nothing else can: often on a path whose ICMP is not answered, more often
+   where the exchange that waits has no PING either (h1).
+6. PINGs are for waiting exchanges and for doubt; else only to keep a warm connection, and in recent
+   use where ICMP is not answered.
+7. All periods of a line are stretched by the same factor when what they plan exceeds the line's
+   byte cap, or while IDLE 10 MB a day; and a token bucket holds back what bunches, so that over any
+   window no more than ``0.9 * cap * window + depth`` bytes are sent. Cheap probes may use it up;
+   expensive ones wait until half a second's worth is left for the cheap.
 """
 
 from __future__ import annotations
@@ -29,17 +37,32 @@ from policies.schema import Cadence
 
 HOLD_S = 2.0
 RECENT_S = 30.0
+STIR_S = 3.0
+DOUBT_S = 60.0
+"""So long a bad verdict keeps a line DOUBTED; a sign of life begins it anew."""
 HEADROOM = 0.9
+IDLE_BYTES_S = HEADROOM * 10e6 / 86_400
+"""What an idle line's probes take: 10 MB a day."""
 BURST_S = 2.0
 RESERVE_S = 0.5
 CHEAP_BYTES = 600
 FIRST_ROUND_S = 1.0
 """Every path is measured within this time after it came, cap permitting."""
-DOUBT_TCP_S = 1.0
+RECENT_ICMP_S = 0.4
+ALONE_TCP_S = 0.2
+MUTE_TCP_S = 0.5
+ACTIVE_TCP_S = 1.0
+DOUBT_PROBE_S = 0.5
 DOUBT_HTTP_S = 3.0
+VOLLEY_SPACING_S = 0.025
+VOLLEY_MOST = 8
 
+_IDLE_TIMES = {Kind.ICMP: 1.5, Kind.TCP: 12.0, Kind.QUIC: 30.0, Kind.HTTP: 30.0}
+"""How much rarer than by its policy a probe runs while its line is IDLE."""
 _JITTER = 0.125
 _ORDER = {Kind.ICMP: 0, Kind.PING: 1, Kind.TCP: 2, Kind.QUIC: 3, Kind.HTTP: 4}
+_VOLLEY = {Kind.TCP: 0, Kind.PING: 1, Kind.ICMP: 2}
+_NONE: frozenset[Kind] = frozenset()
 
 
 class Pace(enum.IntEnum):
@@ -47,8 +70,13 @@ class Pace(enum.IntEnum):
 
     IDLE = 0
     RECENT = 1
-    ACTIVE = 2
-    DOUBTED = 3
+    DOUBTED = 2
+    ACTIVE = 3
+    ACTIVE_DOUBTED = 4
+    STIRRED = 5
+
+
+_DOUBT = (Pace.DOUBTED, Pace.ACTIVE_DOUBTED)
 
 
 class Job(NamedTuple):
@@ -58,30 +86,54 @@ class Job(NamedTuple):
     kind: Kind
 
 
-def period_s(kind: Kind, cadence: Cadence, pace: Pace) -> float | None:
-    """The time between two runs of a probe at a pace, uncapped; ``None``: never."""
-    active = pace >= Pace.ACTIVE
-    if kind is Kind.ICMP:
-        if cadence.icmp_s is None:
-            return None
-        return cadence.icmp_active_s if active else cadence.icmp_s
+def period_s(
+    kind: Kind, cadence: Cadence, pace: Pace, lacks: frozenset[Kind] = _NONE
+) -> float | None:
+    """The time between two runs of a probe at a pace, uncapped; ``None``: never.
+
+    ``lacks``: which of ICMP and PING say nothing on the path.
+    """
+    idle_s = {
+        Kind.ICMP: cadence.icmp_s,
+        Kind.PING: cadence.ping_idle_s,
+        Kind.TCP: cadence.tcp_s,
+        Kind.QUIC: cadence.quic_s,
+        Kind.HTTP: cadence.http_s,
+    }.get(kind)
+    if idle_s is None:
+        return None
+    if pace is Pace.IDLE:
+        return idle_s * _IDLE_TIMES.get(kind, 1.0)
     if kind is Kind.PING:
-        if active:
-            return cadence.ping_active_s
-        return cadence.ping_s if pace is Pace.RECENT else cadence.ping_idle_s
-    if kind is Kind.TCP:
-        # ICMP may be dropped on the way and a warm connection absent: a connect settles a doubt.
-        if cadence.tcp_s is None:
-            return None
-        return min(cadence.tcp_s, DOUBT_TCP_S) if active else cadence.tcp_s
-    if kind is Kind.QUIC:
-        return cadence.quic_s
+        if pace is Pace.RECENT:
+            return cadence.ping_s if Kind.ICMP in lacks else idle_s
+        return max(cadence.ping_active_s, DOUBT_PROBE_S if pace is Pace.DOUBTED else 0.0)
     if kind is Kind.HTTP:
         # Where no connection is left to PING, only a request shows that a path is back end to end.
-        if cadence.http_s is None:
-            return None
-        return min(cadence.http_s, DOUBT_HTTP_S) if pace is Pace.DOUBTED else cadence.http_s
-    return None
+        return min(idle_s, DOUBT_HTTP_S) if pace in _DOUBT else idle_s
+    if kind is Kind.ICMP:
+        return min(
+            idle_s,
+            {
+                Pace.RECENT: RECENT_ICMP_S,
+                Pace.DOUBTED: DOUBT_PROBE_S,
+                Pace.STIRRED: cadence.icmp_active_s / 2,
+            }.get(pace, cadence.icmp_active_s),
+        )
+    if kind is Kind.TCP:
+        return min(idle_s, _connect_period_s(pace, lacks))
+    return idle_s
+
+
+def _connect_period_s(pace: Pace, lacks: frozenset[Kind]) -> float:
+    mute, alone = Kind.ICMP in lacks, len(lacks) == 2
+    if pace is Pace.STIRRED:
+        return ALONE_TCP_S / 2 if alone else ALONE_TCP_S
+    if pace is Pace.RECENT:
+        return MUTE_TCP_S if mute else math.inf
+    if pace >= Pace.ACTIVE and alone:
+        return ALONE_TCP_S
+    return ACTIVE_TCP_S
 
 
 def cap_bytes_s(line: Line, cadences: Iterable[Cadence]) -> float:
@@ -117,6 +169,7 @@ class _Task:
     cadence: Cadence
     cost: int
     phase: float
+    lacks: frozenset[Kind] = _NONE
     stamp: int = 0
     """Of its newest heap entry; others are stale."""
     due: float = 0.0
@@ -135,7 +188,8 @@ class _LineState:
     pace: Pace = Pace.IDLE
     active_at: float = -math.inf
     """When an exchange was last seen waiting on it."""
-    doubted_at: float = -math.inf
+    doubted_since: float | None = None
+    stirred_at: float = -math.inf
     stretch: float = 1.0
     paths: int = 1
 
@@ -186,26 +240,67 @@ class Planner:
             state.stretch = self._stretch(state)
             for task in state.tasks:
                 old = tasks.get((task.path.name, task.kind))
+                if old is not None:
+                    task.lacks = old.lacks
                 if old is not None and old.cadence == task.cadence:
                     self._push(task, old.due)
                 else:
                     round_s = min(FIRST_ROUND_S, self._period(task, state))
                     self._push(task, now + self._slot(task, state) * round_s)
 
-    def set_activity(self, line: str, busy: bool, now: float, *, doubted: bool = False) -> None:
-        """Say whether an exchange waits on ``line`` and whether it is doubted. Call it often."""
+    def set_activity(self, line: str, busy: bool, now: float, *, doubted: bool = False) -> Pace:
+        """Say whether an exchange waits on ``line`` and whether its verdicts are bad. Call it
+        often; gives the pace."""
+        state = self._lines.get(line)
+        if state is None:
+            return Pace.IDLE
+        if busy:
+            state.active_at = now
+        if not doubted:
+            state.doubted_since = None
+        elif state.doubted_since is None:
+            state.doubted_since = now
+        self._set_pace(state, now)
+        return state.pace
+
+    def stir(self, line: str, now: float) -> None:
+        """Something on ``line`` fell silent, or was heard again: ask what can be asked, at once."""
         state = self._lines.get(line)
         if state is None:
             return
-        if busy:
-            state.active_at = now
-        if doubted:
-            state.doubted_at = now
-        quiet_s = now - max(state.active_at, state.doubted_at)
-        if now - state.doubted_at <= HOLD_S:
-            pace = Pace.DOUBTED
+        state.stirred_at = now
+        if state.doubted_since is not None:
+            state.doubted_since = now
+        self._set_pace(state, now)
+        asked = sorted(
+            (task for task in state.tasks if task.kind in _VOLLEY),
+            key=lambda task: (_VOLLEY[task.kind], task.phase),
+        )
+        for number, task in enumerate(asked[:VOLLEY_MOST]):
+            at = now + number * VOLLEY_SPACING_S
+            if at < task.due:
+                self._push(task, at)
+
+    def set_lacks(self, path: str, lacks: frozenset[Kind], now: float) -> None:
+        """Say which of ICMP and PING say nothing on ``path``."""
+        for kind in (Kind.TCP, Kind.PING):
+            task = self._tasks.get((path, kind))
+            if task is not None and task.lacks != lacks:
+                state = self._lines[task.path.line.name]
+                task.lacks = lacks
+                state.stretch = self._stretch(state)
+                self._pull_in(task, state, now)
+
+    def _set_pace(self, state: _LineState, now: float) -> None:
+        quiet_s = now - state.active_at
+        since = state.doubted_since
+        if now - state.stirred_at <= STIR_S:
+            pace = Pace.STIRRED
         elif quiet_s <= HOLD_S:
-            pace = Pace.ACTIVE
+            doubted = since is not None and now - since <= DOUBT_S
+            pace = Pace.ACTIVE_DOUBTED if doubted else Pace.ACTIVE
+        elif since is not None and now - since <= DOUBT_S:
+            pace = Pace.DOUBTED
         else:
             pace = Pace.RECENT if quiet_s <= HOLD_S + RECENT_S else Pace.IDLE
         if pace is state.pace:
@@ -215,9 +310,12 @@ class Planner:
         state.stretch = self._stretch(state)
         if faster:
             for task in state.tasks:
-                sooner = self._next(task, state, now)
-                if sooner < task.due:
-                    self._push(task, sooner)
+                self._pull_in(task, state, now)
+
+    def _pull_in(self, task: _Task, state: _LineState, now: float) -> None:
+        sooner = self._next(task, state, now)
+        if sooner < task.due:
+            self._push(task, sooner)
 
     def next_deadline(self) -> float | None:
         """When `due` must be asked next; ``None``: nothing is planned."""
@@ -259,7 +357,7 @@ class Planner:
         ]
 
     def _raw(self, task: _Task, state: _LineState) -> float:
-        period = period_s(task.kind, task.cadence, state.pace)
+        period = period_s(task.kind, task.cadence, state.pace, task.lacks)
         assert period is not None  # `_kinds` left the others out
         return max(period, 0.01)
 
@@ -268,7 +366,8 @@ class Planner:
 
     def _stretch(self, state: _LineState) -> float:
         planned = sum(task.cost / self._raw(task, state) for task in state.tasks)
-        return max(1.0, planned / state.rate)
+        rate = min(state.rate, IDLE_BYTES_S) if state.pace is Pace.IDLE else state.rate
+        return max(1.0, planned / rate)
 
     def _slot(self, task: _Task, state: _LineState) -> float:
         """The phase of a path, kinds apart by a part of the slot between two paths."""
@@ -279,7 +378,8 @@ class Planner:
         period = self._period(task, state)
         slot = self._slot(task, state)
         n = math.floor(now / period - slot + 0.5) + 1
-        jitter = self._rng.uniform(-_JITTER, _JITTER)
+        most = min(_JITTER, 0.5 / state.paths)
+        jitter = self._rng.uniform(-most, most)
         return (n + slot + jitter) * period
 
     def _push(self, task: _Task, due: float) -> None:
@@ -299,5 +399,5 @@ class Planner:
             old.refill(now)
             state.tokens = min(old.tokens, depth)
             state.pace, state.active_at = old.pace, old.active_at
-            state.doubted_at = old.doubted_at
+            state.doubted_since, state.stirred_at = old.doubted_since, old.stirred_at
         return state

@@ -1,9 +1,9 @@
 """TCP_INFO of live sockets: RTT, retransmissions and delivery rate, free of any packet.
 
 The kernel times every acknowledged segment, so a busy connection measures its path better than
-any probe. The sampler turns what changed since its last look into one `Sample` a path; it never
+any probe. The sampler turns what changed since its last `take` into one `Sample` a path; it never
 takes silence for life: without an acknowledgement there is a TIMEOUT sample (something was sent
-again) or none at all.
+again) or none at all. What silence is evidence of, `probes.watch` tells.
 
 Source of the layout: ``struct tcp_info`` in ``include/uapi/linux/tcp.h``. It only ever grew at its
 end, so a shorter answer (an older kernel) lacks the later fields: they are ``None``.
@@ -53,6 +53,8 @@ class TcpInfo(NamedTuple):
     lost: int
     """Segments in flight that are believed lost."""
     last_data_sent_s: float
+    """Time since data was last sent, or sent again."""
+    last_data_recv_s: float
     last_ack_recv_s: float
     """Time since the last ACK arrived."""
     rtt_s: float | None
@@ -98,6 +100,7 @@ def parse(raw: bytes) -> TcpInfo | None:
         unacked=base[12],
         lost=base[14],
         last_data_sent_s=base[17] / 1e3,
+        last_data_recv_s=base[19] / 1e3,
         last_ack_recv_s=base[20] / 1e3,
         rtt_s=base[23] / 1e6 if base[23] else None,
         rttvar_s=base[24] / 1e6,
@@ -145,24 +148,6 @@ def read(sock: int | HasFileno) -> TcpInfo | None:
     return parse(_buffer.raw[: _length.value])
 
 
-class Reading(NamedTuple):
-    """What the detector wants of one socket: does anything stand unanswered, and since when?"""
-
-    path: str
-    unacked_bytes: int
-    since_ack_s: float
-    """Time since the last ACK; says something only with ``unacked_bytes`` above 0."""
-    retransmits: int
-    backoff: int
-    notsent_bytes: int
-    """Bytes the kernel holds but has not sent (no data: 0, nothing is known to wait)."""
-
-    @property
-    def silent(self) -> bool:
-        """Something was sent, sent again, and nothing came back."""
-        return self.unacked_bytes > 0 and (self.retransmits > 0 or self.backoff > 0)
-
-
 class _Counters(NamedTuple):
     """A socket's running totals at the last look."""
 
@@ -190,72 +175,68 @@ class _Tally:
     lost: int = 0
     acked: bool = False
     rtt_s: float | None = None
-    freshest_s: float = float("inf")
+    heard_at: float = float("-inf")
     goodput_bps: float | None = None
 
 
 class KernelSampler:
-    """Turns the sockets that exist now into samples of what happened since the last look."""
+    """Turns looks at sockets into samples of what happened since the last `take`."""
 
-    __slots__ = ("_before", "readings")
+    __slots__ = ("_before", "_noted", "_tallies")
 
     def __init__(self) -> None:
         self._before: dict[int, _Counters] = {}
-        self.readings: dict[int, Reading] = {}
-        """By descriptor, as of the last `sample`."""
+        self._noted: set[int] = set()
+        self._tallies: dict[str, _Tally] = {}
+
+    def note(self, path: str, fd: int, info: TcpInfo, now: float) -> None:
+        """One look at one socket.
+
+        Segments that are still on their way are counted by the look that knows their fate.
+        """
+        self._noted.add(fd)
+        after = _Counters.of(path, info)
+        before = self._before.get(fd)
+        if before is None or not after.follows(before):
+            # A connection seen for the first time counts from its beginning.
+            before = _Counters(path, 0, 0, 0)
+        progressed = after.acked > before.acked
+        if progressed or after.resent > before.resent:
+            tally = self._tallies.setdefault(path, _Tally())
+            _add(tally, before, after, info, now if progressed else None)
+            self._before[fd] = after
+        else:
+            self._before[fd] = before
+
+    def take(self, now: float) -> list[Sample]:
+        """One sample a path at most; none of a path whose sockets were idle. Sockets that nobody
+        noted since the last call are forgotten."""
+        tallies, self._tallies = self._tallies, {}
+        noted, self._noted = self._noted, set()
+        self._before = {fd: known for fd, known in self._before.items() if fd in noted}
+        return [_to_sample(path, tally, now) for path, tally in tallies.items() if tally.sent]
 
     def sample(self, sockets: Iterable[tuple[str, int | HasFileno]], now: float) -> list[Sample]:
-        """Look at each ``(path name, socket or descriptor)`` once; one sample a path at most.
-
-        A path whose sockets were idle, or whose segments are still on their way, gives none: what
-        they sent is counted by the look that knows its fate.
-        """
-        seen: dict[int, _Counters] = {}
-        readings: dict[int, Reading] = {}
-        tallies: dict[str, _Tally] = {}
+        """Look at each ``(path name, socket or descriptor)`` once, and `take`."""
         for path, sock in sockets:
             fd = sock if isinstance(sock, int) else sock.fileno()
             info = read(fd)
-            if info is None:
-                continue
-            readings[fd] = _reading(path, info)
-            after = _Counters.of(path, info)
-            before = self._before.get(fd)
-            if before is None or not after.follows(before):
-                # A connection seen for the first time counts from its beginning.
-                before = _Counters(path, 0, 0, 0)
-            progressed = after.acked > before.acked
-            if progressed or after.resent > before.resent:
-                _add(tallies.setdefault(path, _Tally()), before, after, info, progressed)
-                seen[fd] = after
-            else:
-                seen[fd] = before
-        self._before = seen
-        self.readings = readings
-        return [_to_sample(path, tally, now) for path, tally in tallies.items() if tally.sent]
-
-
-def _reading(path: str, info: TcpInfo) -> Reading:
-    return Reading(
-        path,
-        info.unacked_bytes,
-        info.last_ack_recv_s,
-        info.retransmits,
-        info.backoff,
-        info.notsent_bytes or 0,
-    )
+            if info is not None:
+                self.note(path, fd, info, now)
+        return self.take(now)
 
 
 def _add(
-    tally: _Tally, before: _Counters, after: _Counters, info: TcpInfo, progressed: bool
+    tally: _Tally, before: _Counters, after: _Counters, info: TcpInfo, now: float | None
 ) -> None:
+    """``now``: when segments were seen to be acknowledged; ``None``: none were."""
     tally.sent += after.sent - before.sent
     tally.lost += max(0, after.resent - before.resent)
-    if not progressed:
+    if now is None:
         return
     tally.acked = True
-    if info.last_ack_recv_s < tally.freshest_s:
-        tally.freshest_s = info.last_ack_recv_s
+    if now - info.last_ack_recv_s > tally.heard_at:
+        tally.heard_at = now - info.last_ack_recv_s
         tally.rtt_s = info.rtt_s
     if info.delivery_rate_bps is not None and not info.app_limited:
         # Sockets on one path share it: what they carry together is at least the sum.
@@ -266,7 +247,7 @@ def _to_sample(path: str, tally: _Tally, now: float) -> Sample:
     return Sample(
         path,
         Kind.KERNEL,
-        now,
+        tally.heard_at if tally.acked else now,
         tally.rtt_s if tally.acked else None,
         Outcome.OK if tally.acked else Outcome.TIMEOUT,
         packets_sent=tally.sent,

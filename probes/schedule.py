@@ -1,7 +1,8 @@
 """Runs the probes when they are due and hands their samples on.
 
 `probes.cadence.Planner` decides when; this driver looks at the clock, starts what is due and never
-waits for it. Probes that can be started by a plain call (`Startable`) cost no task.
+waits for it. Probes that can be started by a plain call (`Startable`) cost no task. While an
+exchange waits, it also looks at the connections in use (`probes.watch`).
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol, runtime_checkable
 
 from policies.model import Estimate, Kind, Path, Sample
 from policies.schema import Cadence
 from probes.base import Probe
-from probes.cadence import Job, Planner
-from probes.kernel import HasFileno, KernelSampler, Reading
+from probes.cadence import Job, Pace, Planner
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How often the lines are asked whether they are busy; `Scheduler.nudge` is faster."""
-KERNEL_S = 0.25
+LOOK_S = 0.05
+"""How often connections in use are looked at; less often where that takes longer than 1/20."""
+VOICES_S = 0.5
+"""How often it is asked which probes say something."""
 
 _LONGEST_S = {Kind.ICMP: 1.0, Kind.PING: 1.0, Kind.TCP: 2.0, Kind.QUIC: 3.0, Kind.HTTP: 10.0}
 _SHORTEST_S = {Kind.ICMP: 0.25, Kind.PING: 0.25, Kind.TCP: 0.5, Kind.QUIC: 1.0, Kind.HTTP: 5.0}
@@ -46,8 +49,21 @@ class Activity(Protocol):
     def waiting(self, line: str) -> bool:
         """An exchange waits for an answer over it."""
 
-    def suspected(self, line: str) -> bool:
-        """Its verdict is in doubt."""
+    def doubted(self, line: str) -> bool:
+        """Its verdict, or that of a path on it, is bad."""
+
+    def stirred(self, line: str) -> int:
+        """How often something on it fell silent, or was heard again, so far."""
+
+
+class Watch(Protocol):
+    """Looks at the connections in use (`edged.probing`), and tells the decider what it saw."""
+
+    def look(self, now: float) -> None:
+        """Look now."""
+
+    def next_due(self) -> float | None:
+        """When a look will tell more at the latest."""
 
 
 def timeout_s(kind: Kind, estimate: Estimate | None) -> float:
@@ -73,29 +89,30 @@ class Scheduler:
         report: Report,
         *,
         estimate: Callable[[str], Estimate | None] = lambda _: None,
-        sockets: Callable[[], Iterable[tuple[str, int | HasFileno]]] | None = None,
-        readings: Callable[[Iterable[Reading]], None] | None = None,
+        watch: Watch | None = None,
+        lacks: Callable[[str], frozenset[Kind]] = lambda _: frozenset(),
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
     ) -> None:
-        """``estimate(path)`` bounds how long a probe waits. ``sockets`` gives the live TCP sockets
-        as ``(path name, socket)`` for TCP_INFO, looked at every 250 ms, and ``readings`` gets
-        what they say of unanswered bytes."""
+        """``estimate(path)`` bounds how long a probe waits; ``lacks(path)`` says which of ICMP
+        and PING say nothing of it."""
         self._probes = dict(probes)
         # Looked at once: isinstance with a protocol costs more than a probe's own work.
         self._startable = {k: p for k, p in self._probes.items() if isinstance(p, Startable)}
         self._activity = activity
         self._report = report
         self._estimate = estimate
-        self._sockets = sockets
-        self._readings = readings
+        self._watch = watch
+        self._lacks = lacks
         self._clock = clock
-        self._kernel = KernelSampler()
-        self._kernel_at = 0.0
+        self._look_at = 0.0
+        self._voices_at = 0.0
         self._planner = Planner(
             {kind: probe.cost_bytes for kind, probe in self._probes.items()}, rng or Random()
         )
-        self._lines: tuple[str, ...] = ()
+        self._lines: dict[str, list[str]] = {}
+        """Line name to its paths' names."""
+        self._stirs: dict[str, int] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._nudged = False
@@ -103,7 +120,10 @@ class Scheduler:
 
     def reload(self, paths: Sequence[Path], cadence: Callable[[str], Cadence]) -> None:
         """Probe these paths from now on, by the cadence of each upstream's policy."""
-        self._lines = tuple(dict.fromkeys(path.line.name for path in paths))
+        self._lines = {}
+        for path in paths:
+            self._lines.setdefault(path.line.name, []).append(path.name)
+        self._voices_at = 0.0
         self._planner.reload(paths, cadence, self._clock())
         self.nudge()
 
@@ -143,22 +163,49 @@ class Scheduler:
             self._timer.cancel()
         now = self._clock()
         try:
-            for line in self._lines:
-                self._planner.set_activity(
-                    line,
-                    self._activity.waiting(line),
-                    now,
-                    doubted=self._activity.suspected(line),
-                )
+            # First what is known already: it may show a line in a new light.
+            looked = self._look(now) if self._watch is not None else None
+            self._ask_lines(now)
             for job in self._planner.due(now):
                 self._start(job)
-            self._look_at_sockets(now)
         except Exception as error:  # noqa: BLE001 - not swallowed: `run` raises it
             self._stopped.set_exception(error)
             return
-        deadline = self._planner.next_deadline()
-        wait_s = POLL_S if deadline is None else min(POLL_S, max(0.001, deadline - now))
+        wait_s = POLL_S
+        for deadline in (self._planner.next_deadline(), looked):
+            if deadline is not None:
+                wait_s = min(wait_s, max(0.001, deadline - now))
         self._timer = self._stopped.get_loop().call_later(wait_s, self._turn)
+
+    def _ask_lines(self, now: float) -> None:
+        activity, planner = self._activity, self._planner
+        ask_voices = now >= self._voices_at
+        if ask_voices:
+            self._voices_at = now + VOICES_S
+        for line, paths in self._lines.items():
+            pace = planner.set_activity(
+                line, activity.waiting(line), now, doubted=activity.doubted(line)
+            )
+            stirs = activity.stirred(line)
+            if stirs != self._stirs.get(line, 0):
+                self._stirs[line] = stirs
+                planner.stir(line, now)
+            if ask_voices and pace is not Pace.IDLE:
+                for path in paths:
+                    planner.set_lacks(path, self._lacks(path), now)
+
+    def _look(self, now: float) -> float | None:
+        """Look at the connections in use, if it is time; when the next look is due."""
+        watch = self._watch
+        assert watch is not None
+        if not any(map(self._activity.waiting, self._lines)):
+            return None
+        due = watch.next_due()
+        if now >= self._look_at or (due is not None and due <= now):
+            watch.look(now)
+            self._look_at = now + max(LOOK_S, 20 * (self._clock() - now))
+            due = watch.next_due()
+        return self._look_at if due is None else min(due, self._look_at)
 
     def _start(self, job: Job) -> None:
         wait_s = timeout_s(job.kind, self._estimate(job.path.name))
@@ -180,12 +227,3 @@ class Scheduler:
             return
         for sample in samples:
             self._report(sample)
-
-    def _look_at_sockets(self, now: float) -> None:
-        if self._sockets is None or now < self._kernel_at:
-            return
-        self._kernel_at = now + KERNEL_S
-        for sample in self._kernel.sample(self._sockets(), now):
-            self._report(sample)
-        if self._readings is not None:
-            self._readings(self._kernel.readings.values())

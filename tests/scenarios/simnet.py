@@ -312,7 +312,7 @@ class World:
 
     def _probe(self, path, kind) -> None:
         line = path.partition(">")[0]
-        active = self.table.waiting(line) or self.table.suspected(line)
+        active = self.table.waiting(line) or self.table.doubted(line)
         period = {Kind.ICMP: (1.0, 0.2), Kind.PING: (1.0, 0.2), Kind.TCP: (5.0, 5.0)}[kind][active]
         self.after(period * self.rng.uniform(0.75, 1.25), self._probe, path, kind)
         rtt_s, sent_at = self.round_trip(path, kind), self.now
