@@ -63,14 +63,18 @@ endpoint when it began, itself included."""
 
 
 class _Times:
-    """Mean and variance of latencies, and how many there are."""
+    """What is known of latencies: their mean, and the mean and variance of their logarithms.
 
-    __slots__ = ("answers", "mean_s", "variance")
+    Thinking makes long tails, whose means say little; the logarithms say what is chance.
+    """
 
-    def __init__(self, answers: int, mean_s: float, variance: float) -> None:
+    __slots__ = ("answers", "log", "log_variance", "mean_s")
+
+    def __init__(self, answers: int, mean_s: float, log: float, log_variance: float) -> None:
         self.answers = answers
         self.mean_s = mean_s
-        self.variance = variance
+        self.log = log
+        self.log_variance = log_variance
 
     def add(self, other: _Times) -> None:
         """Take more latencies; of more than `_KNOWN_ANSWERS` the newest weigh most."""
@@ -78,25 +82,31 @@ class _Times:
         self.answers = min(total, _KNOWN_ANSWERS)
         share = min(1.0, other.answers / self.answers)
         self.mean_s += share * (other.mean_s - self.mean_s)
-        self.variance += share * (other.variance - self.variance)
+        self.log += share * (other.log - self.log)
+        self.log_variance += share * (other.log_variance - self.log_variance)
+
+    def longer(self, than: _Times, sure: float) -> bool:
+        """Whether these are longer than others by more than ``sure`` standard errors."""
+        error = sqrt(self.log_variance / self.answers + than.log_variance / than.answers)
+        return self.log - than.log > sure * error
 
     def exceeds_s(self, base: _Times, sure: float) -> float:
-        """By how much this mean exceeds that of ``base``; 0 within ``sure`` standard errors."""
+        """By how much their mean exceeds that of ``base``; 0 if by little, or by chance."""
         excess_s = self.mean_s - base.mean_s
-        error_s = sqrt(self.variance / self.answers + base.variance / base.answers)
-        return excess_s if excess_s > max(sure * error_s, LEAST_EXCESS_S) else 0.0
+        return excess_s if excess_s > LEAST_EXCESS_S and self.longer(base, sure) else 0.0
 
 
 class _Span:
     """Answers that are being counted."""
 
-    __slots__ = ("answers", "busy", "found_sum", "since", "square_sum", "sum_s")
+    __slots__ = ("answers", "busy", "found_sum", "log_square_sum", "log_sum", "since", "sum_s")
 
     def __init__(self, since: float) -> None:
         self.since = since
         self.answers = 0
         self.sum_s = 0.0
-        self.square_sum = 0.0
+        self.log_sum = 0.0
+        self.log_square_sum = 0.0
         self.found_sum = 0
         self.busy = False
 
@@ -107,12 +117,13 @@ class _Window:
     __slots__ = ("busy", "drain_s", "in_flight", "rate", "times")
 
     def __init__(self, span: _Span, in_flight: int, now: float) -> None:
-        mean_s = span.sum_s / span.answers
-        variance = max(0.0, span.square_sum / span.answers - mean_s * mean_s)
-        self.times = _Times(span.answers, mean_s, variance)
-        self.in_flight = max(1.0, span.found_sum / span.answers)
+        n = span.answers
+        log = span.log_sum / n
+        variance = max(0.0, span.log_square_sum / n - log * log)
+        self.times = _Times(n, span.sum_s / n, log, variance)
+        self.in_flight = max(1.0, span.found_sum / n)
         """What the exchanges found on average."""
-        self.rate = span.answers / (now - span.since)
+        self.rate = n / (now - span.since)
         """X, per second."""
         self.drain_s = in_flight / self.rate
         """Until all that is in flight now is answered (Little)."""
@@ -134,9 +145,9 @@ class _Profile:
         kept = {
             n: (at, known)
             for n, (at, known) in self._levels.items()
-            if now - at < TTL_S and not (n < level and known.exceeds_s(times, _LIKELY))
+            if now - at < TTL_S and not (n < level and known.longer(times, _LIKELY))
         }
-        _, known = kept.get(level, (now, _Times(0, 0.0, 0.0)))
+        _, known = kept.get(level, (now, _Times(0, 0.0, 0.0, 0.0)))
         known.add(times)
         kept[level] = (now, known)
         self._levels = kept
@@ -151,7 +162,7 @@ class _Profile:
                 break
             known = self._levels[n][1]
             if base is None:
-                base = _Times(known.answers, known.mean_s, known.variance)
+                base = _Times(known.answers, known.mean_s, known.log, known.log_variance)
             else:
                 base.add(known)
         return base
@@ -173,7 +184,7 @@ class ConcurrencyLimit:
         "_signs",
         "_span",
         "_trial",
-        "_tried_at",
+        "_try_at",
     )
 
     def __init__(self) -> None:
@@ -189,7 +200,8 @@ class ConcurrencyLimit:
         self._evidence_at = float("-inf")
         self._trial: _Window | None = None
         """The window before the trial that is under way."""
-        self._tried_at = float("-inf")
+        self._try_at = float("-inf")
+        """When the next trial is due."""
 
     @property
     def limit(self) -> float | None:
@@ -208,9 +220,11 @@ class ConcurrencyLimit:
         elif now < span.since:
             return  # a trial has begun, and this was sent before
         for ttfb_s, found in answers:
-            time_s = max(0.0, ttfb_s - rtt_s)
+            time_s = max(LEAST_EXCESS_S, ttfb_s - rtt_s)
+            logarithm = log(time_s)
             span.sum_s += time_s
-            span.square_sum += time_s * time_s
+            span.log_sum += logarithm
+            span.log_square_sum += logarithm * logarithm
             span.found_sum += found
         span.answers += len(answers)
         if span.answers >= WINDOW_ANSWERS and now - span.since >= self._least_span_s():
@@ -227,7 +241,11 @@ class ConcurrencyLimit:
         span.busy = True
         self._calm = -_CAREFUL
         most = 0.8 * in_flight
-        self._set(most if self._limit is None else min(self._limit, most), now)
+        if self._limit is None:
+            self._try_at = now + TRIAL_S  # it said so itself
+            self._set(most, now)
+        else:
+            self._set(min(self._limit, most), now)
 
     # -- parts -------------------------------------------------------------------------------
 
@@ -276,7 +294,7 @@ class ConcurrencyLimit:
         elif queued <= 0.1 * in_flight and not window.busy:
             faster = 2 ** min(max(self._calm - 1, 0), 3) if in_flight > 0.8 * limit else 1
             self._limit = limit + max(1.0, 0.1 * limit * faster)
-        if now - self._tried_at > max(TRIAL_S, TRIAL_LATENCIES * self._latency_s):
+        if now >= self._try_at:
             self._begin_trial(window, now)
 
     def _set(self, limit: float, now: float) -> None:
@@ -293,18 +311,19 @@ class ConcurrencyLimit:
     def _end_trial(self, before: _Window, window: _Window, now: float) -> None:
         """Half the limit was in force."""
         self._trial = None
-        self._tried_at = now
+        self._try_at = now + TRIAL_S
         less = window.in_flight / before.in_flight
         if less > 0.75 or self._limit is None:
             return  # nothing could be diverted
+        self._try_at = now + max(TRIAL_S, TRIAL_LATENCIES * self._latency_s)
         base = self._profile.base(before.in_flight)
         queued_s = 0.0 if base is None else before.times.exceeds_s(base, _LIKELY)
         if base is None or queued_s < 0.5 * base.mean_s:
             return
         # The latency of a queue follows in-flight in proportion, any other not at all.
         expected = max(less, base.mean_s / before.times.mean_s)
-        followed = before.times.exceeds_s(window.times, _LIKELY) > 0
-        if not followed or window.times.mean_s > (1 + expected) / 2 * before.times.mean_s:
+        followed = before.times.longer(window.times, _SURE)
+        if not followed or window.times.log - before.times.log > log((1 + expected) / 2):
             self._limit = None
             self._profile = _Profile()
             return
