@@ -42,6 +42,7 @@ class UpstreamCounters:
         "failovers",
         "hedges",
         "in_flight",
+        "migrations",
         "requests",
         "retries",
         "statuses",
@@ -63,6 +64,8 @@ class UpstreamCounters:
         self.hedges = 0
         self.failovers = 0
         """Retries on another path because the first one failed or went DOWN."""
+        self.migrations = 0
+        """Requests in flight that went on over another line, unrepeated (RFC 9000 section 9)."""
         self.double_executions = 0
         """Requests sent again although the first may have been executed (``replay`` allowed it)."""
         self.bytes_up = 0

@@ -160,18 +160,18 @@ class LineDialer:
         errors: list[DialError] = []
         for candidate in addresses:
             try:
-                sock = self._open(line, candidate, socket.SOCK_DGRAM)
+                sock = self._open_udp(line, candidate, port)
             except DialError as error:
                 errors.append(error)
-                continue
-            try:
-                _tune_udp(sock)
-                sock.connect(sockaddr(candidate, port))
+            else:
                 return Dialed(sock, sock.getpeername()[:2], dns_s=dns_s, connect_s=0.0)
-            except OSError as error:
-                sock.close()
-                errors.append(dial_error(line, error, _text(candidate, port)))
         raise _most_telling(RaceLost(errors))
+
+    def open_udp(self, line: Line, host: str, address: str, port: int) -> socket.socket:
+        """As `connect_udp` at once, to a literal ``address`` of ``host``. Raises `DialError`."""
+        if self._guard is not None and (reason := self._guard(host, address)) is not None:
+            raise DialForbidden(f"{host} is refused: {reason}")
+        return self._open_udp(line, address, port)
 
     # --- addresses --------------------------------------------------------------------------
 
@@ -247,6 +247,16 @@ class LineDialer:
         except BaseException:
             sock.close()
             raise
+        return sock
+
+    def _open_udp(self, line: Line, address: str, port: int) -> socket.socket:
+        sock = self._open(line, address, socket.SOCK_DGRAM)
+        try:
+            _tune_udp(sock)
+            sock.connect(sockaddr(address, port))
+        except OSError as error:
+            sock.close()
+            raise dial_error(line, error, _text(address, port)) from error
         return sock
 
     def _tune_tcp(self, sock: socket.socket) -> None:

@@ -194,6 +194,7 @@ _COUNTERS = (
     ("client_gone", "Exchanges whose client left."),
     ("retries", "Attempts after a failure."),
     ("hedges", "Second attempts before a failure."),
+    ("migrations", "Requests that went on over another line, unrepeated."),
     ("failovers", "Retries on another path because the first failed or went DOWN."),
     ("double_executions", "Requests sent again that may have been executed before."),
     ("bytes_up", "Request body bytes from clients."),

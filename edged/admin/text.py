@@ -89,7 +89,7 @@ def _counts(data: Data) -> str:
         text += f", {errors} errors"
     if (mean := data.get("ttfb_ms", {}).get("mean")) is not None:
         text += f", first byte after {ms(mean)} on average"
-    for word in ("retries", "failovers", "hedges", "aborted"):
+    for word in ("retries", "failovers", "migrations", "hedges", "aborted"):
         if data.get(word):
             text += f", {data[word]} {word}"
     return text

@@ -231,6 +231,7 @@ def _counters(live: Live, name: str) -> Data:
         "retries": c.retries,
         "hedges": c.hedges,
         "failovers": c.failovers,
+        "migrations": c.migrations,
         "double_executions": c.double_executions,
         "bytes_up": c.bytes_up,
         "bytes_up_wire": c.bytes_up_wire,

@@ -425,6 +425,19 @@ def test_udp_skips_addresses_without_a_route(tmp_path):
     assert refusal(CN2, "one.test", 9, dialer=only, udp=True).outcome is Outcome.UNREACHABLE
 
 
+def test_udp_at_once_to_a_literal_address(tmp_path):
+    dialer = dialer_for(tmp_path, guard=lambda host, address: forbidden(address))
+    with dialer.open_udp(CN2, "any.test", "127.0.0.1", 9) as sock:
+        assert sock.getpeername() == ("127.0.0.1", 9)
+        assert sock.getsockname()[0] == "127.0.0.2"
+        assert not sock.getblocking()
+    with pytest.raises(DialForbidden):
+        dialer.open_udp(CN2, "any.test", "169.254.169.254", 9)
+    with pytest.raises(DialError) as refused:
+        dialer.open_udp(Line("cn2", source="10.71.1.2"), "any.test", "127.0.0.1", 9)
+    assert refused.value.outcome is Outcome.UNREACHABLE
+
+
 def test_the_guard_sees_addresses_after_dns_and_keeps_the_allowed(tmp_path, port):
     hosts = "169.254.169.254 mixed.test\n127.0.0.1 mixed.test\n169.254.169.254 evil.test\n"
 
