@@ -36,9 +36,13 @@ class AttemptRecord(NamedTuple):
     failure: Failure | None = None
     """``None``: it gave the response, or it was cancelled."""
     why: str = "first"
-    """``first``, ``retry``, ``failover``, ``race`` or ``hedge``."""
+    """`policies.commands.Why`."""
     cancelled: bool = False
-    """Given up by edged: its path went DOWN, another was quicker, or the client left."""
+    """Given up by edged: another was quicker, or the client left."""
+    reason: str = ""
+    """The sentence that explains ``why``: what happened before; empty for the first."""
+    moved: bool = False
+    """It was not over: it went on, unrepeated, as the next entry with ``why`` ``migration``."""
 
 
 class ExchangeRecord:
@@ -201,6 +205,7 @@ def attempt_json(attempt: AttemptRecord) -> dict[str, object]:
         "path": attempt.path,
         "carrier": attempt.carrier,
         "why": attempt.why,
+        "reason": attempt.reason,
         "started_ms": round(attempt.started_s * 1e3, 1),
         "ended_ms": round(attempt.ended_s * 1e3, 1),
         "outcome": _outcome(attempt),
@@ -211,6 +216,8 @@ def attempt_json(attempt: AttemptRecord) -> dict[str, object]:
 def _outcome(attempt: AttemptRecord) -> str:
     if attempt.failure is not None:
         return attempt.failure.outcome
+    if attempt.moved:
+        return "moved"
     return "cancelled" if attempt.cancelled else "ok"
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from edged.compress import Encoder, encoder, request_coding
 from edged.messages import Headers, RequestHead, ResponseHead
+from edged.tails import MOST_FRESH
 from edged.targets import Target
 from edged.upstream.base import Pending, Stream
-from policies.model import Carrier, Failure, Kind, Outcome, Sample
+from policies.commands import Start
+from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
 
 if TYPE_CHECKING:
     from edged.exchange import Exchange
@@ -34,6 +36,7 @@ class Attempt:
         "_encoder",
         "_pending",
         "asked_at",
+        "begun",
         "bytes_up_wire",
         "carrier",
         "coded",
@@ -45,14 +48,14 @@ class Attempt:
         "started_at",
         "stream",
         "target",
-        "why",
     )
 
-    def __init__(self, exchange: Exchange, number: int, target: Target, why: str) -> None:
+    def __init__(self, exchange: Exchange, begun: Start, target: Target) -> None:
         self.exchange = exchange
-        self.number = number
+        self.begun = begun
+        """The order that it carries out."""
+        self.number = begun.attempt
         self.target = target
-        self.why = why
         self.started_at = monotonic()
         self.sent_at: float | None = None
         """When the head was handed to a connection."""
@@ -220,6 +223,18 @@ class Attempt:
             self._report(monotonic(), None, failure.outcome)
         self.exchange.attempt_failed(self, failure)
 
+    def moved(self, path: Path) -> None:
+        """The stream goes on over another line."""
+        exchange, left = self.exchange, self.target
+        house = exchange.house
+        left.live.pop(self, None)
+        house.table.finished(left.path.name)
+        self.target = house.targets.get(path.name)
+        self.target.live[self] = None
+        self.found = house.table.started(path.name)
+        self.asked_at = None  # how long the answer takes says nothing of the endpoint any more
+        exchange.attempt_moved(self, left)
+
     def pause_body(self) -> None:
         """The stream takes no more for now."""
         self._blocked = True
@@ -243,9 +258,13 @@ class Attempt:
         """
         target = self.target
         asked_at = self.asked_at
-        if outcome is Outcome.OK and asked_at is not None and now < target.report_at:
-            target.answers.append((now - asked_at, self.found))
-            return
+        if outcome is Outcome.OK and asked_at is not None:
+            fresh = self.exchange.plan.tails[target.path.endpoint.name]
+            if len(fresh) < MOST_FRESH:
+                fresh.append(now - asked_at)
+            if now < target.report_at:
+                target.answers.append((now - asked_at, self.found))
+                return
         target.report_at = now + REPORT_S
         if target.answers:
             target.flush(self.exchange.house.table, now)
@@ -266,6 +285,7 @@ class Attempt:
             rtt_s,
             outcome,
             retry_after_s=retry_after_s,
+            carrier=self.carrier,
             found=self.found,
         )
         self.exchange.house.table.observe(sample, now)

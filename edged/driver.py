@@ -11,14 +11,15 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from edged.accesslog import AttemptRecord, ExchangeRecord
 from edged.downstream.base import Responder
 from edged.headers import new_request_id
 from edged.messages import RequestHead
 from edged.outcome import error_type
-from policies import attempts
+from policies.attempts import Exchange as Machine
+from policies.commands import ArmTimer, Cancel, Commands, GiveUp, Start
 from policies.model import Carrier, Change, Failure, Path, Ranking
 
 if TYPE_CHECKING:
@@ -29,17 +30,30 @@ UPGRADED_IDLE_S = 3600.0
 """Longest silence on a connection switched to raw bytes."""
 
 
-def candidates(
-    ranking: Ranking, suits: Callable[[Path], bool] | None = None
-) -> tuple[tuple[str, ...], int]:
-    """The names of the paths that suit, best first, and how many of them are no last resort.
+class Candidates(NamedTuple):
+    """What a machine chooses from."""
+
+    paths: tuple[str, ...]
+    """Their names, best first."""
+    eligible: int
+    """How many of them are fit for races and hedges."""
+    reachable: int
+    """How many of them are not DOWN."""
+
+
+def candidates(ranking: Ranking, suits: Callable[[Path], bool] | None = None) -> Candidates:
+    """The paths of ``ranking`` that suit.
 
     If none suits, all are taken: a request is never left without a path while there is one.
     """
     order = ranking.order
     if suits is not None:
         order = tuple(c for c in order if suits(c.state.path)) or order
-    return tuple(c.state.path.name for c in order), sum(not c.filtered for c in order)
+    return Candidates(
+        tuple(c.state.path.name for c in order),
+        sum(not c.filtered for c in order),
+        sum(c.filtered != "down" for c in order),
+    )
 
 
 class Try(Protocol):
@@ -50,7 +64,7 @@ class Try(Protocol):
     @property
     def target(self) -> Target: ...
     @property
-    def why(self) -> str: ...
+    def begun(self) -> Start: ...
     @property
     def started_at(self) -> float: ...
     @property
@@ -90,7 +104,7 @@ class Driver(ABC, Generic[TryT]):
         self,
         house: Exchanges,
         plan: Plan,
-        machine: attempts.Exchange,
+        machine: Machine,
         request: RequestHead,
         responder: Responder,
     ) -> None:
@@ -123,8 +137,8 @@ class Driver(ABC, Generic[TryT]):
     # -- for subclasses ---------------------------------------------------------------------------
 
     @abstractmethod
-    def make_attempt(self, number: int, target: Target, why: str) -> TryT:
-        """An attempt on ``target``, not started yet."""
+    def make_attempt(self, begun: Start, target: Target) -> TryT:
+        """The attempt that ``begun`` orders, on ``target``; not started yet."""
 
     def suits(self, path: Path) -> bool:
         """Whether ``path`` will do for this exchange."""
@@ -160,40 +174,58 @@ class Driver(ABC, Generic[TryT]):
         """An attempt ended without a complete response, before any was committed."""
         if self.live.pop(attempt.number, None) is not None:
             self._remember(attempt, failure)
+            self._reroute()
             self.carry_out(self.machine.failed(attempt.number, failure, monotonic()))
 
-    def path_down(self, change: Change, ranking: Ranking) -> None:
-        """A path in use was declared DOWN; ``ranking`` is the new order."""
+    def path_down(self, change: Change) -> None:
+        """A path in use was declared DOWN."""
         if not self.machine.done:
-            self.machine.reroute(*candidates(ranking, self.suits))
+            self._reroute()
             self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason))
 
-    def path_suspect(self, path: str) -> None:
+    def path_suspect(self, change: Change) -> None:
         """A path in use became SUSPECT."""
-        self.carry_out(self.machine.path_suspect(path, monotonic()))
+        if not self.machine.done:
+            self._reroute()
+            self.carry_out(self.machine.path_suspect(change.path, monotonic(), change.reason))
+
+    def path_back(self) -> None:
+        """A path that was DOWN, perhaps of another upstream, is not any more."""
+        if self.machine.stranded:
+            self._reroute()
+            self.carry_out(self.machine.path_back(monotonic()))
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.carry_out(self.machine.timer_fired(monotonic()))
+        if not self.machine.done:
+            self._reroute()
+            self.carry_out(self.machine.timer_fired(monotonic()))
+
+    def _reroute(self) -> None:
+        """The order may have changed since the plan was made: whoever starts later takes the new.
+
+        Never for a first attempt: that is what the plan is for.
+        """
+        old = self.plan.ranking
+        ranking = self.house.table.peek(old.upstream, old.request_class)
+        self.machine.reroute(*candidates(ranking, self.suits))
 
     # -- commands ---------------------------------------------------------------------------------
 
-    def carry_out(self, commands: attempts.Commands) -> None:
+    def carry_out(self, commands: Commands) -> None:
         """Carry out in order. `Commit` is the caller's, who holds the response head."""
         for command in commands:
-            if isinstance(command, attempts.Start):
+            if isinstance(command, Start):
                 self._start(command)
-            elif isinstance(command, attempts.ArmTimer):
+            elif isinstance(command, ArmTimer):
                 self._arm(command.at)
-            elif isinstance(command, attempts.Cancel):
-                self._cancel(command.attempt)
-            elif isinstance(command, attempts.GiveUp):
+            elif isinstance(command, Cancel):
+                self._cancel(command.attempt, command.failure)
+            elif isinstance(command, GiveUp):
                 self._give_up(command)
 
-    def _start(self, command: attempts.Start) -> None:
-        attempt = self.make_attempt(
-            command.attempt, self.house.targets.get(command.path), command.why
-        )
+    def _start(self, command: Start) -> None:
+        attempt = self.make_attempt(command, self.house.targets.get(command.path))
         self.live[command.attempt] = attempt
         if command.attempt > 1:
             self._count_extra(command.why)
@@ -210,16 +242,18 @@ class Driver(ABC, Generic[TryT]):
     def _arm(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self.machine.stranded:
+            self.house.stranded[self] = None
         delay_s = max(0.0, at - monotonic())
         self._timer = self.house.loop.call_later(delay_s, self._timer_fired)
 
-    def _cancel(self, number: int) -> None:
+    def _cancel(self, number: int, failure: Failure | None = None) -> None:
         attempt = self.live.pop(number, None)
         if attempt is not None:
-            self._remember(attempt, None)
+            self._remember(attempt, failure)
             attempt.cancel()
 
-    def _give_up(self, command: attempts.GiveUp) -> None:
+    def _give_up(self, command: GiveUp) -> None:
         error = error_type(command.failure, command.status)
         detail = f"{self.plan.ranking.upstream}: {command.failure.detail} ({command.reason})"
         self.fail(command.status, error, detail)
@@ -258,7 +292,8 @@ class Driver(ABC, Generic[TryT]):
                 attempt.started_at - self.started_at,
                 monotonic() - self.started_at,
                 failure,
-                attempt.why,
+                attempt.begun.why,
                 failure is None and not (attempt is self.winner and attempt.over),
+                attempt.begun.reason,
             ),
         )

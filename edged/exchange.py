@@ -10,6 +10,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from edged.accesslog import AttemptRecord
 from edged.attempt import Attempt
 from edged.compress import (
     ACCEPT_ENCODING,
@@ -24,6 +25,7 @@ from edged.outcome import judge
 from edged.preferences import Preferences
 from edged.spool import Spool
 from edged.targets import Target
+from policies.commands import Start
 from policies.model import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -83,9 +85,9 @@ class Exchange(Driver[Attempt]):
         self._client_slow = False
         self._paused_client = False
 
-    def make_attempt(self, number: int, target: Target, why: str) -> Attempt:
+    def make_attempt(self, begun: Start, target: Target) -> Attempt:
         """A stream from the pools."""
-        return Attempt(self, number, target, why)
+        return Attempt(self, begun, target)
 
     def begin(self) -> None:
         """The head is here. A small body that is still to come is waited for."""
@@ -196,6 +198,26 @@ class Exchange(Driver[Attempt]):
         else:
             self.deadline = now + self.plan.idle_timeout_s
         self.responder.head(head)
+
+    def attempt_moved(self, attempt: Attempt, left: Target) -> None:
+        """It goes on over another line, unrepeated: the leg that is over is remembered."""
+        now, begun, path = monotonic(), attempt.begun, attempt.target.path
+        self.record.attempts += (
+            AttemptRecord(
+                left.path.name,
+                attempt.carrier,
+                attempt.started_at - self.started_at,
+                now - self.started_at,
+                why=begun.why,
+                reason=begun.reason,
+                moved=True,
+            ),
+        )
+        reason = f"the connection moved from line {left.path.line.name}"
+        attempt.begun = Start(attempt.number, path.name, "migration", reason)
+        attempt.started_at = now
+        self.machine.moved(attempt.number, path.name)
+        self.service.counters.migrations += 1
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """It is over without a complete response."""

@@ -9,23 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edged.accesslog import ExchangeRecord
 from edged.counters import UpstreamCounters
 from edged.downstream.base import RequestSink, Responder
-from edged.driver import Driver, candidates
+from edged.driver import Candidates, Driver, candidates
 from edged.exchange import Exchange
 from edged.headers import REQUEST_ID, answer, error_response, via_value
 from edged.messages import RequestHead, ResponseHead, header
 from edged.preferences import read as preferences_of
+from edged.tails import Tails
 from edged.targets import Target, Targets
 from edged.tunnel import Leg, Tunnel
 from edged.upstream.base import Upstreams
-from policies import attempts
+from policies.attempts import Exchange as Machine
 from policies.budget import hedge_budget, retry_bucket, retry_capacity
+from policies.commands import Traits
+from policies.costing import race_delay_s
 from policies.model import Change, Ranking, Replay, RequestClass, Verdict
 from policies.schema import Policy
 from probes.base import Dialer
@@ -35,11 +39,6 @@ if TYPE_CHECKING:
     from edged.table import PathTable
 
 _log = logging.getLogger("edged.exchange")
-
-_DEFAULT_RACE_S = 0.5
-_RACE_FLOOR_S = 0.1
-_COLD_ROUND_TRIPS = 3.5  # DNS from the cache, TCP, TLS 1.3, and half a round trip of grace
-
 
 UNLISTED = "*"
 """The service of hosts in no upstream."""
@@ -60,7 +59,7 @@ _SLOW_HINT = "raise first_byte_timeout_s in the upstream's policy if the service
 class Service:
     """One upstream as exchanges need it. Budgets and counters survive a reload."""
 
-    __slots__ = ("counters", "hedges", "name", "policy", "retries")
+    __slots__ = ("counters", "hedges", "name", "policy", "retries", "tails")
 
     def __init__(self, name: str, policy: Policy) -> None:
         self.name = name
@@ -68,6 +67,7 @@ class Service:
         self.counters = UpstreamCounters()
         self.retries = retry_bucket(policy.retry)
         self.hedges = hedge_budget(policy.hedge)
+        self.tails: defaultdict[RequestClass, Tails] = defaultdict(Tails)
 
     def configure(self, policy: Policy) -> None:
         """Take a new policy."""
@@ -94,6 +94,7 @@ class Plan:
         "idle_timeout_s",
         "ranking",
         "service",
+        "tails",
     )
 
     def __init__(self, service: Service, ranking: Ranking, *, gateway: bool) -> None:
@@ -108,29 +109,32 @@ class Plan:
         replay = policy.replay or (Replay.LINE_DOWN if gateway else Replay.NEVER)
         attempts_allowed = policy.retry.max_attempts
         when = policy.hedge.when
-        self._safe = attempts.Traits(True, replay, when != "off", attempts_allowed)
-        self._other = attempts.Traits(False, replay, when == "always", attempts_allowed)
+        self._safe = Traits(True, replay, when != "off", attempts_allowed)
+        self._other = Traits(False, replay, when == "always", attempts_allowed)
+        self.tails = service.tails[ranking.request_class].fresh
         self._hedge_delay_s: float | None = None
         self._race_delay_s: float | None = None
-        if self.candidates[1] > 1:
+        if len(ranking.order) > 1:
             best = ranking.order[0].state
-            if best.ttfb_p95_s is not None:
-                self._hedge_delay_s = max(best.ttfb_p95_s, policy.hedge.min_delay_s)
-            rtt_s = best.estimate.rtt_s
-            self._race_delay_s = (
-                _DEFAULT_RACE_S if rtt_s is None else max(_RACE_FLOOR_S, _COLD_ROUND_TRIPS * rtt_s)
-            )
+            self._race_delay_s = race_delay_s(best)
+            tails = service.tails[ranking.request_class]
+            p95_s = tails.p95_s(best.path.endpoint.name, monotonic())
+            if p95_s is not None:
+                self._hedge_delay_s = max(p95_s, policy.hedge.min_delay_s)
 
-    def machine(self, safe: bool, candidates: tuple[Sequence[str], int]) -> attempts.Exchange:
-        """The decider of one exchange over these `edged.driver.candidates`."""
-        return attempts.Exchange(
-            candidates[0],
+    def machine(self, safe: bool, candidates: Candidates) -> Machine:
+        """The decider of one exchange over these candidates."""
+        paths, eligible, reachable = candidates
+        return Machine(
+            paths,
             self._safe if safe else self._other,
             self.service.retries,
             self.service.hedges,
             hedge_delay_s=self._hedge_delay_s,
             race_delay_s=self._race_delay_s,
-            eligible=candidates[1],
+            eligible=eligible,
+            reachable=reachable,
+            patience_s=self.connect_timeout_s,
         )
 
 
@@ -160,6 +164,8 @@ class Exchanges:
         self.live: dict[Driver[Any], None] = {}
         self.legs: dict[Leg, None] = {}
         """Connected tunnels' upstream connections."""
+        self.stranded: dict[Driver[Any], None] = {}
+        """Those that wait for any path that is not DOWN."""
         self.targets = Targets(lambda name: table.snapshot.paths[name].path)
         self._pseudonym = node.encode()
         self.via = {
@@ -210,14 +216,15 @@ class Exchanges:
         Subscribe this before the pools: an exchange must know the new order before its streams
         fail.
         """
-        for attempt in self.targets.live_on(change.path):
-            exchange = attempt.exchange
-            if change.new is Verdict.DOWN:
-                old = exchange.plan.ranking
-                ranking = self.table.ranking(old.upstream, old.request_class)
-                exchange.path_down(change, ranking)
-            elif change.new is Verdict.SUSPECT:
-                exchange.path_suspect(change.path)
+        if change.old is Verdict.DOWN:
+            for stranded in tuple(self.stranded):
+                stranded.path_back()
+        elif change.new is Verdict.DOWN:
+            for attempt in self.targets.live_on(change.path):
+                attempt.exchange.path_down(change)
+        elif change.new is Verdict.SUSPECT:
+            for attempt in self.targets.live_on(change.path):
+                attempt.exchange.path_suspect(change)
 
     def tick(self, now: float) -> None:
         """Call about once a second: deadlines, and how much each line carries.
@@ -230,6 +237,9 @@ class Exchanges:
                 exchange.deadline_passed(now)
         self.wall_offset_s = time.time() - monotonic()
         self.targets.flush(self.table, now)
+        for service in self.services.values():
+            for tails in service.tails.values():
+                tails.flush(now)
         span_s = now - self._metered_at
         if span_s > 0:
             self._metered_at = now
@@ -303,6 +313,8 @@ class Exchanges:
     def closed(self, exchange: Driver[Any]) -> None:
         """An exchange is over: count it and hand in its record."""
         self.live.pop(exchange, None)
+        if self.stranded:
+            self.stranded.pop(exchange, None)
         record, winner, machine = exchange.record, exchange.winner, exchange.machine
         record.total_s = total_s = monotonic() - exchange.started_at
         if winner is not None:
@@ -321,7 +333,7 @@ class Exchanges:
             counters.statuses[record.status] += 1
         if machine.starts > 1:
             record.hedged = machine.hedged
-            record.replayed = machine.doubled > 0 and not machine.hedged
+            record.replayed = machine.doubled > machine.hedged
             counters.double_executions += machine.doubled
         self._record(record)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, cast
 from edged.driver import UPGRADED_IDLE_S, Driver, candidates
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.routes import split_authority
-from policies.model import Carrier, Change, Failure, Kind, Outcome, Path, Ranking, Sample
+from policies.commands import Start
+from policies.model import Carrier, Change, Failure, Kind, Outcome, Path, Sample
 from probes.base import DialError
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Tunnel(Driver["Leg"]):
         self.early: list[bytes] = []
         """What the client sent before it was connected (a TLS ClientHello, usually)."""
 
-    def make_attempt(self, number: int, target: Target, why: str) -> Leg:
+    def make_attempt(self, begun: Start, target: Target) -> Leg:
         """A TCP connection over the target's line."""
-        return Leg(self, number, target, why)
+        return Leg(self, begun, target)
 
     def suits(self, path: Path) -> bool:
         """Endpoints of the very host the client named will do, if there are any.
@@ -150,12 +151,12 @@ class Tunnel(Driver["Leg"]):
         else:
             self._break("connection_terminated", f"the tunnel's connection was lost: {error}")
 
-    def path_down(self, change: Change, ranking: Ranking) -> None:
+    def path_down(self, change: Change) -> None:
         """DOWN closes an established tunnel at once; one that is still connecting moves."""
         if self.winner is not None:
             self._break("connection_terminated", f"path {change.path} is down: {change.reason}")
         else:
-            super().path_down(change, ranking)
+            super().path_down(change)
 
     def deadline_passed(self, now: float) -> None:
         """No connection in time, or a silent hour."""
@@ -183,11 +184,11 @@ class Leg(asyncio.Protocol):
 
     carrier: Carrier | None = None
 
-    def __init__(self, tunnel: Tunnel, number: int, target: Target, why: str) -> None:
+    def __init__(self, tunnel: Tunnel, begun: Start, target: Target) -> None:
         self.exchange = tunnel
-        self.number = number
+        self.begun = begun
+        self.number = begun.attempt
         self.target = target
-        self.why = why
         self.started_at = monotonic()
         self._task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None

@@ -1,7 +1,7 @@
 """The machine of one exchange: which paths are tried, when, and whether an attempt may be repeated.
 
-Events in (past tense), commands out; no I/O, no clock. The caller carries out the commands in
-order, at once, before the next event.
+Events in (past tense), commands out (`policies.commands`); no I/O, no clock. The caller carries out
+the commands in order, at once, before the next event.
 
 Attempts. An attempt is *pending* from `Start` until its request is handed to a connection (`sent`);
 from then on the upstream may have executed it, unless a `Failure` says ``unprocessed``. The first
@@ -20,12 +20,13 @@ sent, no response byte, only slow     hedge if ``hedge``    hedge if ``hedge`` a
 response begun, 429 and 503           committed             committed
 ====================================  ====================  =====================================
 
-1. At most two attempts are live. Live attempts are on different paths.
+1. At most two attempts are live. They start on different paths, but one may move to the other's.
 2. Races. While the only live attempt is pending for longer than ``race_delay_s``, or its path is
    SUSPECT, a second one may start: nothing was sent, so nothing can happen twice. When one of two
    attempts is sent, another that is still pending is cancelled.
-3. Hedges. At most one per exchange, from the hedge budget, ``hedge_delay_s`` after the request was
-   sent, or at once when the path becomes SUSPECT.
+3. Hedges. At most one per exchange, from the hedge budget: at once when the path becomes SUSPECT;
+   else ``hedge_delay_s`` after the request was sent, if the upstream answered another exchange
+   since. Where nobody is answered it is no tail: the service thinks, or the detector will tell.
 4. Another path means: the best one that did not fail this exchange yet; then one that did, but is
    not DOWN, after a pause (none for the first repeat of a request that was sent: the pooled
    connection was stale). With ``max_attempts`` starts, races and hedges included, it is over.
@@ -34,82 +35,24 @@ response begun, 429 and 503           committed             committed
    one of which nothing was sent: they put no second load on the upstream, and a line that dies
    under load must not cost answers while other paths are UP. A request refused unprocessed takes a
    retry token and may overdraw the bucket by its capacity. All other retries take a token or end.
-7. Exactly one `Commit` or `GiveUp` ends the machine, or ``client_gone``. Until then there is a live
+7. Last resorts. While every path is DOWN each is tried once, at most two at a time, for
+   ``patience_s`` in all unless one gets its request sent; a path that comes back is taken at once.
+   It makes no difference whether the paths went DOWN before the request came or under it.
+8. Exactly one `Commit` or `GiveUp` ends the machine, or ``client_gone``. Until then there is a live
    attempt or an armed timer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from policies.budget import Bucket
+from policies.budget import Bucket, HedgeBudget
+from policies.commands import ArmTimer, Cancel, Commands, Commit, GiveUp, Start, Traits, Why
 from policies.model import Blame, Failure, Outcome, Replay
 
 REPEAT_PAUSE_S = 0.05
-"""Before a path that failed is tried again; doubles with each attempt."""
-
-Why: TypeAlias = Literal["first", "retry", "failover", "race", "hedge"]
-
-
-class Traits(NamedTuple):
-    """What the machine needs to know of a request and its policy."""
-
-    safe: bool
-    """Safe method (RFC 9110 section 9.2.1) or Idempotency-Key."""
-    replay: Replay
-    hedge: bool
-    """The policy wants this request hedged."""
-    max_attempts: int
-
-
-class Start(NamedTuple):
-    """Begin attempt number ``attempt`` (from 1) on ``path``."""
-
-    attempt: int
-    path: str
-    why: Why = "first"
-
-
-class Cancel(NamedTuple):
-    """Give this attempt up; report nothing of it any more."""
-
-    attempt: int
-
-
-class Commit(NamedTuple):
-    """This attempt's response is the answer."""
-
-    attempt: int
-
-
-class ArmTimer(NamedTuple):
-    """Call ``timer_fired`` at ``at``; replaces any earlier timer."""
-
-    at: float
-
-
-class GiveUp(NamedTuple):
-    """No answer will come. ``reason`` says why there is no further attempt."""
-
-    failure: Failure
-    reason: str
-    status: int
-    """502, 503 (no path), 504, or 403 for an address that edged refuses to dial."""
-
-
-Command: TypeAlias = Start | Cancel | Commit | ArmTimer | GiveUp
-Commands: TypeAlias = tuple[Command, ...]
-
-
-class Hedges(Protocol):
-    """Where the right to a hedge comes from: `policies.budget.HedgeBudget` or a `Bucket`."""
-
-    def earn(self) -> None:
-        """A request came."""
-
-    def take(self, now: float) -> bool:
-        """Take the right to one hedge."""
+"""Before a path that failed, or a last resort, is tried; doubles with each attempt."""
+PATIENCE_S = 5.0
 
 
 class _Attempt:
@@ -127,12 +70,13 @@ class _Attempt:
 _NOTHING: Commands = ()
 _FIRST_COMMIT: Commands = (Commit(1),)
 _NO_PATH = Failure(Outcome.UNREACHABLE, "no path to this upstream", unprocessed=True)
+_ALL_DOWN = Failure(Outcome.TIMEOUT, "every path is DOWN", unprocessed=True, path_down=True)
 _EXPIRED = Failure(Outcome.TIMEOUT, "no response within the limit")
 
 
 class Exchange:
     """One exchange. ``candidates``: path names, best first; the first ``eligible`` of them (`None`:
-    all) are fit for races and hedges, the others (DOWN, ejected, hot) are last resorts.
+    all) are fit for races and hedges, those after the first ``reachable`` (`None`: all) are DOWN.
 
     After each `Start` the caller reports ``sent``, ``pending`` or ``failed`` for that attempt.
     ``hedge_delay_s`` and ``race_delay_s``: `None` means never. ``retries`` and ``hedges`` are the
@@ -144,15 +88,19 @@ class Exchange:
         "_done",
         "_down",
         "_eligible",
+        "_executed",
         "_failed",
         "_hedge_delay_s",
         "_hedges",
         "_last_failure",
         "_live",
+        "_lost_at",
+        "_patience_s",
         "_race_delay_s",
-        "_repeat_at",
-        "_repeat_why",
+        "_reachable",
+        "_repeat",
         "_replayable",
+        "_resorts",
         "_retries",
         "_traits",
         "doubled",
@@ -165,34 +113,44 @@ class Exchange:
         candidates: Sequence[str],
         traits: Traits,
         retries: Bucket,
-        hedges: Hedges,
+        hedges: HedgeBudget,
         *,
         hedge_delay_s: float | None,
         race_delay_s: float | None = None,
         eligible: int | None = None,
+        reachable: int | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._candidates = candidates
         self._eligible = eligible
+        self._reachable = reachable
         self._traits = traits
         self._retries = retries
         self._hedges = hedges
         may_hedge = traits.hedge and (traits.safe or traits.replay is Replay.ALWAYS)
         self._hedge_delay_s = hedge_delay_s if may_hedge else None
         self._race_delay_s = race_delay_s
+        self._patience_s = patience_s
         self._live: list[_Attempt] = []
-        # Paths that failed this exchange and that were declared DOWN during it. Made on demand.
+        # Made on demand: paths that failed this exchange by themselves, that were declared DOWN
+        # since the ranking, and that were tried although they are DOWN.
         self._failed: set[str] | None = None
         self._down: set[str] | None = None
-        self._repeat_at: float | None = None
-        self._repeat_why: Why = "retry"
+        self._resorts: set[str] | None = None
+        self._lost_at: float | None = None
+        """Since when no path is reachable and none was sent to; `None`: some is."""
+        self._repeat: tuple[float, Why, str] | None = None
+        """When the next attempt starts, with its why and reason; nothing is live until then."""
         self._last_failure: Failure | None = None
+        self._executed = False
+        """An attempt that has ended may have been executed."""
         self._replayable = True
         self._done = False
         self.starts = 0
         """Attempts started."""
         self.hedged = False
         self.doubled = 0
-        """Attempts started although an earlier one may have been executed."""
+        """Attempts sent although another one may have been executed."""
 
     @property
     def done(self) -> bool:
@@ -203,6 +161,11 @@ class Exchange:
     def live(self) -> tuple[int, ...]:
         """The numbers of the live attempts."""
         return tuple(a.number for a in self._live)
+
+    @property
+    def stranded(self) -> bool:
+        """Every path is DOWN: call `path_back` when one is not any more."""
+        return self._lost_at is not None and not self._done
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -215,12 +178,16 @@ class Exchange:
         path = self._candidates[0]
         self.starts = 1
         self._live.append(_Attempt(1, path, now))
+        if self._reachable == 0:
+            self._lost_at = now
+            self._resorts = {path}
+            return (ArmTimer(now + self._patience_s), Start(1, path))
         return (Start(1, path),)
 
     def pending(self, attempt: int, now: float) -> Commands:
         """`Start` found no free connection: one is being dialled or waited for."""
         live = self._find(attempt)
-        if live is None or live.sent_at is not None or self._race_delay_s is None:
+        if live is None or live.sent_at is not None:
             return _NOTHING
         live.pending_at = now
         return self._arm(now)
@@ -231,6 +198,10 @@ class Exchange:
         if live is None or live.sent_at is not None:
             return _NOTHING
         live.sent_at = now
+        if attempt > 1 or self._lost_at is not None:
+            self._lost_at = None
+            if self._executed or any(a.sent_at is not None for a in self._live if a is not live):
+                self.doubled += 1
         if len(self._live) == 1:
             delay_s = self._hedge_delay_s
             return _NOTHING if delay_s is None or self.hedged else (ArmTimer(now + delay_s),)
@@ -245,6 +216,7 @@ class Exchange:
         if live is None:
             return _NOTHING
         self._done = True
+        self._hedges.answered_at = now
         if len(self._live) == 1:
             self._live.clear()
             return _FIRST_COMMIT if attempt == 1 else (Commit(attempt),)
@@ -258,51 +230,89 @@ class Exchange:
         if live is None:
             return _NOTHING
         self._live.remove(live)
-        if self._failed is None:
-            self._failed = set()
-        self._failed.add(live.path)
+        if failure.path_down:
+            self._down = {live.path, *(self._down or ())}
+        else:
+            self._failed = {live.path, *(self._failed or ())}
         return self._after(live, failure, now)
+
+    def moved(self, attempt: int, path: str) -> None:
+        """The attempt goes on over ``path``, unrepeated (connection migration)."""
+        live = self._find(attempt)
+        if live is not None:
+            live.path = path
 
     def path_down(self, path: str, now: float, reason: str = "declared DOWN") -> Commands:
         """``path`` was declared DOWN. Call `reroute` first: the next path may share its line."""
         if self._done:
             return _NOTHING
-        if self._down is None:
-            self._down = set()
-        self._down.add(path)
+        self._down = {path, *(self._down or ())}
         live = next((a for a in self._live if a.path == path), None)
         if live is None:
-            if self._live or self._repeat_at is None or self._pick(repeat=True) is not None:
+            if self._live or self._pick(repeat=True) is not None:
                 return _NOTHING
-            return self._give_up(self._last_failure or _NO_PATH, "no other path is left")
+            if self._resort() is None:
+                return self._give_up(self._last_failure or _ALL_DOWN, "no other path is left")
+            self._lost_at = now if self._lost_at is None else self._lost_at
+            return _NOTHING
         self._live.remove(live)
         unsent = live.sent_at is None
         failure = Failure(Outcome.TIMEOUT, f"path {path} is down: {reason}", unsent, path_down=True)
-        return (Cancel(live.number), *self._after(live, failure, now))
+        return (Cancel(live.number, failure), *self._after(live, failure, now))
 
-    def path_suspect(self, path: str, now: float) -> Commands:
+    def path_back(self, now: float) -> Commands:
+        """A path that was DOWN can be used again. Call `reroute` first."""
+        if not self.stranded or (path := self._pick(repeat=True, live=True)) is None:
+            return _NOTHING
+        self._lost_at = None
+        if self._repeat is not None:
+            self._repeat = (now, *self._repeat[1:])
+            return self._start_repeat(now)
+        if self._cannot_start():
+            return _NOTHING
+        # What was sent into the void waits for ever longer retransmissions: dial anew.
+        stale = [a for a in self._live if a.path == path] or self._live[1:]
+        for attempt in stale:
+            self._live.remove(attempt)
+        cancels = [Cancel(a.number) for a in stale]
+        return (*cancels, *self._start(path, "failover", f"path {path} is back", now))
+
+    def path_suspect(self, path: str, now: float, reason: str = "declared SUSPECT") -> Commands:
         """``path`` became SUSPECT: redundancy is bought now, if it may be."""
         if len(self._live) != 1 or self._live[0].path != path or self._done:
             return _NOTHING
-        return self._second(self._live[0], now)
+        return self._second(self._live[0], now, f"path {path} is suspect: {reason}")
 
     def timer_fired(self, now: float) -> Commands:
         """The armed time came. Early and stale calls are harmless."""
         if self._done:
             return _NOTHING
-        if self._repeat_at is not None:
-            return self._repeat(now)
-        at = self._deadline()
-        if at is None:
+        if self._lost_at is not None and now >= self._lost_at + self._patience_s:
+            cancels = [Cancel(a.number) for a in self._live]
+            reason = f"no path came back within {self._patience_s:g} s"
+            failure = self._last_failure or _ALL_DOWN
+            return (*cancels, *self._give_up(failure, reason, 502 if self._executed else 503))
+        if self._repeat is not None:
+            return self._start_repeat(now)
+        at = self._company_at()
+        if at is None or now < at:
+            return self._arm(now)
+        live = self._live[0]
+        if live.sent_at is None:
+            commands = self._second(live, now, f"no connection after {now - live.pending_at:.3f} s")
+        elif self._hedges.answered_at <= live.sent_at:
             return _NOTHING
-        if now < at:
-            return (ArmTimer(at),)
-        return self._second(self._live[0], now)
+        else:
+            commands = self._second(live, now, f"no answer after {now - live.sent_at:.3f} s")
+        return commands if commands or self._lost_at is None else (self._end(self._lost_at),)
 
-    def reroute(self, candidates: Sequence[str], eligible: int | None = None) -> None:
+    def reroute(
+        self, candidates: Sequence[str], eligible: int | None = None, reachable: int | None = None
+    ) -> None:
         """A new ranking: the order of what may still be tried."""
         self._candidates = candidates
         self._eligible = eligible
+        self._reachable = reachable
         self._down = None
 
     def replay_lost(self) -> Commands:
@@ -321,7 +331,7 @@ class Exchange:
         """The policy's longest wait for a response head is over."""
         if self._done:
             return _NOTHING
-        cancels = tuple(Cancel(a.number) for a in self._live)
+        cancels = tuple(Cancel(a.number, _EXPIRED) for a in self._live)
         return (*cancels, *self._give_up(_EXPIRED, "first_byte_timeout_s of the policy"))
 
     def client_gone(self, now: float) -> Commands:
@@ -331,7 +341,7 @@ class Exchange:
         self._done = True
         cancels = tuple(Cancel(a.number) for a in self._live)
         self._live.clear()
-        self._repeat_at = None
+        self._repeat = None
         return cancels
 
     # -- decisions -------------------------------------------------------------------------------
@@ -340,8 +350,6 @@ class Exchange:
         """What follows a live attempt's end: the replay table, then the budget."""
         if self._last_failure is None or not failure.path_down:
             self._last_failure = failure  # why it failed tells more than that the path is DOWN now
-        if self._live:
-            return self._arm(now)
         line_failed = (
             failure.path_down
             or failure.outcome is Outcome.UNREACHABLE
@@ -349,6 +357,9 @@ class Exchange:
         )
         unsent = ended.sent_at is None
         unprocessed = unsent or failure.unprocessed
+        self._executed = self._executed or not unprocessed
+        if self._live:
+            return self._arm(now)
         traits = self._traits
         replay_allowed = (
             unprocessed
@@ -362,59 +373,64 @@ class Exchange:
         refusal = self._cannot_start()
         if refusal:
             return self._give_up(self._last_failure, refusal)
-        if self._pick(repeat=True) is None:
+        again = self._pick(repeat=True)
+        if again is None and self._resort() is None:
             return self._give_up(self._last_failure, "no other path is left")
         free = unsent or line_failed or failure.blame is Blame.LINE
         overdraft = self._retries.capacity if unprocessed else 0.0
         if not free and not self._retries.take(now, overdraft=overdraft):
             return self._give_up(failure, "the retry budget is spent")
-        if not unprocessed:
-            self.doubled += 1
         why: Why = "failover" if line_failed else "retry"
         path = self._pick()
         if path is not None:
-            return self._start(path, why, now)
-        stale = not unsent and self.starts == 1
+            return self._start(path, why, failure.detail, now)
+        stale = not unsent and self.starts == 1 and again is not None
         pause_s = 0.0 if stale else REPEAT_PAUSE_S * 2.0 ** (self.starts - 1)
-        self._repeat_at = now + pause_s
-        self._repeat_why = why
-        return self._repeat(now)
+        self._repeat = (now + pause_s, why, failure.detail)
+        if again is None and self._lost_at is None:
+            self._lost_at = now
+        return self._start_repeat(now)
 
-    def _repeat(self, now: float) -> Commands:
-        """After the pause: the best path there is now, failed before or not."""
-        assert self._repeat_at is not None
-        if now < self._repeat_at:
-            return (ArmTimer(self._repeat_at),)
-        self._repeat_at = None
-        path = self._pick() or self._pick(repeat=True)
+    def _start_repeat(self, now: float) -> Commands:
+        """After the pause: the best path there is now, failed before or not; else a last resort."""
+        assert self._repeat is not None
+        at, why, reason = self._repeat
+        if now < at:
+            return (ArmTimer(at),)
+        self._repeat = None
+        path = self._pick() or self._pick(repeat=True) or self._resort()
         if path is None or not self._replayable:
             return self._give_up(self._last_failure or _NO_PATH, "no other path is left")
-        return self._start(path, self._repeat_why, now)
+        start = self._start(path, why, reason, now)
+        return start if self._lost_at is None else (self._end(self._lost_at), *start)
 
-    def _second(self, live: _Attempt, now: float) -> Commands:
+    def _second(self, live: _Attempt, now: float, reason: str) -> Commands:
         """A second attempt beside ``live``: a race if that one is pending, else a hedge."""
         if self._cannot_start():
             return _NOTHING
         path = self._pick(self._eligible)
-        if path is None:
-            return _NOTHING
         if live.sent_at is None:
-            return self._start(path, "race", now)
-        if self._hedge_delay_s is None or self.hedged or not self._hedges.take(now):
+            if path is None and self._lost_at is not None:
+                path = self._resort()
+            return _NOTHING if path is None else self._start(path, "race", reason, now)
+        if path is None or self._hedge_delay_s is None or self.hedged:
+            return _NOTHING
+        if not self._hedges.take(now):
             return _NOTHING
         self.hedged = True
-        self.doubled += 1
-        return self._start(path, "hedge", now)
+        return self._start(path, "hedge", reason, now)
 
-    def _start(self, path: str, why: Why, now: float) -> Commands:
+    def _start(self, path: str, why: Why, reason: str, now: float) -> Commands:
+        if self._lost_at is not None:
+            self._resorts = {path, *(self._resorts or ())}
         self.starts += 1
         self._live.append(_Attempt(self.starts, path, now))
-        return (Start(self.starts, path, why),)
+        return (Start(self.starts, path, why, reason),)
 
     def _give_up(self, failure: Failure, reason: str, status: int | None = None) -> Commands:
         self._done = True
         self._live.clear()
-        self._repeat_at = None
+        self._repeat = None
         if status is None and failure.outcome is Outcome.FORBIDDEN:
             status = 403
         if status is None:
@@ -432,23 +448,32 @@ class Exchange:
             return f"all {self._traits.max_attempts} attempts are used up"
         return ""
 
-    def _pick(self, first: int | None = None, *, repeat: bool = False) -> str | None:
-        """The best candidate (of the ``first``) that is not live, not DOWN and, unless ``repeat``,
-        did not fail before.
+    def _pick(
+        self, first: int | None = None, *, repeat: bool = False, live: bool = False
+    ) -> str | None:
+        """The best candidate (of the ``first``) that is not DOWN and, unless allowed, did not fail
+        before (``repeat``) and is not live.
         """
-        live, down = self._live, self._down
+        down = self._down
         failed = None if repeat else self._failed
-        for path in self._candidates[:first]:
+        for path in self._candidates[: self._reachable][:first]:
             if down is not None and path in down:
                 continue
             if failed is not None and path in failed:
                 continue
-            if live and path == live[0].path:
+            if not live and self._live and path == self._live[0].path:
                 continue
             return path
         return None
 
-    def _deadline(self) -> float | None:
+    def _resort(self) -> str | None:
+        """The best path that is DOWN and was neither tried so nor failed by itself."""
+        known = {*(self._failed or ()), *(self._resorts or ()), *(a.path for a in self._live)}
+        return next((path for path in self._candidates if path not in known), None)
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def _company_at(self) -> float | None:
         """When the only live attempt gets company; `None`: never."""
         if len(self._live) != 1:
             return None
@@ -460,8 +485,14 @@ class Exchange:
         return live.sent_at + self._hedge_delay_s
 
     def _arm(self, now: float) -> Commands:
-        at = self._deadline()
+        at = self._company_at()
+        if self._lost_at is not None:
+            end = self._end(self._lost_at)
+            return (end,) if at is None or end.at < at else (ArmTimer(max(at, now)),)
         return _NOTHING if at is None else (ArmTimer(max(at, now)),)
+
+    def _end(self, lost_at: float) -> ArmTimer:
+        return ArmTimer(lost_at + self._patience_s)
 
     def _find(self, attempt: int) -> _Attempt | None:
         for live in self._live:

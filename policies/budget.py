@@ -77,9 +77,11 @@ class Bucket:
 class HedgeBudget:
     """A bucket of hedges with a brake."""
 
-    __slots__ = ("_hedged", "_requests", "bucket")
+    __slots__ = ("_hedged", "_requests", "answered_at", "bucket")
 
     def __init__(self, share: float) -> None:
+        self.answered_at = float("-inf")
+        """When an exchange was last answered: who waits while others are answered is the tail."""
         self.bucket = Bucket(share=share, capacity=HEDGE_BURST if share > 0 else 0.0)
         self._requests = 0
         self._hedged: deque[int] = deque()

@@ -14,6 +14,9 @@ from policies.score import PathInputs, expected_rtt_s, score
 
 RESPONSE_BYTES = 64 << 10
 """Expected size of a response, for its price."""
+RACE_DEFAULT_S = 0.5
+RACE_FLOOR_S = 0.1
+"""Cryptography and a busy loop take their time, too."""
 SMOOTHED_SAMPLES = 15
 """An exponential mean with weight 1/8 has the variance of the mean of 15 samples."""
 
@@ -34,10 +37,27 @@ class Facts(NamedTuple):
 
 def handshake_round_trips(state: PathState) -> int:
     """Round trips before a request can be sent: 0 warm, 1 QUIC or plain TCP, 2 TCP and TLS 1.3."""
-    if state.warm is not None:
-        return 0
+    return 0 if state.warm is not None else _cold_round_trips(state)
+
+
+def _cold_round_trips(state: PathState) -> int:
     endpoint = state.path.endpoint
     return 1 if endpoint.scheme == "http" or Carrier.H3 in endpoint.protocols else 2
+
+
+def race_delay_s(state: PathState) -> float:
+    """How long a connection on this path may take before another path is tried beside it.
+
+    The round trips of its handshake (RFC 8305 section 5: from measured RTT) and 4 rttvar, as a
+    probe timeout (RFC 9002 section 6.2.1). A warm h2 or h3 connection has at most to be asked with
+    a PING; a warm h1 connection may be busy, so that one is dialled.
+    """
+    estimate = state.estimate
+    if estimate.rtt_s is None:
+        return RACE_DEFAULT_S
+    trips = 1 if state.warm in (Carrier.H2, Carrier.H3) else _cold_round_trips(state)
+    variation_s = 4 * (estimate.rtt_s / 8 if estimate.rttvar_s is None else estimate.rttvar_s)
+    return max(RACE_FLOOR_S, trips * estimate.rtt_s + variation_s)
 
 
 def cost(facts: Sequence[Facts], request_class: RequestClass, policy: Policy) -> list[Scored]:

@@ -4,11 +4,12 @@ import asyncio
 import gzip
 import json
 import zlib
+from time import monotonic
 
 import pytest
 
 from edged.messages import ResponseHead
-from policies.model import Blame, Change, Outcome, Verdict
+from policies.model import Blame, Change, Outcome, RequestClass, Verdict
 from policies.schema import Compression, Failover, Hedge, Limits, Policy, Retry
 from tests.harness.scripted import Stage, make_path, staged
 
@@ -16,7 +17,7 @@ from tests.harness.scripted import Stage, make_path, staged
 def down(stage, path):
     """``path`` goes DOWN: the table's order changes, exchanges hear of it."""
     rest = [p for p in stage.paths if p.name != path]
-    stage.table.order(rest + [p for p in stage.paths if p.name == path])
+    stage.table.order(rest + [p for p in stage.paths if p.name == path], 1)
     change = Change(path, Verdict.UP, Verdict.DOWN, Blame.LINE, "silence", 0.0)
     stage.exchanges.path_changed(change)
 
@@ -340,44 +341,68 @@ async def test_expect_continue_waits_for_a_connection():
     assert client.log == ["resume"]
 
 
+def quick_stage(last_resorts=0):
+    """A stage whose GETs were answered in 10 ms until now."""
+    stage = Stage(policy=Policy(hedge=Hedge(min_delay_s=0.01)))
+    tails = stage.exchanges.services["up"].tails[RequestClass(0)]
+    tails.fresh["e1"] += [0.01] * 20
+    tails.flush(monotonic())
+    stage.table.order(stage.paths, last_resorts)
+    return stage
+
+
+async def hedge(stage):
+    """Wait for the second stream."""
+    async with asyncio.timeout(5):
+        while len(stage.streams) < 3:
+            await asyncio.sleep(0.005)
+    return stage.streams[0], stage.streams[2]
+
+
 @staged
 async def test_a_slow_get_is_hedged_and_the_faster_answer_wins():
-    policy = Policy(hedge=Hedge(min_delay_s=0.01))
-    stage = Stage(policy=policy, ttfb_p95_s=0.01)
-    client = stage.request()
-    for _ in range(50):
-        if len(stage.streams) == 2:
-            break
-        await asyncio.sleep(0.005)
-    slow, fast = stage.streams
+    stage = quick_stage()
+    client, other = stage.request(), stage.request()
+    stage.streams[1].answer(200, (), 2, b"ok")
+    slow, fast = await hedge(stage)
+    assert other.over == "end"
     fast.answer(200, (), 2, b"ok")
     assert slow.cancelled
     assert client.over == "end"
-    assert stage.counters.hedges == 1
-    assert stage.records[0].hedged
+    assert stage.counters.hedges == stage.counters.double_executions == 1
+    assert (stage.records[1].hedged, stage.records[1].replayed) == (True, False)
+    assert "no answer after 0.0" in stage.records[1].attempts[1].reason
     assert stage.idle()
 
 
 @staged
 async def test_the_loser_of_a_hedge_is_cancelled_even_if_the_first_wins():
-    stage = Stage(policy=Policy(hedge=Hedge(min_delay_s=0.01)), ttfb_p95_s=0.01)
-    client = stage.request()
-    while len(stage.streams) < 2:
-        await asyncio.sleep(0.005)
-    first, second = stage.streams
+    stage = quick_stage()
+    client, _ = stage.request(), stage.request()
+    stage.streams[1].answer(200, (), 2, b"ok")
+    first, second = await hedge(stage)
     first.answer(200, (), 2, b"ok")
     assert second.cancelled
-    assert (client.over, stage.records[0].path_name) == ("end", "cn2>up/e1")
+    assert (client.over, stage.records[1].path_name) == ("end", "cn2>up/e1")
     assert stage.idle()
 
 
-@staged
-async def test_a_last_resort_is_no_target_for_a_hedge():
-    stage = Stage(policy=Policy(hedge=Hedge(min_delay_s=0.01)), ttfb_p95_s=0.01)
-    stage.table.order(stage.paths, last_resorts=1)
-    stage.request()
-    await asyncio.sleep(0.1)
-    assert len(stage.streams) == 1
+@pytest.mark.parametrize("why_not", ["nobody is answered", "last resort", "another class"])
+def test_what_is_not_hedged(why_not):
+    @staged
+    async def play():
+        stage = quick_stage(last_resorts=why_not == "last resort")
+        if why_not == "another class":
+            stage.request(headers=[(b"accept", b"text/event-stream")])
+        else:
+            stage.request()
+        stage.request()
+        if why_not != "nobody is answered":
+            stage.streams[1].answer(200, (), 2, b"ok")
+        await asyncio.sleep(0.1)
+        assert len(stage.streams) == 2
+
+    play()
 
 
 @staged
@@ -631,8 +656,10 @@ async def test_the_record_tells_a_dead_attempt_from_one_that_answered():
     stage.streams[1].answer(200, (), 2, b"ok")
     (record,) = stage.records
     first, second = record.tries
-    assert (first.cancelled, second.cancelled) == (True, False)
+    assert (first.cancelled, second.cancelled) == (False, False)
+    assert first.failure.outcome is Outcome.TIMEOUT
     assert second.why == "failover"
+    assert first.failure.detail == second.reason == "path cn2>up/e1 is down: silence"
     assert record.path_name == "bgp>up/e1"
 
 
@@ -650,3 +677,95 @@ async def test_why_it_failed_is_told_rather_than_that_the_path_is_down_by_now():
         await asyncio.sleep(0.01)
     assert client.status == 502
     assert b"connection_refused" in client.headers[b"proxy-status"]
+
+
+# -- every path is DOWN ---------------------------------------------------------------------------
+
+
+def back(stage, path, last_resorts=0):
+    """``path`` shows a sign of life."""
+    rest = [p for p in stage.paths if p.name != path]
+    stage.table.order([p for p in stage.paths if p.name == path] + rest, last_resorts)
+    change = Change(path, Verdict.DOWN, Verdict.SUSPECT, Blame.LINE, "heard again", 0.0)
+    stage.exchanges.path_changed(change)
+
+
+async def asked(stage, count):
+    """Wait for that many attempts."""
+    async with asyncio.timeout(5):
+        while len(stage.upstreams.asked) < count:
+            await asyncio.sleep(0.005)
+    return [name for name, *_ in stage.upstreams.asked]
+
+
+@pytest.mark.parametrize("when", ["before", "pending", "sent"])
+def test_with_every_path_down_the_first_to_come_back_serves_at_once(when):
+    @staged
+    async def play():
+        stage = Stage()
+        both = [p.name for p in stage.paths]
+        stage.upstreams.busy = set(both) - ({"cn2>up/e1"} if when == "sent" else set())
+        if when == "before":
+            stage.table.order(stage.paths, 2)
+        client = stage.request()
+        stage.upstreams.busy = set(both)
+        if when != "before":
+            stage.table.order(stage.paths, 2)
+            change = Change("cn2>up/e1", Verdict.UP, Verdict.DOWN, Blame.LINE, "silence", 0.0)
+            stage.exchanges.path_changed(change)
+            await asked(stage, 2)
+        assert len(stage.exchanges.stranded) == 1
+        stage.upstreams.busy = set()
+        back(stage, "bgp>up/e1", 1)
+        stage.streams[-1].answer(200, (), 2, b"ok")
+        assert client.over == "end"
+        (record,) = stage.records
+        assert record.tries[-1].path == "bgp>up/e1"
+        assert record.tries[-1].reason == "path bgp>up/e1 is back"
+        assert record.replayed == (when == "sent")
+        assert not stage.exchanges.stranded
+        assert stage.idle()
+
+    play()
+
+
+@pytest.mark.parametrize("when", ["before", "pending"])
+def test_with_every_path_down_one_connect_timeout_is_waited_in_all(when):
+    @staged
+    async def play():
+        policy = Policy(failover=Failover(connect_timeout_s=0.3))
+        stage = Stage(policy=policy, rtt_s=0.01)
+        stage.upstreams.busy = {p.name for p in stage.paths}
+        if when == "before":
+            stage.table.order(stage.paths, 2)
+        client = stage.request()
+        if when == "pending":
+            down(stage, "cn2>up/e1")
+            stage.table.order(stage.paths, 2)
+            change = Change("bgp>up/e1", Verdict.UP, Verdict.DOWN, Blame.LINE, "silence", 0.0)
+            stage.exchanges.path_changed(change)
+        async with asyncio.timeout(3):
+            while client.status is None:
+                await asyncio.sleep(0.01)
+        assert client.status == 503
+        assert b"destination_unavailable" in client.headers[b"proxy-status"]
+        tried = [name for name, *_ in stage.upstreams.asked]
+        assert {"cn2>up/e1", "bgp>up/e1"} == set(tried)
+        assert len(tried) <= 4
+        assert 0.25 < stage.records[0].total_s < 1.5
+        assert not stage.exchanges.stranded
+        assert stage.idle()
+
+    play()
+
+
+@staged
+async def test_a_retry_takes_the_order_of_now_not_that_of_its_beginning():
+    stage = Stage([make_path("cn2"), make_path("bgp"), make_path("hk")])
+    client = stage.request()
+    first, second, third = stage.paths
+    stage.table.order([first, third, second], 1)  # bgp went DOWN while the model thinks
+    stage.streams[0].fail()
+    assert stage.streams[1].path.name == "hk>up/e1"
+    stage.streams[1].answer(200, (), 2, b"ok")
+    assert client.over == "end"

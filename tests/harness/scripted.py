@@ -17,7 +17,6 @@ from policies.model import (
     Path,
     PathState,
     Ranking,
-    RequestClass,
     Snapshot,
     Verdict,
 )
@@ -61,10 +60,15 @@ class Table:
             Candidate(state, 1.0, (), "" if number < fit else "down")
             for number, state in enumerate(states)
         )
-        self._ranking = Ranking("up", RequestClass(0), order, "the test said so")
+        self._order, self._rankings = order, {}
 
     def ranking(self, upstream, request_class):
-        return self._ranking
+        if request_class not in self._rankings:
+            ranking = Ranking(upstream, request_class, self._order, "the test said so")
+            self._rankings[request_class] = ranking
+        return self._rankings[request_class]
+
+    peek = ranking
 
     def observe(self, sample, now):
         self.samples.append(sample)

@@ -8,14 +8,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.attempts import ArmTimer, Cancel, Commit, Exchange, GiveUp, Start, Traits
+from policies.attempts import Exchange
 from policies.budget import Bucket, HedgeBudget
+from policies.commands import ArmTimer, Cancel, Commit, GiveUp, Start, Traits
 from policies.model import Failure, Outcome, Replay
 
 REFUSED = Failure(Outcome.REFUSED, "connect refused", unprocessed=True)
 RESET = Failure(Outcome.RESET, "connection reset")
 UNPROCESSED = Failure(Outcome.RESET, "REFUSED_STREAM", unprocessed=True)
 DOWN = Failure(Outcome.TIMEOUT, "line is down", path_down=True)
+
+
+class Bare:
+    """A machine whose commands are told without their reasons: ``machine.told`` has them whole."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.told = ()
+
+    def __getattr__(self, name):
+        value = getattr(self.machine, name)
+        return self._bare(value) if callable(value) else value
+
+    def _bare(self, event):
+        def call(*arguments):
+            commands = event(*arguments)
+            if commands is None:
+                return None
+            self.told = commands
+            return tuple(bare(c) for c in commands)
+
+        return call
+
+
+def bare(command):
+    match command:
+        case Start():
+            return command._replace(reason="")
+        case Cancel():
+            return command._replace(failure=None)
+    return command
+
+
+def hedging(tokens):
+    """A budget of ``tokens`` hedges, of an upstream that just answered somebody."""
+    hedges = HedgeBudget(0.02)
+    hedges.bucket = Bucket(capacity=tokens)
+    hedges.answered_at = float("inf")
+    return hedges
 
 
 def exchange(
@@ -30,15 +70,21 @@ def exchange(
     hedge_delay_s=0.5,
     race_delay_s=0.1,
     eligible=None,
+    reachable=None,
+    patience_s=5.0,
 ):
-    return Exchange(
-        candidates,
-        Traits(safe, replay, hedge, max_attempts),
-        retries or Bucket(capacity=10),
-        hedges or HedgeBudget(0.02),
-        hedge_delay_s=hedge_delay_s,
-        race_delay_s=race_delay_s,
-        eligible=eligible,
+    return Bare(
+        Exchange(
+            candidates,
+            Traits(safe, replay, hedge, max_attempts),
+            retries or Bucket(capacity=10),
+            hedges or hedging(5),
+            hedge_delay_s=hedge_delay_s,
+            race_delay_s=race_delay_s,
+            eligible=eligible,
+            reachable=reachable,
+            patience_s=patience_s,
+        )
     )
 
 
@@ -101,6 +147,8 @@ def test_row_2_sent_and_path_down(safe, replay, moves, how):
         rest = machine.failed(1, DOWN if how == "failure" else unreachable, 1.0)
     if moves:
         assert list(rest) == [Start(2, "b", "failover")]
+        assert machine.doubled == 0
+        machine.sent(2, 1.0)
         assert machine.doubled == 1
     else:
         assert rest[0].status == 502
@@ -241,13 +289,159 @@ def test_path_down_in_the_pause_ends_it_when_nothing_is_left():
     assert machine.timer_fired(0.05) == ()
 
 
-def test_a_down_path_is_not_repeated():
+def test_thinkers_alone_are_not_hedged_for_being_slower_than_others_were():
+    hedges = hedging(5)
+    hedges.answered_at = 0.9
+    machine = exchange(safe=True, hedges=hedges)
+    machine.begin(1.0)
+    assert machine.sent(1, 1.0) == (ArmTimer(1.5),)
+    assert machine.timer_fired(1.5) == (), "nobody was answered since: it is no tail"
+    assert hedges.bucket.available(1.5) == 5
+    assert machine.path_suspect("a", 2.0) == (Start(2, "b", "hedge"),)
+
+
+def test_an_answer_to_one_shows_that_another_waits_in_the_tail():
+    hedges = hedging(5)
+    hedges.answered_at = 0.0
+    first, second = (exchange(safe=True, hedges=hedges) for _ in range(2))
+    for machine in (first, second):
+        machine.begin(1.0)
+        machine.sent(1, 1.0)
+    first.head_received(1, 1.2)
+    assert second.timer_fired(1.5) == (Start(2, "b", "hedge"),)
+    second.sent(2, 1.5)
+    assert second.doubled == 1
+
+
+def test_a_hedge_that_was_never_sent_doubles_nothing():
+    machine = sent_on_a(safe=True)
+    machine.timer_fired(0.5)
+    machine.pending(2, 0.5)
+    assert machine.head_received(1, 0.6) == (Commit(1), Cancel(2))
+    assert machine.doubled == 0
+
+
+def test_moves_say_why():
+    machine = sent_on_a()
+    machine.path_down("a", 1.0, "3 slots silent")
+    cancel, start = machine.told
+    assert cancel.failure.path_down
+    assert cancel.failure.detail == start.reason == "path a is down: 3 slots silent"
+    machine = sent_on_a(safe=True)
+    machine.path_suspect("a", 0.1, "1 slot silent")
+    assert machine.told[0].reason == "path a is suspect: 1 slot silent"
+    machine = sent_on_a(safe=True)
+    machine.timer_fired(0.5)
+    assert machine.told[0].reason == "no answer after 0.500 s"
+    machine = exchange()
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    machine.timer_fired(0.1)
+    assert machine.told[0].reason == "no connection after 0.100 s"
+    machine.failed(1, REFUSED, 0.2)
+    machine.failed(2, RESET, 0.2)
+    assert machine.told[0].reason == "connection reset"
+
+
+@pytest.mark.parametrize("when", ["before", "pending", "sent"])
+def test_with_every_path_down_each_is_a_last_resort_once(when):
+    """The same, whether the paths went DOWN before the request came or under it."""
+    machine = exchange(("a", "b"), reachable=0 if when == "before" else None, eligible=0)
+    if when == "before":
+        assert machine.begin(0.0) == (ArmTimer(5.0), Start(1, "a"))
+        resorts = ["b"]
+    else:
+        machine.begin(0.0)
+        if when == "sent":
+            machine.sent(1, 0.0)
+        machine.reroute(("a", "b"), 0, 0)
+        assert machine.path_down("a", 0.0) == (Cancel(1), ArmTimer(0.05))
+        assert machine.stranded
+        assert machine.timer_fired(0.05) == (ArmTimer(5.0), Start(2, "a", "failover"))
+        resorts = ["b"]
+    assert machine.stranded
+    number = machine.starts
+    assert machine.pending(number, 0.1) == (ArmTimer(pytest.approx(0.2)),)
+    assert machine.timer_fired(0.2) == (Start(number + 1, resorts[0], "race"),)
+    assert machine.pending(number + 1, 0.2) == (ArmTimer(5.0),)
+    *cancels, give_up = machine.timer_fired(5.0)
+    assert cancels == [Cancel(number), Cancel(number + 1)]
+    assert give_up.status == (502 if when == "sent" else 503)
+    assert "5 s" in give_up.reason
+    assert machine.doubled == 0
+
+
+def test_last_resorts_that_fail_by_themselves_end_it_at_once():
+    machine = exchange(("a", "b"), reachable=0, eligible=0)
+    machine.begin(0.0)
+    assert machine.failed(1, REFUSED, 0.0) == (ArmTimer(0.05),)
+    assert machine.timer_fired(0.05) == (ArmTimer(5.0), Start(2, "b", "retry"))
+    (give_up,) = machine.failed(2, REFUSED, 0.1)
+    assert give_up.status == 502
+
+
+def test_a_last_resort_that_is_sent_may_think_for_as_long_as_any():
+    machine = exchange(("a",), reachable=0, eligible=0)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    machine.sent(1, 0.2)
+    assert not machine.stranded
+    assert machine.timer_fired(5.0) == ()
+    assert machine.live == (1,)
+
+
+def test_a_path_that_comes_back_is_taken_at_once():
+    machine = exchange(("a", "b"), reachable=0, eligible=0)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    assert machine.path_back(1.0) == (), "not without a new ranking that says so"
+    machine.reroute(("b", "a"), 0, 1)
+    assert machine.path_back(1.0) == (Start(2, "b", "failover"),)
+    assert machine.told[0].reason == "path b is back"
+    assert not machine.stranded
+    assert machine.sent(2, 1.1) == (Cancel(1),)
+    assert machine.doubled == 0
+
+
+def test_the_path_itself_coming_back_is_dialled_anew():
+    machine = exchange(("a",), reachable=0, eligible=0)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    machine.reroute(("a",), 0, 1)
+    assert machine.path_back(1.0) == (Cancel(1), Start(2, "a", "failover"))
+
+
+def test_a_path_that_comes_back_in_the_pause_ends_it():
+    machine = sent_on_a(candidates=("a",))
+    machine.reroute(("a",), 0, 0)
+    assert machine.path_down("a", 1.0) == (Cancel(1), ArmTimer(1.05))
+    machine.reroute(("a",), 0, 1)
+    assert machine.path_back(1.01) == (Start(2, "a", "failover"),)
+    machine.sent(2, 1.02)
+    assert machine.doubled == 1
+
+
+def test_a_request_that_must_not_be_repeated_is_answered_at_once_with_no_path_left():
+    machine = sent_on_a(candidates=("a",), replay=Replay.NEVER)
+    machine.reroute(("a",), 0, 0)
+    cancel, give_up = machine.path_down("a", 1.0)
+    assert cancel == Cancel(1)
+    assert give_up.status == 502
+
+
+def test_a_path_that_is_down_is_no_retry_while_another_is_not():
+    machine = exchange(("a", "b"), reachable=1)
+    machine.begin(0.0)
+    assert machine.failed(1, REFUSED, 0.0) == (ArmTimer(0.05),)
+    assert machine.timer_fired(0.05) == (Start(2, "a", "retry"),)
+
+
+def test_a_down_path_is_not_repeated_but_as_a_last_resort():
     machine = exchange(("a", "b"))
     machine.begin(0.0)
     assert machine.path_down("b", 0.0) == ()
-    commands = machine.path_down("a", 0.0)
-    assert commands[0] == Cancel(1)
-    assert commands[1].status == 503
+    assert machine.path_down("a", 0.0) == (Cancel(1), ArmTimer(0.05))
+    assert machine.timer_fired(0.05) == (ArmTimer(5.0), Start(2, "a", "failover"))
 
 
 def test_a_path_that_was_down_before_a_new_ranking_may_be_used():
@@ -342,7 +536,7 @@ class World:
         self.live: dict[int, str] = {}
         self.sent: set[int] = set()
         self.risky: list[tuple[int, str]] = []  # attempts that may have been executed
-        self.ends = 0
+        self.ends = self.doubled = 0
         self.timer = None
         self.lost = False
 
@@ -350,13 +544,13 @@ class World:
         for command in commands:
             assert not self.ends or isinstance(command, Cancel)
             match command:
-                case Start(number, path):
+                case Start(number, path, _, _):
                     assert path not in self.live.values()
                     assert not self.lost or number == 1
                     self.live[number] = path
                     assert number <= self.traits.max_attempts
                     self.check_replay(cause)
-                case Cancel(number):
+                case Cancel(number, _):
                     del self.live[number]
                 case Commit(number):
                     del self.live[number]
@@ -382,6 +576,7 @@ class World:
 
     def mark_sent(self, number):
         self.sent.add(number)
+        self.doubled += bool(self.risky)
         self.risky.append((number, "live"))
 
     def end(self, number, how):
@@ -408,6 +603,7 @@ EVENT = st.tuples(
             "timer",
             "lost",
             "reroute",
+            "back",
             "gone",
             "expired",
         ]
@@ -452,7 +648,9 @@ def step(world, machine, event, pick, now):
         world.lost = True
         return machine.replay_lost()
     if event == "reroute":
-        machine.reroute(list(itertools.permutations("abcd"))[pick * 5])
+        machine.reroute(list(itertools.permutations("abcd"))[pick * 5], None, pick)
+    if event == "back":
+        return machine.path_back(now)
     if event == "gone":
         return machine.client_gone(now)
     if event == "expired":
@@ -468,9 +666,10 @@ def step(world, machine, event, pick, now):
     st.booleans(),
     st.integers(1, 6),
     st.integers(1, 4),
+    st.sampled_from([None, 0, 1]),
     st.sampled_from([0, 1, 10]),
 )
-def test_invariants(events, safe, replay, hedge, max_attempts, paths, tokens):
+def test_invariants(events, safe, replay, hedge, max_attempts, paths, reachable, tokens):
     traits = Traits(safe, replay, hedge, max_attempts)
     machine = exchange(
         "abcd"[:paths],
@@ -479,7 +678,8 @@ def test_invariants(events, safe, replay, hedge, max_attempts, paths, tokens):
         hedge=hedge,
         max_attempts=max_attempts,
         retries=Bucket(capacity=tokens),
-        hedges=Bucket(capacity=tokens),
+        hedges=hedging(tokens),
+        reachable=reachable,
     )
     world, now, gone = World(machine, traits), 0.0, False
     world.apply(machine.begin(now), "begin")
@@ -493,3 +693,4 @@ def test_invariants(events, safe, replay, hedge, max_attempts, paths, tokens):
             continue
         world.apply(commands, "gone" if gone else event)
         assert machine.done == bool(world.ends or gone)
+        assert machine.doubled == world.doubled
