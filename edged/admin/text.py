@@ -136,13 +136,18 @@ def _request(request: Data) -> Iterator[Text]:
 
 def _attempts(attempts: Sequence[Data]) -> Table:
     table = _table("attempt", "why", "path", "carrier", "from ms", "to ms", "outcome")
+    told = ""
     for number, attempt in enumerate(attempts, 1):
+        why, reason = attempt["why"], attempt.get("reason", "")
+        if reason and reason != told:  # else the attempt before ended with these very words
+            why = f"{why}: {reason}"
+        told = attempt["detail"]
         outcome = attempt["outcome"]
         if attempt["detail"]:
             outcome = f"{outcome}: {attempt['detail']}"
         table.add_row(
             str(number),
-            attempt["why"],
+            Text(why),
             attempt["path"],
             attempt["carrier"] or "-",
             f"{attempt['started_ms']:.0f}",

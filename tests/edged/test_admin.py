@@ -345,6 +345,24 @@ def test_the_text_views_show_what_the_json_says(tmp_path):
         assert words in said, said
 
 
+def test_the_text_says_why_each_attempt_was_made(tmp_path):
+    async def scenario(r):
+        answer = await r.client.get(r.proxy + "/api/x")
+        return (await r.get(f"/why/{answer.headers['edged-request-id']}")).json()
+
+    record = play(tmp_path, scenario)
+    (first,) = record["attempts"]
+    died = {**first, "outcome": "timeout", "detail": "path a is down: silence"}
+    moved = {**first, "why": "failover", "reason": "path a is down: silence"}
+    raced = {**first, "why": "race", "reason": "no connection after 0.145 s"}
+    record["attempts"] = [died, moved, raced]
+    console = Console(markup=False, record=True, width=250, file=io.StringIO())
+    text.print_why(console, record)
+    said = console.export_text()
+    assert "race: no connection after 0.145 s" in said
+    assert said.count("path a is down: silence") == 1, "once is enough"
+
+
 @pytest.mark.parametrize("width", [60, 80, 250])
 def test_a_narrow_terminal_gets_every_number_too(tmp_path, width):
     async def scenario(r):
