@@ -90,6 +90,7 @@ class Attempt:
             self,
             early_data=exchange.safe_method,
             upgrade=exchange.request.upgrade is not None,
+            request_class=exchange.plan.ranking.request_class,
         )
         if pending is not None:
             self._wait(pending)
@@ -266,6 +267,10 @@ class Attempt:
                 target.answers.append((now - asked_at, self.found))
                 return
         target.report_at = now + REPORT_S
+        if outcome is Outcome.OK and self.carrier is not None and self.sent_at is not None:
+            house = self.exchange.house
+            request_class = self.exchange.plan.ranking.request_class
+            house.upstreams.answered(target.path, self.carrier, request_class, now - self.sent_at)
         if target.answers:
             target.flush(self.exchange.house.table, now)
         self._report(now, None if asked_at is None else now - asked_at, outcome, retry_after_s)

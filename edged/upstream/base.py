@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edged.messages import Headers, RequestHead, ResponseHead
-from policies.model import Carrier, Failure, Path
+from policies.model import Carrier, Failure, Path, RequestClass
 
 
 class StreamEvents(Protocol):
@@ -96,6 +96,7 @@ class Upstreams(Protocol):
         *,
         early_data: bool,
         upgrade: bool = False,
+        request_class: RequestClass | None = None,
     ) -> Pending | None:
         """Ask for a stream for one request on ``path``; it arrives as ``events.stream_ready``.
 
@@ -103,5 +104,13 @@ class Upstreams(Protocol):
         result is ``None`` (the common case); else the result can cancel the wait.
 
         ``early_data`` permits 0-RTT (safe methods only). ``upgrade`` asks for a connection that can
-        be switched to raw bytes (h1). Never raises: failures arrive as ``failed``, in a later turn.
+        be switched to raw bytes (h1). ``request_class`` says how large the body is: carriers are
+        chosen by it. Never raises: failures arrive as ``failed``, in a later turn.
+        """
+
+    def answered(
+        self, path: Path, carrier: Carrier, request_class: RequestClass, latency_s: float
+    ) -> None:
+        """A request got its response head ``latency_s`` after it was sent. Not every one needs to
+        be told.
         """

@@ -1,4 +1,5 @@
-"""Which carriers to try on a path: what the endpoint speaks, what it advertised, where UDP passes.
+"""Which carriers can be had on a path: what the endpoint speaks, what it advertised, where UDP
+passes. Which of them is best is `policies.carriers`' to say.
 
 h3 is raced against TCP with a head start, because where UDP is blocked nothing says so: packets
 vanish. What was learnt is kept per (line, origin), and per line when several origins agree that
@@ -22,7 +23,9 @@ MAX_AGE_DEFAULT_S = 86_400.0
 MAX_AGE_CAP_S = 7 * 86_400.0
 
 PREFERENCE = (Carrier.H3, Carrier.H2, Carrier.H1)
-"""Among open connections with room."""
+"""Where nothing speaks for another order: the fewest round trips until the first request."""
+NO_H2_S = 3600.0
+"""How long an origin that chose http/1.1 although h2 was offered is taken to know only that."""
 
 _ALTERNATIVE = re.compile(
     rb"""\s*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)="([^"]*)"((?:\s*;\s*[\w-]+=(?:"[^"]*"|[^;,"\s]*))*)\s*(?:,|$)"""
@@ -65,15 +68,45 @@ class Carriers:
         self._backoffs: dict[tuple[str, str, int], _Backoff] = {}
         self._lines: dict[str, _Line] = {}
         self._h3_rtt_s: dict[tuple[str, str, int], float] = {}
+        self._no_h2: dict[tuple[str, int], float] = {}
 
-    def plan(self, path: Path, now: float, *, upgrade: bool = False) -> Plan:
-        """What a dial on ``path`` tries now."""
+    def usable(self, path: Path, now: float) -> frozenset[Carrier]:
+        """The carriers that requests on ``path`` may take now."""
         endpoint = path.endpoint
-        if upgrade or endpoint.scheme != "https" or not self._h3_available:
+        if endpoint.scheme != "https":
+            return frozenset((Carrier.H2, Carrier.H1))
+        found = set(endpoint.protocols)
+        if found == {Carrier.H3}:
+            return frozenset(found)
+        found.discard(Carrier.H3)
+        if len(found) > 1 and self._no_h2.get((endpoint.host, endpoint.port), 0.0) > now:
+            found.discard(Carrier.H2)
+        if self._h3_available and self.speaks_h3(path, now) and self.blocked_until(path) <= now:
+            found.add(Carrier.H3)
+        return frozenset(found)
+
+    def plan(
+        self,
+        path: Path,
+        now: float,
+        *,
+        upgrade: bool = False,
+        only: Carrier | None = None,
+        first: Carrier | None = None,
+    ) -> Plan:
+        """What a dial on ``path`` tries now. ``only`` wants this carrier and no other; ``first``
+        is the one that suits the path best, as far as anybody knows.
+        """
+        endpoint = path.endpoint
+        if only is Carrier.H3:
+            return Plan(tcp=False, h3=True, head_start_s=0.0)
+        if upgrade or only or endpoint.scheme != "https" or not self._h3_available:
             return Plan(tcp=True, h3=False, head_start_s=0.0)
         if endpoint.protocols == (Carrier.H3,):
             return Plan(tcp=False, h3=True, head_start_s=0.0)
         if not self.speaks_h3(path, now) or self.blocked_until(path) > now:
+            return Plan(tcp=True, h3=False, head_start_s=0.0)
+        if first in (Carrier.H2, Carrier.H1):
             return Plan(tcp=True, h3=False, head_start_s=0.0)
         key = _key(path)
         if (rtt_s := self._h3_rtt_s.get(key)) is not None:
@@ -118,6 +151,14 @@ class Carriers:
         line.failed.add(key[1:])
         if len(line.failed) >= ORIGINS_TO_CONVICT_A_LINE:
             line.backoff.failed(now)
+
+    def agreed(self, path: Path, carrier: Carrier, now: float) -> None:
+        """A TCP connection for which both were offered came to speak ``carrier``."""
+        origin = (path.endpoint.host, path.endpoint.port)
+        if carrier is Carrier.H1:
+            self._no_h2[origin] = now + NO_H2_S
+        else:
+            self._no_h2.pop(origin, None)
 
     def learned(self, path: Path, value: bytes, now: float) -> None:
         """An Alt-Svc field of ``path``'s origin (RFC 7838 section 3) replaces what was known.

@@ -49,6 +49,11 @@ class Connection(Protocol):
     """Takes no new stream for good; closes when the last one ended."""
     early: bool
     """0-RTT: only streams opened with ``early_data`` may be put on it until this turns False."""
+    rested_s: float | None
+    """Set before the owner hears of it when the peer closed it idle, or closed it instead of
+    answering the first request after a rest: how long it had rested."""
+    announced_s: float | None
+    """How long the peer keeps an idle connection, by its own words; ``None``: it said nothing."""
 
     def open_stream(self, events: StreamEvents) -> Stream:
         """A stream for one exchange; the owner passes it to ``events.stream_ready``."""
@@ -59,6 +64,10 @@ class Connection(Protocol):
         ``done`` gets the round trip in s, or ``None`` after ``timeout_s`` or when the connection
         closed first. The sample (`Kind.PING`) is reported as well.
         """
+
+    def expect_loss(self, *, expected: bool) -> None:
+        """The path loses packets, or no longer: where that makes losses show sooner, a little more
+        is sent behind what would be alone on its way."""
 
     def drain(self) -> None:
         """Take nothing new, finish what is in flight, then close. Calls `Owner.draining`."""
@@ -114,11 +123,13 @@ class Connector(Protocol):
         timeout_s: float,
         early_data: bool = False,
         upgrade: bool = False,
+        only: Carrier | None = None,
     ) -> Connection:
         """Dial, shake hands, and return a connection that has reported to nobody yet.
 
         ``timeout_s`` covers DNS, connect and TLS together. With ``early_data`` it may return an
         ``early`` connection before the handshake ends (if a ticket permits). ``upgrade`` asks for
-        h1. Passive samples (`Kind.TCP`, `Kind.TLS`, `Kind.QUIC`), lost ones included, go to the
-        connector's report. Raises `probes.base.DialError`; cancellation leaves no socket behind.
+        h1, ``only`` for one of several carriers that the connector makes. Passive samples
+        (`Kind.TCP`, `Kind.TLS`, `Kind.QUIC`), lost ones included, go to the connector's report.
+        Raises `probes.base.DialError`; cancellation leaves no socket behind.
         """

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from edged.upstream.carriers import Carriers, Plan
 from edged.upstream.connection import Connection, Connector, Owner
-from policies.model import Outcome, Path
+from policies.model import Carrier, Outcome, Path
 from probes.base import DialError
 
 
@@ -42,11 +42,15 @@ class Dial:
         expected: int,
         early_data: bool,
         upgrade: bool,
+        only: Carrier | None = None,
+        first: Carrier | None = None,
     ) -> None:
         """``expected`` is the number of waiters that it was started for; ``owner`` gets the
-        connections."""
+        connections; ``only`` and ``first`` are `Carriers.plan`'s."""
         self.expected = expected
         self.upgrade = upgrade
+        self.only = only
+        self._first = first
         self._dials = dials
         self._owner = owner
         self._path = path
@@ -64,7 +68,9 @@ class Dial:
 
     def start(self) -> None:
         """Begin; nothing is called back before a later loop turn."""
-        plan = self._carriers.plan(self._path, self._loop.time(), upgrade=self.upgrade)
+        plan = self._carriers.plan(
+            self._path, self._loop.time(), upgrade=self.upgrade, only=self.only, first=self._first
+        )
         if plan.h3 and self._h3 is not None:
             self._spawn(self._run_h3(self._h3))
         if plan.tcp:
@@ -111,11 +117,17 @@ class Dial:
         left_s = self._timeout_s - (self._loop.time() - began_at)
         try:
             connection = await self._tcp.connect(
-                self._path, self._owner, timeout_s=left_s, upgrade=self.upgrade
+                self._path,
+                self._owner,
+                timeout_s=left_s,
+                upgrade=self.upgrade,
+                only=self.only,
             )
         except DialError as error:
             self._failed(error, last=not plan.h3 or self._h3_over.is_set())
             return
+        if self._path.endpoint.scheme == "https" and not self.upgrade and self.only is None:
+            self._carriers.agreed(self._path, connection.carrier, self._loop.time())
         self._connected(connection)
 
     def _connected(self, connection: Connection) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Protocol
 
+from edged.upstream.choosing import Choosing
 from edged.upstream.connection import Connection, Owner
 from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolTools, may_multiplex
@@ -27,6 +28,7 @@ class DialOwner(Owner, Protocol):
     path: Path
     live: dict[Carrier, int]
     """Connections that are not draining."""
+    choosing: Choosing
 
     def accept(self, connection: Connection) -> None:
         """A connection is ready."""
@@ -70,17 +72,29 @@ class Dialing:
                 if self._may_dial(single=True):
                     self._start(early_data=False, upgrade=True)
 
-    def one_more(self) -> bool:
-        """Start a dial for nobody in particular; False if the limits forbid it."""
-        if not self._may_dial(single=False):
+    def one_more(self, only: Carrier | None = None) -> bool:
+        """Start a dial for nobody in particular; False if the limits forbid it.
+
+        One for a certain carrier is promised to nobody, and nobody fails when it does.
+        """
+        if not self._may_dial(single=only is Carrier.H1):
             return False
-        self._start(early_data=False, upgrade=False)
+        self._start(early_data=False, upgrade=False, only=only)
         return True
+
+    def coming(self, carrier: Carrier) -> int:
+        """Dials for this carrier and no other."""
+        return sum(dial.only is carrier for dial in self._dials)
 
     def back_up(self) -> None:
         """Dial beside a PING if its answer is late."""
         if self._backup is None:
             self._backup = self._loop.call_later(self._limits.backup_dial_s, self._backup_due)
+
+    def again(self) -> None:
+        """Whatever is being dialled may be going nowhere: begin anew."""
+        self.cancel()
+        self.for_waiters()
 
     def cancel(self) -> None:
         """Give up every dial."""
@@ -108,7 +122,7 @@ class Dialing:
             text = "the connection was closed right after the handshake"
             self._fail_uncovered(Failure(Outcome.RESET, text, unprocessed=True))
             return
-        if not dial.upgrade:
+        if not dial.upgrade and dial.only is None:
             self._newest = connection
             self._room = max(connection.capacity, 1)
         self._pool.accept(connection)
@@ -118,6 +132,8 @@ class Dialing:
         """A dial brought nothing: those whom no other dial serves fail."""
         self._forget_dial(dial)
         self.failures_total += 1
+        if dial.only is not None:
+            return
         failure = Failure(error.outcome, error.detail, unprocessed=True)
         if dial.upgrade:
             self._waiting.fail_first(failure, upgrade=True)
@@ -135,7 +151,7 @@ class Dialing:
             within = many + dialing < limits.multiplexed_connections
         return within and dialing < limits.dials and not self.closed
 
-    def _start(self, *, early_data: bool, upgrade: bool) -> int:
+    def _start(self, *, early_data: bool, upgrade: bool, only: Carrier | None = None) -> int:
         tools, path = self._tools, self._pool.path
         if self._newest is not None:
             self._room = max(self._newest.capacity + self._newest.in_flight, 1)
@@ -147,9 +163,11 @@ class Dialing:
             h3=tools.h3,
             carriers=tools.carriers,
             timeout_s=tools.connect_timeout(path.endpoint.upstream),
-            expected=0 if upgrade else self._room,
+            expected=0 if upgrade or only else self._room,
             early_data=early_data,
             upgrade=upgrade,
+            only=only,
+            first=self._pool.choosing.first(),
         )
         self._dials[dial] = None
         self._promised += dial.expected

@@ -166,6 +166,8 @@ class H1Connection(asyncio.Protocol):
         self.raw = False
         """The protocol was switched: bytes go both ways as they are."""
         self._alt_svc = b""
+        self.rested_s: float | None = None
+        self.announced_s: float | None = None
         self._owner = owner
         self._loop = loop
         self._closed_cleanly = closed_cleanly
@@ -203,6 +205,9 @@ class H1Connection(asyncio.Protocol):
     def close(self, failure: Failure | None = None) -> None:
         """Close at once; a stream in flight fails with ``failure``."""
         self._end(failure, abort=True)
+
+    def expect_loss(self, *, expected: bool) -> None:
+        """Nothing may follow a request before its response."""
 
     def doubt(self) -> None:
         """TCP cannot run on another path."""
@@ -350,6 +355,9 @@ class H1Connection(asyncio.Protocol):
         stream = self.stream
         if self._closed:
             return
+        if stream is None or (stream.reused and not stream.head_done):
+            # After ``heard_at`` nothing came: it is when the last exchange ended.
+            self.rested_s = self._loop.time() - self.heard_at
         if stream is None:
             self._end(None, abort=False)
         elif exc is None and (self.raw or (stream.until_close and self._orderly())):

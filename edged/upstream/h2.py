@@ -23,6 +23,7 @@ from edged.upstream.base import StreamEvents
 from edged.upstream.connection import Owner, Report
 from edged.upstream.engines import HpackEngine
 from edged.upstream.h2_stream import WINDOW_BYTES, H2Stream
+from edged.upstream.h2_tail import TAIL_DATA, Tail
 from edged.upstream.h2_wire import CODE_NAMES, NO_ERROR, H2Wire, WireError
 from edged.upstream.sockets import describe, outcome_of
 from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
@@ -70,6 +71,8 @@ class H2Connection(asyncio.Protocol):
         self.heard_at = loop.time()
         self.idle_since: float | None = self.heard_at
         self.draining = False
+        self.rested_s: float | None = None
+        self.announced_s: float | None = None
         self.rtt_s: float | None = None
         self.wire = H2Wire(
             hpack, self, window=WINDOW_BYTES, frame_bytes=FRAME_BYTES, head_bytes=HEAD_BYTES_MAX
@@ -100,6 +103,7 @@ class H2Connection(asyncio.Protocol):
         self._settings_sent_at = 0.0
         self._pings: dict[bytes, _Ping] = {}
         self._ping_ids = itertools.count(1)
+        self._tail = Tail(loop, self._send_tail)
 
     # What the pool calls
 
@@ -138,6 +142,10 @@ class H2Connection(asyncio.Protocol):
             self.wire.goaway(NO_ERROR)
             self._write()
         self._end(failure, abort=failure is not None)
+
+    def expect_loss(self, *, expected: bool) -> None:
+        """PING behind what would be alone on its way, or no longer."""
+        self._tail.wanted = expected
 
     def doubt(self) -> None:
         """TCP cannot run on another path."""
@@ -304,6 +312,8 @@ class H2Connection(asyncio.Protocol):
         if code:
             text = f"the server closes the connection (GOAWAY {CODE_NAMES.get(code, code)})"
         self._goaway = Failure(Outcome.RESET, text)
+        if self.idle_since is not None:
+            self.rested_s = self.loop.time() - self.idle_since
         self._start_draining()
         refused = replace(self._goaway, unprocessed=True)
         for stream in [s for i, s in self.streams.items() if i > self._last_id]:
@@ -372,11 +382,18 @@ class H2Connection(asyncio.Protocol):
         if not self.closed:
             self._write()
 
+    def _send_tail(self) -> None:
+        if self.in_flight and not self.closed:
+            self.wire.ping(TAIL_DATA)
+            self.transport.write(self.wire.take())
+
     def _write(self) -> None:
         self._due = 0
         data = self.wire.take()
         if data:
             self.transport.write(data)
+            if self._tail.wanted:
+                self._tail.wrote()
 
     def _ping_lost(self, data: bytes) -> None:
         if (ping := self._pings.pop(data, None)) is not None:
@@ -392,6 +409,8 @@ class H2Connection(asyncio.Protocol):
     def _lost(self, exc: Exception | None) -> None:
         if self.closed:
             return
+        if self.idle_since is not None:
+            self.rested_s = self.loop.time() - self.idle_since
         if exc is None and not self.in_flight:
             self._end(None, abort=False)
         else:
@@ -409,6 +428,7 @@ class H2Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self.transport.close()
+        self._tail.stop()
         for ping in self._pings.values():
             ping.timer.cancel()
             ping.done(None)

@@ -17,7 +17,7 @@ from edged.upstream.h3_connection import H3Connection
 from edged.upstream.migration import NO_MIGRATION, MigrationTools
 from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import ClientSettings, make_engine
-from policies.model import Kind, Path, Sample
+from policies.model import Carrier, Kind, Path, Sample
 from probes.base import Dialer, DialError
 
 IDLE_TIMEOUT_S = 120.0
@@ -102,6 +102,7 @@ class H3Connector:
         timeout_s: float,
         early_data: bool = False,
         upgrade: bool = False,
+        only: Carrier | None = None,
     ) -> H3Connection:
         """See `Connector.connect`. ``upgrade`` cannot be had here (`DialError`, PROTOCOL)."""
         loop = asyncio.get_running_loop()

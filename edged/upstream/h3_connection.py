@@ -44,6 +44,8 @@ class H3Connection:
     """See `edged.upstream.connection.Connection`. Made by `edged.upstream.h3.H3Connector`."""
 
     carrier = Carrier.H3
+    rested_s: float | None = None
+    announced_s: float | None = None
 
     def __init__(
         self,
@@ -186,6 +188,9 @@ class H3Connection:
 
     def fileno(self) -> int | None:
         return None
+
+    def expect_loss(self, *, expected: bool) -> None:
+        """QUIC's own probes are soon enough."""
 
     def doubt(self) -> None:
         self.migration.doubt()

@@ -5,7 +5,8 @@ if it has room, is not draining, early or being verified. Nobody waits while a f
 on a shelf. Everything is decided synchronously and in O(1); only the coarse `tick` looks at many.
 
 What is dialled is decided in `edged.upstream.dialing`, what may be trusted in
-`edged.upstream.trust`, what is kept open and for how long in `edged.upstream.upkeep`.
+`edged.upstream.trust`, which carrier suits in `edged.upstream.choosing`, what is kept open and for
+how long in `edged.upstream.upkeep`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import OrderedDict
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import PREFERENCE
+from edged.upstream.choosing import Choosing
 from edged.upstream.connection import Connection, Owner
 from edged.upstream.dialing import Dialing
 from edged.upstream.pool_types import PoolStats, PoolTools
@@ -22,7 +24,8 @@ from edged.upstream.shelf import Shelf
 from edged.upstream.trust import Trust
 from edged.upstream.upkeep import Upkeep
 from edged.upstream.waiting import Waiter, Waiting
-from policies.model import Carrier, Failure, Outcome, Path
+from policies.carriers import SIZES, group_of
+from policies.model import Carrier, Failure, Outcome, Path, RequestClass
 
 _CLOSED = Failure(Outcome.LOCAL, "edged is shutting down")
 
@@ -38,13 +41,14 @@ class OriginPool:
         """Connections that are not draining."""
         self.shelves = {carrier: Shelf() for carrier in PREFERENCE}
         self.waiting = Waiting()
-        self.trust = Trust(self, tools.limits)
+        self.streams_total = 0
+        self.trust = Trust(self, tools)
+        self.choosing = Choosing(self, tools)
         self.dialing = Dialing(self, self.waiting, tools)
         self.upkeep = Upkeep(self, tools)
         self._tools = tools
         self._limits = tools.limits
         self._loop = asyncio.get_running_loop()
-        self._preferred = tuple(self.shelves.values())
         self._idle_h1 = self.shelves[Carrier.H1].free
         self._plain = True
         """Nothing but h1 is live and nothing is suspect: requests take the short way."""
@@ -52,7 +56,7 @@ class OriginPool:
         self._warm: Carrier | None = None
         self._closed = False
         self._opened_total = 0
-        self._streams_total = 0
+        self.choosing.refresh(self._loop.time())
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -63,7 +67,14 @@ class OriginPool:
 
     # Requests
 
-    def open(self, events: StreamEvents, *, early_data: bool, upgrade: bool) -> Waiter | None:
+    def open(
+        self,
+        events: StreamEvents,
+        *,
+        early_data: bool,
+        upgrade: bool,
+        request_class: RequestClass | None = None,
+    ) -> Waiter | None:
         """A stream now (``None``), or a wait; see `Upstreams.open`."""
         if (
             self._plain
@@ -71,20 +82,23 @@ class OriginPool:
             and (early_data or self.trust.rested(next(reversed(idle))))
         ):
             connection, _ = idle.popitem()
-            self._streams_total += 1
+            self.streams_total += 1
             events.stream_ready(connection.open_stream(events))
             return None
-        return self._open(events, early_data=early_data, upgrade=upgrade)
+        group = 0 if request_class is None else group_of(request_class)
+        return self._open(events, group, early_data=early_data, upgrade=upgrade)
 
-    def _open(self, events: StreamEvents, *, early_data: bool, upgrade: bool) -> Waiter | None:
+    def _open(
+        self, events: StreamEvents, group: int, *, early_data: bool, upgrade: bool
+    ) -> Waiter | None:
         """The long way of `open`: several carriers, doubts, or nothing ready."""
-        connection = self._pick(early_data=early_data, upgrade=upgrade)
+        connection = self._pick(group, early_data=early_data, upgrade=upgrade)
         if connection is not None:
-            self._assign(connection, events)
+            self._assign(connection, events, group)
             return None
         wait_s = self._tools.connect_timeout(self.path.endpoint.upstream) + self._limits.wait_s
         waiter = self.waiting.add(
-            events, self._loop.time() + wait_s, early_data=early_data, upgrade=upgrade
+            events, self._loop.time() + wait_s, early_data=early_data, upgrade=upgrade, group=group
         )
         trust = self.trust
         if self._closed:
@@ -95,32 +109,52 @@ class OriginPool:
             self.dialing.for_waiters()
         return waiter
 
-    def _pick(self, *, early_data: bool, upgrade: bool) -> Connection | None:
+    def _pick(self, group: int, *, early_data: bool, upgrade: bool) -> Connection | None:
         """A connection that may carry the request now."""
+        shelves = (self.shelves[Carrier.H1],) if upgrade else self.choosing.order(group)
+        for shelf in shelves:
+            if (connection := self._free(shelf, group, early_data=early_data)) is not None:
+                return connection
+        if upgrade:
+            return None
+        if early_data and self._early:
+            return next(reversed(self._early))
         trust = self.trust
-        for shelf in (self.shelves[Carrier.H1],) if upgrade else self._preferred:
-            ready = shelf.free
-            while ready:
-                connection = next(reversed(ready))
+        for shelf in shelves:
+            while shelf.shared:
+                connection = next(iter(shelf.shared))
                 if not trust.doubtful(connection):
                     return connection
-                if connection.carrier is Carrier.H1:
-                    if early_data and trust.suspect_since is None:
-                        return connection
-                    break  # those before it are older
                 trust.verify(connection)
-                if early_data and trust.suspect_since is None:
-                    return connection
-        if early_data and self._early and not upgrade:
-            return next(reversed(self._early))
         return None
 
-    def _assign(self, connection: Connection, events: StreamEvents) -> None:
+    def _free(self, shelf: Shelf, group: int, *, early_data: bool) -> Connection | None:
+        """A connection below its shelf's limit that may carry the request now."""
+        trust, ready = self.trust, shelf.free
+        while ready:
+            connection = next(reversed(ready))
+            if not trust.doubtful(connection):
+                if group % SIZES == 0:
+                    return connection
+                quiet = shelf.quietest()
+                return connection if trust.doubtful(quiet) else quiet
+            if connection.carrier is Carrier.H1:
+                if early_data and trust.suspect_since is None:
+                    return connection
+                break  # those before it are older
+            trust.verify(connection)
+            if early_data and trust.suspect_since is None:
+                return connection
+        return None
+
+    def _assign(self, connection: Connection, events: StreamEvents, group: int) -> None:
         stream = connection.open_stream(events)
+        shelf = self.shelves[connection.carrier]
+        if shelf.took(connection, bulky=group % SIZES > 0):
+            self.upkeep.short(connection.carrier)
         if not connection.capacity:
-            self.shelves[connection.carrier].remove(connection)
             self._early.pop(connection, None)
-        self._streams_total += 1
+        self.streams_total += 1
         events.stream_ready(stream)
 
     def _serve(self) -> None:
@@ -128,28 +162,36 @@ class OriginPool:
         waiting, idle_h1 = self.waiting, self._idle_h1
         while waiting.upgrades and idle_h1:
             waiter, _ = waiting.upgrades.popitem(last=False)
-            self._assign(next(reversed(idle_h1)), waiter.events)
+            self._assign(next(reversed(idle_h1)), waiter.events, waiter.group)
         while waiting.plain:
-            for shelf in self._preferred:
-                if shelf.free:
-                    break
-            else:
+            connection = self._ready_for(next(iter(waiting.plain)).group)
+            if connection is None:
                 break
             waiter, _ = waiting.plain.popitem(last=False)
-            self._assign(next(reversed(shelf.free)), waiter.events)
+            self._assign(connection, waiter.events, waiter.group)
         if self._early and waiting.plain:
             for waiter in [w for w in waiting.plain if w.early_data]:
                 if not self._early:
                     break
                 del waiting.plain[waiter]
-                self._assign(next(reversed(self._early)), waiter.events)
+                self._assign(next(reversed(self._early)), waiter.events, waiter.group)
+
+    def _ready_for(self, group: int) -> Connection | None:
+        """Any connection on a shelf, the best first."""
+        shelves = self.choosing.orders[group]
+        for shelf in shelves:
+            if shelf.free:
+                return next(reversed(shelf.free))
+        for shelf in shelves:
+            if shelf.shared:
+                return next(iter(shelf.shared))
+        return None
 
     def accept(self, connection: Connection) -> None:
         """A dial brought ``connection``."""
         self._opened_total += 1
         self.connections[connection] = True
-        self.live[connection.carrier] += 1
-        self._update_warm()
+        self._count(connection)
         self.capacity_changed(connection)
 
     def set_aside(self, connection: Connection) -> None:
@@ -185,6 +227,7 @@ class OriginPool:
 
     def draining(self, connection: Connection) -> None:
         """It takes nothing new."""
+        self.trust.ended(connection)
         if self.connections.get(connection):
             self.connections[connection] = False
             self.live[connection.carrier] -= 1
@@ -201,6 +244,7 @@ class OriginPool:
         counted = self.connections.pop(connection, None)
         if counted is None:
             return
+        self.trust.ended(connection)
         self.live[connection.carrier] -= counted
         self._update_warm()
         if self.waiting:
@@ -219,14 +263,22 @@ class OriginPool:
 
     def adopt(self, connection: Connection) -> None:
         """A connection of another path came here; it takes streams once it is proven."""
-        counts = not connection.draining
-        self.connections[connection] = counts
-        self.live[connection.carrier] += counts
+        self.connections[connection] = not connection.draining
+        if not connection.draining:
+            self._count(connection)
+
+    def _count(self, connection: Connection) -> None:
+        """A connection more is live."""
+        live, carrier = self.live, connection.carrier
+        live[carrier] += 1
+        if live[carrier] == 1:
+            self.choosing.refresh(self._loop.time())
+        connection.expect_loss(expected=self.choosing.lossy)
         self._update_warm()
 
     def _withdraw(self, connection: Connection) -> None:
         """No new request gets it."""
-        self.shelves[connection.carrier].remove(connection)
+        self.shelves[connection.carrier].forget(connection)
         self._early.pop(connection, None)
         self.dialing.forget(connection)
 
@@ -260,6 +312,18 @@ class OriginPool:
         """The path is DOWN: all that is on it fails now, in this loop turn."""
         self.upkeep.down = True
         self._fail_all(Failure(Outcome.TIMEOUT, reason, path_down=True))
+
+    def revalidate(self) -> None:
+        """This host's address or route may have changed: nothing is taken for alive."""
+        self.trust.revalidate()
+        self.dialing.again()
+
+    def block(self, carriers: frozenset[Carrier], reason: str) -> None:
+        """These carriers do not work on the path, although others do (none: all work again)."""
+        self.choosing.block(carriers, self._loop.time())
+        for connection in list(self.connections):
+            if connection.carrier in carriers and not connection.leave():
+                connection.close(Failure(Outcome.TIMEOUT, reason, path_down=True))
 
     def close(self) -> None:
         """Shut down at once."""
@@ -312,7 +376,8 @@ class OriginPool:
             len(self.dialing),
             self._opened_total,
             self.dialing.failures_total,
-            self._streams_total,
+            self.streams_total,
+            self.choosing.choice,
         )
 
     def _update_plain(self) -> None:

@@ -10,11 +10,21 @@ from edged.upstream.carriers import Carriers
 from edged.upstream.connection import Connection, Connector, Report
 from edged.upstream.engines import hpack_engine
 from edged.upstream.origin_pool import OriginPool
-from edged.upstream.pool_types import PoolLimits, PoolStats, PoolTools
+from edged.upstream.pool_types import PatienceBook, PoolLimits, PoolStats, PoolTools
 from edged.upstream.tcp import TcpConnector
 from edged.upstream.tls import Tls
 from edged.upstream.waiting import Waiter
-from policies.model import Carrier, Change, Endpoint, Path, Verdict
+from policies.carriers import group_of
+from policies.model import (
+    Carrier,
+    CarrierChange,
+    Change,
+    Endpoint,
+    Estimate,
+    Path,
+    RequestClass,
+    Verdict,
+)
 from probes.base import Dialer
 
 TICK_S = 1.0
@@ -27,6 +37,11 @@ def _default_timeout(upstream: str) -> float:
 
 def _tell_nobody(path: str, carrier: Carrier | None) -> None:
     """No one wants to know what is warm."""
+
+
+def _know_nothing(path: str) -> Estimate | None:
+    """No path was measured."""
+    return None
 
 
 class Pools:
@@ -43,17 +58,23 @@ class Pools:
         set_warm: Callable[[str, Carrier | None], None] = _tell_nobody,
         limits: PoolLimits | None = None,
         engine: str | None = None,
+        estimate: Callable[[str], Estimate | None] = _know_nothing,
     ) -> None:
         """``report`` takes passive samples, ``set_warm`` is `PathTable.set_warm`.
 
-        ``connect_timeout`` gives the seconds for DNS, connect and TLS by upstream name. Without
-        ``h3`` no QUIC is tried. ``engine`` forces an HPACK engine (`edged.upstream.engines`).
+        ``connect_timeout`` gives the seconds for DNS, connect and TLS by upstream name,
+        ``estimate`` what is known of a path by its name. Without ``h3`` no QUIC is tried.
+        ``engine`` forces an HPACK engine (`edged.upstream.engines`).
         """
         self.carriers = Carriers(h3_available=h3 is not None)
+        tcp = TcpConnector(dialer, report, tls or Tls(), hpack=hpack_engine(engine))
         self._tools = PoolTools(
-            tcp=TcpConnector(dialer, report, tls or Tls(), hpack=hpack_engine(engine)),
+            tcp=tcp,
             h3=h3,
             carriers=self.carriers,
+            patience=PatienceBook(),
+            estimate=estimate,
+            paced=lambda: tcp.paced,
             limits=limits or PoolLimits(),
             connect_timeout=connect_timeout,
             set_warm=set_warm,
@@ -65,6 +86,8 @@ class Pools:
         self._retired: set[OriginPool] = set()
         """Of endpoints whose address changed: they finish what is in flight."""
         self._verdicts: dict[str, Change] = {}
+        self._blocked: dict[str, frozenset[Carrier]] = {}
+        """By path: carriers that do not work there although others do."""
         self._empty = asyncio.Event()
         self._closed = False
         self._timer = self._loop.call_later(TICK_S, self._tick)
@@ -79,12 +102,26 @@ class Pools:
         *,
         early_data: bool,
         upgrade: bool = False,
+        request_class: RequestClass | None = None,
     ) -> Waiter | None:
         """See `Upstreams.open`."""
         pool = self._pools.get(path.name)
         if pool is None or pool.path is not path:
             pool = self._pool(path)
-        return pool.open(events, early_data=early_data, upgrade=upgrade)
+        return pool.open(
+            events, early_data=early_data, upgrade=upgrade, request_class=request_class
+        )
+
+    def answered(
+        self, path: Path, carrier: Carrier, request_class: RequestClass, latency_s: float
+    ) -> None:
+        """A request of that class got its response head on ``carrier`` ``latency_s`` after it was
+        sent: what carriers are compared by. Not every one needs to be told.
+        """
+        pool = self._pools.get(path.name)
+        if pool is not None:
+            now = self._loop.time()
+            pool.choosing.observe(carrier, group_of(request_class), latency_s, now)
 
     def path_leaving(self, change: Change) -> None:
         """Subscribe this before whoever acts on those in flight: connections that can go on over
@@ -107,6 +144,27 @@ class Pools:
             pool.suspect(self._loop.time())
         else:
             pool.up()
+
+    def carrier_changed(self, change: CarrierChange) -> None:
+        """A carrier stopped or began to work on a path where others work
+        (`PathTable.subscribe_carriers`): act on the path's pool in this loop turn."""
+        carriers = frozenset(change.carriers)
+        blocked = self._blocked.get(change.path, frozenset())
+        blocked = blocked | carriers if change.blocked else blocked - carriers
+        if blocked:
+            self._blocked[change.path] = blocked
+        else:
+            self._blocked.pop(change.path, None)
+        if (pool := self._pools.get(change.path)) is not None:
+            pool.block(blocked, change.reason)
+
+    def revalidate(self, line: str | None = None) -> None:
+        """An address, a route or the clock changed (of one line; ``None``: of this host): every
+        connection must answer before it gets a request.
+        """
+        for pool in self._pools.values():
+            if line is None or pool.path.line.name == line:
+                pool.revalidate()
 
     def keep_warm(self, path: Path, *, wanted: bool = True) -> None:
         """Keep one connection open on ``path``, or no longer. The path in use and the next best
@@ -174,6 +232,8 @@ class Pools:
         change = self._verdicts.get(path.name)
         if change is not None and change.new is Verdict.SUSPECT:
             pool.suspect(self._loop.time())
+        if blocked := self._blocked.get(path.name):
+            pool.block(blocked, "")
         return pool
 
     def _adopt(self, connection: Connection, path: Path) -> OriginPool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from edged.upstream.carriers import Carriers
 from edged.upstream.connection import Connection, Connector, Owner
-from policies.model import Carrier, Endpoint, Path
+from policies.carriers import Choice
+from policies.model import Carrier, Endpoint, Estimate, Path
+from policies.patience import Patience
+
+_MOST_PATIENCES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,29 @@ class PoolLimits:
     wait_s: float = 10.0
     """Longest wait for a stream while all connections are in use, beyond the connect timeout."""
     warm_retry_s: float = 5.0
+    surplus_idle_s: float = 60.0
+    """Idleness after which an h2 or h3 connection goes that is not its carrier's only one."""
+    used_s: float = 60.0
+    """Without a request for so long, a pool needs no second carrier."""
+
+
+class PatienceBook:
+    """What is known of servers' patience with idle connections, by origin and carrier; bounded."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, int, Carrier], Patience] = OrderedDict()
+
+    def of(self, endpoint: Endpoint, carrier: Carrier) -> Patience:
+        """What is known of the server of ``endpoint``; the same object while it is remembered."""
+        key = (endpoint.host, endpoint.port, carrier)
+        patience = self._known.get(key)
+        if patience is None:
+            patience = self._known[key] = Patience()
+            if len(self._known) > _MOST_PATIENCES:
+                self._known.popitem(last=False)
+        return patience
 
 
 class PoolStats(NamedTuple):
@@ -45,6 +73,8 @@ class PoolStats(NamedTuple):
     opened_total: int
     dial_failures_total: int
     streams_total: int
+    choice: Choice | None = None
+    """Which carriers suit the path, and what they cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +84,15 @@ class PoolTools:
     tcp: Connector
     h3: Connector | None
     carriers: Carriers
+    patience: PatienceBook
     limits: PoolLimits
     connect_timeout: Callable[[str], float]
     """Seconds for DNS, connect and TLS, by upstream."""
     set_warm: Callable[[str, Carrier | None], None]
+    estimate: Callable[[str], Estimate | None]
+    """What is known of a path, by name."""
+    paced: Callable[[], bool]
+    """Whether TCP's congestion control measures bandwidth (BBR)."""
     adopt: Callable[[Connection, Path], Owner]
     """A connection moved to this path: whose it is now."""
     emptied: Callable[[], None]

@@ -18,7 +18,7 @@ UNLIMITED = 1 << 30
 class Shelf:
     """Invariant: a connection stands in ``free`` or in ``shared``, and in neither without room."""
 
-    __slots__ = ("free", "limit", "shared")
+    __slots__ = ("_bulky", "free", "limit", "shared")
 
     def __init__(self) -> None:
         self.free: OrderedDict[Connection, None] = OrderedDict()
@@ -27,12 +27,15 @@ class Shelf:
         self.shared: OrderedDict[Connection, None] = OrderedDict()
         """At the limit; taken in turn, the first first."""
         self.limit = UNLIMITED
+        self._bulky: set[Connection] = set()
+        """Those that were given a large body and were not idle since: they count as at the limit,
+        for what is small would stand in line behind it."""
 
     def place(self, connection: Connection) -> None:
         """Put ``connection`` where its numbers say."""
         if connection.capacity <= 0:
             self.remove(connection)
-        elif connection.in_flight < self.limit:
+        elif connection.in_flight < self.limit and not self._is_bulky(connection):
             self.free[connection] = None
             if self.shared:
                 self.shared.pop(connection, None)
@@ -40,11 +43,42 @@ class Shelf:
             self.shared[connection] = None
             self.free.pop(connection, None)
 
+    def took(self, connection: Connection, *, bulky: bool) -> bool:
+        """``connection`` was given a stream; whether that leaves none that is free."""
+        if bulky:
+            self._bulky.add(connection)
+        if bulky or connection.capacity <= 0 or connection.in_flight >= self.limit:
+            self.place(connection)
+            if connection in self.shared:
+                self.shared.move_to_end(connection)
+            return not self.free
+        return False
+
+    def quietest(self) -> Connection:
+        """For a large body: a free connection without a stream, if there is one."""
+        for connection in reversed(self.free):
+            if not connection.in_flight:
+                return connection
+        return next(reversed(self.free))
+
+    def _is_bulky(self, connection: Connection) -> bool:
+        if connection not in self._bulky:
+            return False
+        if connection.in_flight:
+            return True
+        self._bulky.discard(connection)
+        return False
+
     def remove(self, connection: Connection) -> None:
         """It takes nothing now."""
         self.free.pop(connection, None)
         if self.shared:
             self.shared.pop(connection, None)
+
+    def forget(self, connection: Connection) -> None:
+        """It is gone."""
+        self.remove(connection)
+        self._bulky.discard(connection)
 
     def set_limit(self, limit: int) -> None:
         """So many streams on each from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -17,11 +18,15 @@ from policies.model import Carrier, Kind, Outcome, Path, Sample
 from probes.base import Dialed, Dialer, DialError
 
 _ALPN = {Carrier.H2: "h2", Carrier.H1: "http/1.1"}
+_NAME_BYTES = 16
 
 
-def alpn_names(path: Path, *, upgrade: bool) -> tuple[str, ...]:
-    """What to offer: h2 before h1 as far as the endpoint speaks them; upgrades need h1 alone."""
-    if upgrade:
+def alpn_names(path: Path, *, upgrade: bool, only: Carrier | None = None) -> tuple[str, ...]:
+    """What to offer: h2 before h1 as far as the endpoint speaks them; upgrades need h1 alone.
+
+    Where h2 alone is wanted h1 is offered all the same: better that than no connection.
+    """
+    if upgrade or only is Carrier.H1:
         return (_ALPN[Carrier.H1],)
     names = tuple(name for carrier, name in _ALPN.items() if carrier in path.endpoint.protocols)
     return names or tuple(_ALPN.values())
@@ -39,6 +44,8 @@ class TcpConnector:
         self._hpack = hpack or hpack_engine()
         self._stream_limits: dict[tuple[str, int], int] = {}
         """By host and port, as their SETTINGS last said."""
+        self.paced = True
+        """Whether the congestion control of the latest connection measures bandwidth."""
 
     async def connect(
         self,
@@ -48,12 +55,15 @@ class TcpConnector:
         timeout_s: float,
         early_data: bool = False,
         upgrade: bool = False,
+        only: Carrier | None = None,
     ) -> H1Connection | H2Connection:
         """A ready connection (see `Connector.connect`); TCP knows no early data here."""
         began_at = monotonic()
         opening = _Opening(self, path, owner, upgrade=upgrade)
         if path.endpoint.scheme == "https":
-            opening.handshake = self._tls.handshake(path, alpn_names(path, upgrade=upgrade))
+            opening.handshake = self._tls.handshake(
+                path, alpn_names(path, upgrade=upgrade, only=only)
+            )
         dialed = await self._dial(path, timeout_s)
         opened_at = monotonic()
         try:
@@ -86,6 +96,7 @@ class TcpConnector:
                 self._report(Sample(path.name, Kind.TCP, sent_at, None, error.outcome))
             raise
         self._report(Sample(path.name, Kind.TCP, sent_at, dialed.connect_s))
+        self.paced = _measures_bandwidth(dialed.sock)
         return dialed
 
     async def _open(self, path: Path, dialed: Dialed, opening: _Opening) -> None:
@@ -139,6 +150,14 @@ class TcpConnector:
                 on_limit=partial(self._stream_limits.__setitem__, origin),
             )
         return H1Connection(path, owner, loop=loop, closed_cleanly=cleanly, settled=settled)
+
+
+def _measures_bandwidth(sock: socket.socket) -> bool:
+    try:
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_BYTES)
+    except OSError:
+        return False
+    return name.startswith(b"bbr")
 
 
 class _Opening(asyncio.Protocol):

@@ -1,23 +1,31 @@
 """Which connections of one pool may have died unseen, and what is asked of them first.
 
-A connection that was silent while idle may be dead without a sign. h2 and h3 are asked with a
-PING first, and one request that may be repeated goes at once beside the PING; a dial starts when
-the answer is late. h1 has no PING, so that old idle ones are not given a request that must not be
-repeated.
+A connection that was silent while idle may be dead without a sign, and a server that closes idle
+ones may be doing so while a request is on its way. h2 and h3 are asked with a PING first, and one
+request that may be repeated goes at once beside the PING; a dial starts when the answer is late.
+h1 has no PING, so that old idle ones are not given a request that must not be repeated. What is
+old is learnt from the server (`policies.patience`).
+
+While the path is SUSPECT, and after this host's address or route changed, nothing is trusted that
+was not heard since, whatever the request.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from typing import Protocol
 
 from edged.upstream.connection import Connection
-from edged.upstream.pool_types import PoolLimits
-from policies.model import Carrier, Failure, Outcome
+from edged.upstream.pool_types import PoolTools
+from policies.model import Carrier, Failure, Outcome, Path
 
 
 class Trusting(Protocol):
     """What a pool offers to its trust."""
+
+    path: Path
+    connections: OrderedDict[Connection, bool]
 
     def set_aside(self, connection: Connection) -> None:
         """``connection`` takes nothing for now."""
@@ -29,14 +37,18 @@ class Trusting(Protocol):
 class Trust:
     """See the module."""
 
-    def __init__(self, pool: Trusting, limits: PoolLimits) -> None:
+    def __init__(self, pool: Trusting, tools: PoolTools) -> None:
         self.suspect_since: float | None = None
         """Since when the path is SUSPECT: only what was heard later is trusted."""
         self.verifying: set[Connection] = set()
         """Those that are being asked; they take nothing."""
         self._pool = pool
-        self._limits = limits
+        self._tools = tools
+        self._limits = tools.limits
         self._loop = asyncio.get_running_loop()
+        self._rtt_s = 0.0
+        self._h1_rest_s = tools.limits.h1_trust_s
+        self._h2_rest_s = tools.limits.trust_s
 
     def doubtful(self, connection: Connection) -> bool:
         """Whether it may have died unseen."""
@@ -47,16 +59,18 @@ class Trust:
             return False
         now = self._loop.time()
         if connection.carrier is Carrier.H1:
-            return now - idle_since > self._limits.h1_trust_s
-        return now - connection.heard_at > self._limits.trust_s
+            return now - idle_since > self._h1_rest_s
+        return now - connection.heard_at > self._h2_rest_s
 
     def rested(self, connection: Connection) -> bool:
         """Whether an h1 connection that nothing speaks against may be given any request."""
         since = connection.idle_since
-        return since is None or self._loop.time() - since <= self._limits.h1_trust_s
+        return since is None or self._loop.time() - since <= self._h1_rest_s
 
     def verify(self, connection: Connection) -> None:
         """Set it aside until it answers a PING."""
+        if connection in self.verifying:
+            return
 
         def answered(rtt_s: float | None) -> None:
             self._answered(connection, alive=rtt_s is not None)
@@ -65,9 +79,44 @@ class Trust:
         self.verifying.add(connection)
         connection.ping(answered, self._limits.ping_timeout_s)
 
+    def revalidate(self) -> None:
+        """Every connection must prove itself anew: idle h1 ones cannot, and go."""
+        for connection in list(self._pool.connections):
+            if connection.early:
+                continue  # its handshake is the question and the answer
+            if connection.carrier is not Carrier.H1:
+                connection.doubt()
+                self.verify(connection)
+            elif connection.idle_since is not None:
+                connection.close()
+
     def forget(self, connection: Connection) -> None:
         """It is gone."""
         self.verifying.discard(connection)
+
+    def ended(self, connection: Connection) -> None:
+        """It takes nothing new, or is gone: how long it had rested may be the server's patience."""
+        if connection.rested_s is not None and connection.carrier is not Carrier.H3:
+            endpoint = self._pool.path.endpoint
+            self._tools.patience.of(endpoint, connection.carrier).closed(connection.rested_s)
+            self.refresh(self._rtt_s, self._loop.time())
+
+    def refresh(self, rtt_s: float, now: float) -> None:
+        """Take what was learnt meanwhile, here and on other lines."""
+        self._rtt_s = rtt_s
+        endpoint, book, limits = self._pool.path.endpoint, self._tools.patience, self._limits
+        h1, h2 = book.of(endpoint, Carrier.H1), book.of(endpoint, Carrier.H2)
+        for connection in self._pool.connections:
+            if connection.carrier is Carrier.H3:
+                continue
+            patience = h1 if connection.carrier is Carrier.H1 else h2
+            if connection.announced_s is not None:
+                patience.announced(connection.announced_s)
+            if connection.idle_since is not None:
+                patience.outlived(now - connection.idle_since)
+        h1_s, h2_s = h1.trusted_s(rtt_s), h2.trusted_s(rtt_s)
+        self._h1_rest_s = limits.h1_trust_s if h1_s is None else min(h1_s, limits.h1_trust_s)
+        self._h2_rest_s = limits.trust_s if h2_s is None else min(h2_s, limits.trust_s)
 
     def _answered(self, connection: Connection, *, alive: bool) -> None:
         if connection not in self.verifying:

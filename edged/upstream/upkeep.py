@@ -1,25 +1,41 @@
-"""What one pool keeps open, and for how long: idle expiry and the warm standby."""
+"""What one pool keeps open beyond what requests need at once, and for how long.
+
+* A warm standby, where it is wanted.
+* As many connections of a carrier as its streams should be spread over, opened before the last
+  free one is taken, so that no request pays for a handshake.
+* While the path is used: a connection over TCP beside h3, to fall back to when datagrams stop, and
+  h3 beside TCP where it may be had, to see what it would be worth. h3 that failed is tried again
+  here and nowhere else: no request waits for it.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import Protocol
 
+from edged.upstream.choosing import Choosing
 from edged.upstream.connection import Connection
 from edged.upstream.dialing import Dialing
 from edged.upstream.pool_types import PoolTools
 from edged.upstream.shelf import Shelf
+from edged.upstream.trust import Trust
 from edged.upstream.waiting import Waiting
 from policies.model import Carrier
+
+_OVER_TCP = (Carrier.H2, Carrier.H1)
 
 
 class Kept(Protocol):
     """What a pool shows to its upkeep."""
 
     connections: OrderedDict[Connection, bool]
+    live: dict[Carrier, int]
     shelves: dict[Carrier, Shelf]
     waiting: Waiting
     dialing: Dialing
+    choosing: Choosing
+    trust: Trust
+    streams_total: int
 
 
 class Upkeep:
@@ -33,26 +49,23 @@ class Upkeep:
         self._pool = pool
         self._limits = tools.limits
         self._warm_dial_at = 0.0
+        self._beside_at = 0.0
+        self._streams = 0
+        self._used_at = float("-inf")
 
     def tick(self, now: float) -> None:
-        """Idle expiry, waits that lasted too long, warm standby."""
-        pool, limits = self._pool, self._limits
-        for oldest in list(pool.shelves[Carrier.H1].free):
-            if now - (oldest.idle_since or now) < limits.h1_idle_s or self._last(oldest):
-                break
-            oldest.close()
-        for carrier in (Carrier.H2, Carrier.H3):
-            for connection in list(pool.shelves[carrier]):
-                idle_since = connection.idle_since
-                if (
-                    idle_since is not None
-                    and now - idle_since >= limits.multiplexed_idle_s
-                    and not self._last(connection)
-                ):
-                    connection.close()
+        """Choose anew, expire what is idle and who waited too long, open what is missing."""
+        pool = self._pool
+        pool.choosing.refresh(now)
+        pool.trust.refresh(pool.choosing.rtt_s, now)
+        self._expire(now)
         pool.waiting.expire(now)
+        if pool.streams_total != self._streams:
+            self._streams, self._used_at = pool.streams_total, now
         if self.keep_warm:
             self.warm_up(now)
+        if now - self._used_at < self._limits.used_s:
+            self._open_beside(now)
 
     def warm_up(self, now: float) -> None:
         """See that one connection is open or being opened; not too often, and not while DOWN."""
@@ -64,10 +77,55 @@ class Upkeep:
         ):
             self._warm_dial_at = now + self._limits.warm_retry_s
 
+    def short(self, carrier: Carrier) -> None:
+        """The last free connection of ``carrier`` was taken."""
+        pool = self._pool
+        if self.down or pool.trust.suspect_since is not None:
+            return
+        dialing = pool.dialing
+        if pool.live[carrier] + dialing.coming(carrier) < pool.choosing.connections_max(carrier):
+            dialing.one_more(carrier)
+
     def path_up(self) -> None:
         """The path is well again: the standby need not wait."""
         self.down = False
         self._warm_dial_at = 0.0
+
+    def _open_beside(self, now: float) -> None:
+        """The carrier that would be taken if the one in use could not."""
+        pool = self._pool
+        if now < self._beside_at or self.down or pool.trust.suspect_since is not None:
+            return
+        order = pool.choosing.choice.orders[0]
+        if Carrier.H3 not in order or len(order) < 2:
+            return
+        missing: Carrier | None = None
+        if not any(pool.live[carrier] for carrier in _OVER_TCP):
+            missing = next(carrier for carrier in order if carrier is not Carrier.H3)
+        elif not pool.live[Carrier.H3]:
+            missing = Carrier.H3
+        if missing is not None and not pool.dialing.coming(missing):
+            self._beside_at = now + self._limits.warm_retry_s
+            pool.dialing.one_more(missing)
+
+    def _expire(self, now: float) -> None:
+        """Close what nobody used for long."""
+        pool, limits = self._pool, self._limits
+        for oldest in list(pool.shelves[Carrier.H1].free):
+            if now - (oldest.idle_since or now) < limits.h1_idle_s or self._last(oldest):
+                break
+            oldest.close()
+        for carrier in (Carrier.H2, Carrier.H3):
+            for connection in list(pool.shelves[carrier]):
+                surplus = pool.live[carrier] > 1
+                limit_s = limits.surplus_idle_s if surplus else limits.multiplexed_idle_s
+                idle_since = connection.idle_since
+                if (
+                    idle_since is not None
+                    and now - idle_since >= limit_s
+                    and not self._last(connection)
+                ):
+                    connection.close()
 
     def _last(self, connection: Connection) -> bool:
         """Whether it is the one that keeps the path warm."""

@@ -12,7 +12,7 @@ from policies.model import Failure, Outcome
 class Waiter:
     """A request that waits for a stream (`edged.upstream.base.Pending`)."""
 
-    __slots__ = ("deadline", "early_data", "events", "queue")
+    __slots__ = ("deadline", "early_data", "events", "group", "queue")
 
     def __init__(
         self,
@@ -21,11 +21,14 @@ class Waiter:
         deadline: float,
         *,
         early_data: bool,
+        group: int,
     ) -> None:
         self.events = events
         self.queue = queue
         self.deadline = deadline
         self.early_data = early_data
+        self.group = group
+        """`policies.carriers.group_of` its class."""
 
     def cancel(self) -> None:
         """Stop waiting."""
@@ -48,11 +51,17 @@ class Waiting:
         return len(self.plain) + len(self.upgrades)
 
     def add(
-        self, events: StreamEvents, deadline: float, *, early_data: bool, upgrade: bool
+        self,
+        events: StreamEvents,
+        deadline: float,
+        *,
+        early_data: bool,
+        upgrade: bool,
+        group: int,
     ) -> Waiter:
         """Wait until loop time ``deadline`` at most."""
         queue = self.upgrades if upgrade else self.plain
-        waiter = Waiter(events, queue, deadline, early_data=early_data)
+        waiter = Waiter(events, queue, deadline, early_data=early_data, group=group)
         queue[waiter] = None
         return waiter
 

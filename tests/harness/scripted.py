@@ -149,13 +149,16 @@ class Upstreams:
     def __init__(self):
         self.streams, self.pending, self.busy, self.asked = [], [], set(), []
 
-    def open(self, path, events, *, early_data, upgrade=False):
+    def open(self, path, events, *, early_data, upgrade=False, request_class=None):
         self.asked.append((path.name, early_data, upgrade))
         if path.name in self.busy:
             self.pending.append(Pending(path, events))
             return self.pending[-1]
         self.grant(path, events)
         return None
+
+    def answered(self, path, carrier, request_class, latency_s):
+        pass
 
     def grant(self, path, events):
         stream = Stream(path, events)

@@ -633,7 +633,7 @@ class FakeConnection:
 
     carrier = H3
     draining = False
-    idle_since = None
+    idle_since = rested_s = announced_s = None
 
     def __init__(self, path, owner, *, early=False):
         self.path = path
@@ -656,6 +656,15 @@ class FakeConnection:
     def fileno(self):
         return None
 
+    def expect_loss(self, *, expected):
+        pass
+
+    def doubt(self):
+        pass
+
+    def leave(self):
+        return False
+
     def drain(self):
         self.close()
 
@@ -673,7 +682,9 @@ class FakeH3:
         self.early = early
         self.asked = []
 
-    async def connect(self, path, owner, *, timeout_s, early_data=False, upgrade=False):
+    async def connect(
+        self, path, owner, *, timeout_s, early_data=False, upgrade=False, only=None
+    ):
         self.asked.append(early_data)
         await asyncio.sleep(min(self.after_s, timeout_s))
         if self.error or self.after_s > timeout_s:
@@ -732,7 +743,7 @@ def test_an_h3_connection_that_comes_late_is_kept():
         async with server(polite_h2) as port, setup(h3=FakeH3(after_s=0.3)) as pools:
             # h2 without TLS, so that the TCP leg succeeds; only the pool's plan is of interest.
             pool_path = path_to(port, protocols=(H2,))
-            pools.pools.carriers.plan = lambda path, now, upgrade=False: _both()
+            pools.pools.carriers.plan = lambda path, now, **options: _both()
             first = await pools.fetch(pool_path, get())
             assert first.stream.carrier is H2
             await eventually(lambda: pools.stat(pool_path).connections == {"h2": 1, "h3": 1})
