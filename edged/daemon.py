@@ -117,6 +117,7 @@ class Daemon:
         self.table.subscribe(self.exchanges.path_changed)
         self.table.subscribe(self.pools.path_changed)
         self.table.subscribe(self._path_changed)
+        self.table.subscribe_carriers(self.pools.carrier_changed)
 
     # -- start and stop ---------------------------------------------------------------------------
 
@@ -343,6 +344,9 @@ class Daemon:
             h3=H3Connector(self.dialer, self.observe, ca_file=ca_file),
             connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
             set_warm=self.table.set_warm,
+            estimate=lambda path: (
+                state.estimate if (state := self.table.snapshot.paths.get(path)) else None
+            ),
         )
 
     def _make_live(self) -> Live:
