@@ -158,6 +158,7 @@ class Daemon:
         if self.live is not None:
             self.live.state = "draining"
         started = monotonic()
+        self.exchanges.drain()
         cut = await self.proxy.drain(grace_s)
         await self.pools.drain(min(1.0, max(0.0, grace_s - (monotonic() - started))))
         await self.close()

@@ -166,6 +166,7 @@ class Exchanges:
         """Connected tunnels' upstream connections."""
         self.stranded: dict[Driver[Any], None] = {}
         """Those that wait for any path that is not DOWN."""
+        self._draining = False
         self.targets = Targets(lambda name: table.snapshot.paths[name].path)
         self._pseudonym = node.encode()
         self.via = {
@@ -226,6 +227,16 @@ class Exchanges:
             for attempt in self.targets.live_on(change.path):
                 attempt.exchange.path_suspect(change)
 
+    def drain(self) -> None:
+        """The end is near: from now on `tick` closes tunnels that carry nothing."""
+        self._draining = True
+        self._close_rested(monotonic())
+
+    def _close_rested(self, now: float) -> None:
+        rested = [t for t in self.live if isinstance(t, Tunnel) and t.rested(now)]
+        for tunnel in rested:
+            tunnel.drain()
+
     def tick(self, now: float) -> None:
         """Call about once a second: deadlines, and how much each line carries.
 
@@ -235,6 +246,8 @@ class Exchanges:
         for exchange in [e for e in self.live if e.deadline <= now]:
             if not exchange.ended:
                 exchange.deadline_passed(now)
+        if self._draining:
+            self._close_rested(now)
         self.wall_offset_s = time.time() - monotonic()
         self.targets.flush(self.table, now)
         for service in self.services.values():

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
     from edged.targets import Target
 
+DRAIN_REST_S = 5.0
+"""A tunnel without traffic for so long is closed in a drain: most are pooled connections that
+nobody uses, and would hold it up to its end."""
 _HIGH_BYTES = 256 << 10
 _LOW_BYTES = 64 << 10
 
@@ -164,6 +167,18 @@ class Tunnel(Driver["Leg"]):
             self.carry_out(self.machine.expired(now))
         else:
             self._break("connection_timeout", "nothing was sent either way for an hour")
+
+    def rested(self, now: float) -> bool:
+        """Whether it is connected and nothing was sent either way for `DRAIN_REST_S`."""
+        idle_s = UPGRADED_IDLE_S - (self.deadline - now)
+        return self.winner is not None and idle_s >= DRAIN_REST_S
+
+    def drain(self) -> None:
+        """An orderly end: its client connects anew, to who comes after us."""
+        if not self.ended:
+            if not self.upstream_ended:
+                self.responder.end()
+            self.close()
 
     def release(self) -> None:
         """Drop what has not been sent."""

@@ -5,8 +5,10 @@ import contextlib
 import socket
 
 from edged.dialer import LineDialer
+from edged.driver import UPGRADED_IDLE_S
 from edged.messages import RequestHead
 from edged.routes import Routed
+from edged.tunnel import DRAIN_REST_S
 from policies.model import Blame, Change, Kind, Outcome, Verdict
 from tests.harness.scripted import Client, Stage, make_path, staged
 
@@ -193,3 +195,23 @@ async def test_an_address_that_edged_refuses_to_dial_is_403():
         assert client.status == 403
         assert b"destination_ip_prohibited" in client.headers[b"proxy-status"]
         assert stage.idle()
+
+
+@staged
+async def test_a_drain_closes_tunnels_once_they_carry_nothing():
+    async with Server() as server:
+        stage = tunnel_stage(server.port)
+        idle, busy = connect(stage, server.port), connect(stage, server.port)
+        await until(lambda: idle.status == busy.status == 200)
+        stage.exchanges.drain()
+        assert idle.over is None
+        now = asyncio.get_running_loop().time()
+        next(t for t in stage.exchanges.live if t.responder is busy).touch(UPGRADED_IDLE_S + 2)
+        stage.exchanges.tick(now + DRAIN_REST_S + 1)
+        assert (idle.over, busy.over) == ("end", None)
+        busy.sink.body(b"still here")
+        await until(lambda: bytes(busy.body) == b"still here")
+        stage.exchanges.tick(now + 2 * DRAIN_REST_S)
+        assert busy.over == "end"
+        assert stage.idle()
+        assert [r.error for r in stage.records] == [None, None]
