@@ -2,9 +2,9 @@
 
 Two means, both effective on live sockets and both reversible:
 
-* A classic BPF socket filter drops incoming segments before TCP sees them (``SO_ATTACH_FILTER``,
-  socket(7)): on a listening socket no SYN is answered, on an established one nothing is
-  acknowledged, so the peer's kernel retransmits as it would into a real blackhole.
+* A classic BPF filter (`edged.socket_filter`) drops incoming segments before TCP sees them: on a
+  listening socket no SYN is answered, on an established one nothing is acknowledged, so the peer's
+  kernel retransmits as it would into a real blackhole.
 * An MD5 signature key (RFC 2385, ``TCP_MD5SIG``, tcp(7)) makes the kernel sign what it sends; a
   peer without the key discards it unseen, retransmissions and keep-alives of ours included.
 
@@ -14,26 +14,22 @@ segments, so one drop can take up to 64 KiB of a large write.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import struct
 from collections.abc import Sequence
 
-_SO_ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
-_SO_DETACH_FILTER = getattr(socket, "SO_DETACH_FILTER", 27)
+from edged.socket_filter import RET_K, Instruction
+
 _TCP_MD5SIG = getattr(socket, "TCP_MD5SIG", 14)
 
 # linux/filter.h: ancillary loads and the offset base of the network header.
 _NET_OFF = 0x100000000 - 0x100000
 _AD_RANDOM = 0x100000000 - 0x1000 + 56
 _IPV4_SOURCE = _NET_OFF + 12
-_LD_W_ABS, _JEQ_K, _JGE_K, _RET_K = 0x20, 0x15, 0x35, 0x06
+_LD_W_ABS, _JEQ_K, _JGE_K = 0x20, 0x15, 0x35
 _ALL = 0xFFFFFFFF
 _MD5_KEY = b"edged-lab"
-
-Instruction = tuple[int, int, int, int]
-"""code, jump if true, jump if false, operand k."""
 
 
 def threshold(loss: float) -> int:
@@ -44,12 +40,12 @@ def threshold(loss: float) -> int:
 def drop_program(loss: float) -> list[Instruction]:
     """A filter that drops each packet with probability ``loss``; 1 drops everything."""
     if loss >= 1:
-        return [(_RET_K, 0, 0, 0)]
+        return [(RET_K, 0, 0, 0)]
     return [
         (_LD_W_ABS, 0, 0, _AD_RANDOM),
         (_JGE_K, 0, 1, threshold(loss)),
-        (_RET_K, 0, 0, _ALL),
-        (_RET_K, 0, 0, 0),
+        (RET_K, 0, 0, _ALL),
+        (RET_K, 0, 0, 0),
     ]
 
 
@@ -62,23 +58,8 @@ def sources_program(losses: Sequence[tuple[str, float]]) -> list[Instruction]:
         program.append((_LD_W_ABS, 0, 0, _IPV4_SOURCE))
         program.append((_JEQ_K, 0, len(verdict), address))
         program.extend(verdict)
-    program.append((_RET_K, 0, 0, _ALL))
+    program.append((RET_K, 0, 0, _ALL))
     return program
-
-
-def set_filter(sock: socket.socket, program: Sequence[Instruction] | None) -> bool:
-    """Put ``program`` in place of the socket's filter (``None``: none). False: not permitted."""
-    try:
-        if program is None:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-            return True
-        code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-        buffer = ctypes.create_string_buffer(code, len(code))
-        fprog = struct.pack("HP", len(program), ctypes.addressof(buffer))
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
-    except OSError as error:
-        return program is None and error.errno == errno.ENOENT
-    return True
 
 
 def set_mute(sock: socket.socket, peer: str, mute: bool) -> bool:
@@ -95,9 +76,3 @@ def set_mute(sock: socket.socket, peer: str, mute: bool) -> bool:
     except OSError as error:
         return not mute and error.errno == errno.ENOENT
     return True
-
-
-def supported() -> bool:
-    """Whether this kernel lets the caller filter its own sockets."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        return set_filter(sock, drop_program(1))

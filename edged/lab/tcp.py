@@ -20,6 +20,7 @@ from typing import cast
 
 from edged.lab import silence
 from edged.lab.lines import EmulatedLine, Lines, Wire
+from edged.socket_filter import set_filter, supported
 
 _SLICE_BYTES = 16 << 10
 _RECEIVE_BUFFER_BYTES = 256 << 10
@@ -226,7 +227,7 @@ class Link:
             wanted = (1.0 if dead_up else up.loss, dead_up and dead_down)
             loss, mute = wanted
             if wanted != self._applied:
-                silence.set_filter(self._sock, silence.drop_program(loss) if loss else None)
+                set_filter(self._sock, silence.drop_program(loss) if loss else None)
             if mute != self._applied[1]:
                 silence.set_mute(self._sock, self._peer, mute)
             self._applied = wanted
@@ -285,7 +286,7 @@ class TcpFront:
         self.lines = lines
         self.origin = origin
         self.extra_delay_s = extra_delay_s
-        self.kernel = silence.supported()
+        self.kernel = supported()
         self.silent = False
         self.port = 0
         self._links: set[Link] = set()
@@ -327,7 +328,7 @@ class TcpFront:
         if not self._listener or not self.kernel:
             return
         if self.silent:
-            silence.set_filter(self._listener, silence.drop_program(1))
+            set_filter(self._listener, silence.drop_program(1))
             return
         losses = []
         for line in self.lines:
@@ -336,7 +337,7 @@ class TcpFront:
             loss = 1.0 if dead else 1 - (1 - up.loss) * (1 - down.loss)  # SYN and SYN-ACK
             if loss:
                 losses.append((line.spec.source, loss))
-        silence.set_filter(self._listener, silence.sources_program(losses) if losses else None)
+        set_filter(self._listener, silence.sources_program(losses) if losses else None)
 
     def _changed(self, line: EmulatedLine) -> None:
         self._filter_listener()

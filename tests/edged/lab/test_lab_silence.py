@@ -6,10 +6,9 @@ import socket
 import pytest
 
 from edged.lab import silence
+from edged.socket_filter import set_filter, supported
 
-pytestmark = pytest.mark.skipif(
-    not silence.supported(), reason="this kernel refuses socket filters"
-)
+pytestmark = pytest.mark.skipif(not supported(), reason="this kernel refuses socket filters")
 
 
 @contextlib.contextmanager
@@ -29,7 +28,7 @@ def pair():
 
 def test_a_listener_answers_no_syn_of_a_filtered_source_only():
     with pair() as (listener, _, _), socket.socket() as dead, socket.socket() as alive:
-        assert silence.set_filter(listener, silence.sources_program([("127.71.1.2", 1.0)]))
+        assert set_filter(listener, silence.sources_program([("127.71.1.2", 1.0)]))
         dead.bind(("127.71.1.2", 0))
         dead.settimeout(0.3)
         with pytest.raises(TimeoutError):
@@ -41,12 +40,12 @@ def test_a_listener_answers_no_syn_of_a_filtered_source_only():
 
 def test_filtered_segments_arrive_once_the_filter_is_gone():
     with pair() as (_, client, server):
-        assert silence.set_filter(server, silence.drop_program(1))
+        assert set_filter(server, silence.drop_program(1))
         client.send(b"hello")
         server.settimeout(0.3)
         with pytest.raises(TimeoutError):
             server.recv(10)
-        assert silence.set_filter(server, None)
+        assert set_filter(server, None)
         server.settimeout(5)
         assert server.recv(10) == b"hello"
 
@@ -66,7 +65,7 @@ def test_a_mute_socket_is_not_heard_until_it_speaks_again():
 
 def test_lifting_what_was_never_set_is_no_error():
     with pair() as (_, _, server):
-        assert silence.set_filter(server, None)
+        assert set_filter(server, None)
         assert silence.set_mute(server, "127.71.1.2", False)
 
 
