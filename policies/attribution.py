@@ -22,6 +22,8 @@ ERRORS_SUSPECT: Final = 2
 ERRORS_DOWN: Final = 3
 WITNESS_S: Final = 60.0
 """A path without a slot for so long is not asked about its line."""
+REPAIR_S: Final = 0.5
+"""What TCP needs to repair one loss, that of a repetition included, on most lines."""
 TCP_CARRIERS: Final = (Carrier.H2, Carrier.H1)
 UDP_CARRIERS: Final = (Carrier.H3,)
 _LAYER: Final = {Kind.ICMP: ANY, Kind.TCP: SYN, Kind.KERNEL: DATA, Kind.QUIC: UDP}
@@ -251,7 +253,8 @@ def judge(
 ) -> list[Change]:
     """Bring the gates of a line and its paths up to date with the evidence.
 
-    ``heard`` is the path on which an answer of ``layer`` just arrived, ``None`` if none did.
+    ``heard`` is the path on which an answer of ``layer`` just arrived, ``None`` if none did. One
+    that left a run standing answers for earlier times only, and betters nothing.
     Returns what changed to be seen, the worst first.
     """
     for path in line.paths:
@@ -259,7 +262,7 @@ def judge(
         if evidence > path.gate.verdict:
             path.gate.worsen(evidence, now)
             path.reason = reason
-        elif path is heard:
+        elif path is heard and not _stands(path.channels, layer):
             path.gate.better(evidence)
             if evidence is not Verdict.DOWN:
                 path.alone = False
@@ -272,6 +275,11 @@ def judge(
     for path in line.paths:
         path.calm = path.is_calm()
     return changes
+
+
+def _stands(channels: Sequence[Channel], layer: int) -> bool:
+    """Whether a run is left that an answer of ``layer`` might have ended."""
+    return any(channels[number].run for number in REACH[layer])
 
 
 def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
@@ -298,9 +306,9 @@ def _weigh(channels: Sequence[Channel], number: int, icmp_alone: Verdict) -> Ver
         return verdict
     if not channel.beyond_icmp:
         verdict = min(verdict, icmp_alone)
-    if number == END and _app_only(channels):
-        verdict = Verdict.SUSPECT
     since = channel.run_sent_at
+    if number == END and channels[DATA].proved_at >= since:
+        verdict = min(verdict, _in_order(channel))
     if number == UDP:
         if max(channels[DATA].proved_at, channels[END].proved_at) >= since:
             return Verdict.UP
@@ -310,11 +318,17 @@ def _weigh(channels: Sequence[Channel], number: int, icmp_alone: Verdict) -> Ver
     return verdict
 
 
-def _app_only(channels: Sequence[Channel]) -> bool:
-    """Whether bytes flow both ways and only the peer's own answers are missing: it has much queued
-    before its PING acknowledgements, say."""
-    silent = channels[END]
-    return silent.still_receiving and channels[DATA].proved_at >= silent.run_last_sent_at
+def _in_order(channel: Channel) -> Verdict:
+    """At most what silence end to end says while data is acknowledged, which shows the line alive.
+
+    TCP hands on in order: one lost packet holds up all answers behind it until it is repaired, and
+    a server answers PINGs behind what it has queued. Silence for longer is the path's, unless bytes
+    still flow.
+    """
+    lasted_s = channel.run_last_sent_at - channel.run_sent_at
+    if lasted_s < REPAIR_S:
+        return Verdict.UP
+    return Verdict.SUSPECT if lasted_s < 2 * REPAIR_S or channel.still_receiving else Verdict.DOWN
 
 
 def _silence(channel: Channel, layer: int, now: float) -> str:
@@ -357,7 +371,7 @@ def _judge_line(
         line.gate.worsen(evidence, now)
         line.blame, line.reason = blame, reason
         line.silent_at = min((c.run_sent_at for c in line.channels if c.run), default=now)
-    elif heard is not None:
+    elif heard is not None and not _stands(line.channels, layer):
         was = line.gate.verdict
         line.gate.better(evidence)
         if was is Verdict.DOWN and line.gate.verdict < was:
