@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from edged.binding import bind, dial_error, families, family_of, sockaddr
+from edged.line_sockets import LineSockets
 from edged.race import RaceLost, race
 from edged.resolver import Resolver
 from policies.model import Line, Outcome
@@ -72,11 +73,12 @@ class LineDialer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``rtt_s(line, host)`` is the measured round trip, for the delay between attempts."""
-        self.resolver = resolver or Resolver(clock=clock)
+        self.resolver = resolver or Resolver(clock=clock, bind=self.bind)
         self._guard = guard
         self._rtt_s = rtt_s
         self._clock = clock
         self._congestion: bytes | None = congestion.encode() or None
+        self._sockets: dict[str, LineSockets] = {}
         self._family: OrderedDict[tuple[str, str], socket.AddressFamily] = OrderedDict()
 
     async def close(self) -> None:
@@ -86,6 +88,14 @@ class LineDialer:
     def bind(self, sock: socket.socket, line: Line) -> None:
         """Bind ``sock`` to ``line``. Raises `DialError` (UNREACHABLE or LOCAL)."""
         bind(sock, line)
+        self.sockets(line.name).track(sock)
+
+    def sockets(self, line: str) -> LineSockets:
+        """All that were bound to the line of this name."""
+        sockets = self._sockets.get(line)
+        if sockets is None:
+            sockets = self._sockets[line] = LineSockets()
+        return sockets
 
     async def resolve(self, line: Line, host: str, *, timeout_s: float = 5.0) -> Sequence[str]:
         """Addresses of ``host`` as seen from ``line``: the family that last worked first, the
@@ -145,6 +155,7 @@ class LineDialer:
             connect_s=connected - began,
             rtt_s=info.rtt_s if info is not None and not syn_lost else None,
             syn_lost=syn_lost,
+            wire=self.sockets(line.name),
         )
 
     async def connect_udp(
@@ -226,6 +237,7 @@ class LineDialer:
         sock = self._open(line, address, socket.SOCK_STREAM)
         try:
             self._tune_tcp(sock)
+            await self.sockets(line.name).passage()
             began = self._clock()
             await asyncio.get_running_loop().sock_connect(sock, sockaddr(address, port))
         except OSError as error:
@@ -243,7 +255,7 @@ class LineDialer:
             raise dial_error(line, error, address) from error
         try:
             sock.setblocking(False)
-            bind(sock, line)
+            self.bind(sock, line)
         except BaseException:
             sock.close()
             raise

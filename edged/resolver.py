@@ -76,8 +76,13 @@ class Resolver:
         files: SystemFiles | None = None,
         lookup: Callable[[str], Awaitable[tuple[str, ...]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        bind: Callable[[socket.socket, Line], None] = bind,
     ) -> None:
-        """``files`` and ``lookup`` (getaddrinfo) stand for the host's own knowledge of names."""
+        """``files`` and ``lookup`` (getaddrinfo) stand for the host's own knowledge of names.
+
+        ``bind`` gives a socket to a line, or raises `DialError`.
+        """
+        self._bind = bind
         self._files = files or SystemFiles()
         self._lookup = lookup
         self._clock = clock
@@ -204,7 +209,7 @@ class Resolver:
         try:
             sock.setblocking(False)
             if not _host_local(line, server):
-                bind(sock, line)
+                self._bind(sock, line)
         except BaseException:
             sock.close()
             raise

@@ -15,7 +15,7 @@ from edged.messages import Headers, RequestHead, ResponseHead
 from edged.routes import split_authority
 from policies.commands import Start
 from policies.model import Carrier, Change, Failure, Kind, Outcome, Path, Sample
-from probes.base import DialError
+from probes.base import DialError, Wire
 
 if TYPE_CHECKING:
     from edged.downstream.base import Responder
@@ -206,6 +206,7 @@ class Leg(asyncio.Protocol):
         self.target = target
         self.started_at = monotonic()
         self._task: asyncio.Task[None] | None = None
+        self._wire: Wire | None = None
         self._transport: asyncio.Transport | None = None
         self.over = False
 
@@ -264,6 +265,7 @@ class Leg(asyncio.Protocol):
                 tunnel.attempt_failed(self, failure)
             return
         self._report(dialed.connect_s, Outcome.OK)
+        self._wire = dialed.wire
         try:
             await tunnel.house.loop.create_connection(lambda: self, sock=dialed.sock)
         except BaseException:
@@ -277,6 +279,8 @@ class Leg(asyncio.Protocol):
         if self.over:
             transport.abort()
             return
+        if self._wire is not None:
+            transport = self._wire.wrap(transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_HIGH_BYTES, low=_LOW_BYTES)
         self.exchange.house.legs[self] = None

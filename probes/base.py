@@ -6,6 +6,7 @@ It never judges, never retries and never decides when it runs: `probes.schedule`
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,36 @@ class DialError(Exception):
         self.detail = detail
 
 
+class Wire(Protocol):
+    """The line of a connection, which a drill can silence (`edged.line_sockets`)."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing comes in or may go out."""
+
+    def wrap(self, transport: asyncio.Transport) -> asyncio.Transport:
+        """The transport to write to instead of this one."""
+
+    async def passage(self) -> None:
+        """Wait until something may go out."""
+
+
+class FreeWire:
+    """A line that nobody silences."""
+
+    silent = False
+
+    def wrap(self, transport: asyncio.Transport) -> asyncio.Transport:
+        """The same."""
+        return transport
+
+    async def passage(self) -> None:
+        """At once."""
+
+
+_FREE = FreeWire()
+
+
 @dataclass(frozen=True, slots=True)
 class Dialed:
     """A connected, non-blocking socket and what it took. UDP sockets have ``connect_s`` 0."""
@@ -35,6 +66,7 @@ class Dialed:
     """SYN to SYN-ACK by the kernel's clock, free of loop lag; ``None``: UDP, or a SYN was lost."""
     syn_lost: int = 0
     """SYN segments of this connection that had to be sent again."""
+    wire: Wire = _FREE
 
 
 class Dialer(Protocol):

@@ -41,6 +41,7 @@ class LineStream(httpcore.AsyncNetworkStream):
             return
         try:
             async with asyncio.timeout(timeout):
+                await self.dialed.wire.passage()
                 self._writer.write(buffer)
                 await self._writer.drain()
         except TimeoutError as error:
@@ -49,6 +50,9 @@ class LineStream(httpcore.AsyncNetworkStream):
             raise httpcore.WriteError(str(error)) from error
 
     async def aclose(self) -> None:
+        if self.dialed.wire.silent:
+            self._writer.transport.abort()
+            return
         self._writer.close()
         try:
             async with asyncio.timeout(1.0):

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
+from typing import cast
 
 from edged.upstream.connection import Owner, Report
 from edged.upstream.engines import HpackEngine, hpack_engine
@@ -15,7 +16,7 @@ from edged.upstream.h2 import STREAMS_ASSUMED, H2Connection
 from edged.upstream.sockets import describe, outcome_of
 from edged.upstream.tls import Handshake, Tls
 from policies.model import Carrier, Kind, Outcome, Path, Sample
-from probes.base import Dialed, Dialer, DialError
+from probes.base import Dialed, Dialer, DialError, Wire
 
 _ALPN = {Carrier.H2: "h2", Carrier.H1: "http/1.1"}
 _NAME_BYTES = 16
@@ -101,6 +102,7 @@ class TcpConnector:
 
     async def _open(self, path: Path, dialed: Dialed, opening: _Opening) -> None:
         # The loop owns the socket from here on, and closes it when this fails or is cancelled.
+        opening.wire = dialed.wire
         loop = asyncio.get_running_loop()
         if opening.handshake is None:
             await loop.create_connection(lambda: opening, sock=dialed.sock)
@@ -166,6 +168,7 @@ class _Opening(asyncio.Protocol):
     def __init__(self, connector: TcpConnector, path: Path, owner: Owner, *, upgrade: bool) -> None:
         self.upgrade = upgrade
         self.handshake: Handshake | None = None
+        self.wire: Wire | None = None
         self.connection: H1Connection | H2Connection | None = None
         self._connector = connector
         self._path = path
@@ -174,13 +177,16 @@ class _Opening(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Choose the codec before a byte can arrive."""
-        self._transport = transport  # type: ignore[assignment]  # uvloop's are no subclasses
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
+        if self.wire is not None:
+            transport = self.wire.wrap(transport)
+        self._transport = transport
         connection = self._connector.make(
             self._path, self._owner, self.handshake, upgrade=self.upgrade
         )
         if connection is not None:
             self.connection = connection
-            self._transport.set_protocol(connection)  # type: ignore[union-attr]  # set above
+            transport.set_protocol(connection)
             connection.connection_made(transport)
 
     def abort(self) -> None:
