@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
+from collections.abc import Callable
 
 from edged.downstream.base import Handler
 from edged.downstream.h1 import H1Connection
@@ -11,6 +14,8 @@ from edged.downstream.hub import Hub
 from edged.downstream.limits import Limits
 from edged.downstream.sockets import bind
 
+HANDSHAKE_S = 10.0
+"""A client that has not finished its TLS handshake by then is cut off."""
 _BACKLOG = 4096
 
 
@@ -35,15 +40,31 @@ class Listener:
         """What is bound, with the ports that the system chose where 0 was asked for."""
         return [s.getsockname()[:2] for server in self._servers for s in server.sockets]
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
+    async def start(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        tune: Callable[[socket.socket], None] | None = None,
+    ) -> tuple[str, int]:
         """Listen on one address; may be called again for more. The address bound.
+
+        ``tls`` serves HTTPS only (an HTTP/2 client is known by its preface, whatever ALPN chose).
+        ``tune`` sets options of the socket, which its connections inherit.
 
         Raises `OSError` with a text for people when it can't be had.
         """
         hub = self.hub
         sock = bind(host, port)
+        if tune is not None:
+            tune(sock)
         server = await hub.loop.create_server(
-            lambda: H1Connection(hub), sock=sock, backlog=_BACKLOG
+            lambda: H1Connection(hub),
+            sock=sock,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
         )
         if not self._servers:
             hub.start()

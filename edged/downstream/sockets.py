@@ -23,11 +23,12 @@ def bind(host: str, port: int) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, _explain(error, host, port)) from error
+        raise OSError(error.errno, explain(error, host, port)) from error
     return sock
 
 
-def _explain(error: OSError, host: str, port: int) -> str:
+def explain(error: OSError, host: str, port: int) -> str:
+    """Why an address cannot be bound, for people."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
         return f"{where} is in use by another process; stop it or choose another port"

@@ -1,0 +1,149 @@
+"""`aioquic` as a server's `Engine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnection
+from aioquic.quic.packet import QuicFrameType
+
+from edged.downstream.quic_engines import (
+    CID_BYTES,
+    CONNECTION_WINDOW_BYTES,
+    STREAM_WINDOW_BYTES,
+    Address,
+    Initial,
+    Sink,
+    Tickets,
+)
+
+
+class AioquicFactory:
+    """See `edged.downstream.quic_engines.Factory`."""
+
+    def __init__(self, chain_file: Path, key_file: Path, idle_timeout_s: float) -> None:
+        self._configuration = QuicConfiguration(
+            is_client=False,
+            alpn_protocols=["h3"],
+            congestion_control_algorithm="cubic",
+            connection_id_length=CID_BYTES,
+            idle_timeout=idle_timeout_s,
+            max_data=CONNECTION_WINDOW_BYTES,
+            max_stream_data=STREAM_WINDOW_BYTES,
+        )
+        self._configuration.load_cert_chain(chain_file, key_file)
+
+    def __call__(self, initial: Initial, tickets: Tickets) -> AioquicEngine:
+        return AioquicEngine(self._configuration, initial, tickets)
+
+
+class _Connection(QuicConnection):
+    """Moves a stream's receive window only for bytes that were delivered and not held."""
+
+    held: set[int]
+
+    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
+        limit = stream.max_stream_data_local
+        if not limit:
+            return
+        delivered = stream.receiver.starting_offset()
+        if limit - delivered < STREAM_WINDOW_BYTES // 2 and stream.stream_id not in self.held:
+            limit = stream.max_stream_data_local = delivered + STREAM_WINDOW_BYTES
+        if stream.max_stream_data_local_sent != limit:
+            frame = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            frame.push_uint_var(stream.stream_id)
+            frame.push_uint_var(limit)
+            stream.max_stream_data_local_sent = limit
+
+
+class AioquicEngine:
+    """A server connection on `aioquic`."""
+
+    exact_credit = True
+
+    def __init__(
+        self, configuration: QuicConfiguration, initial: Initial, tickets: Tickets
+    ) -> None:
+        self._quic = _Connection(
+            configuration=configuration,
+            original_destination_connection_id=initial.original_cid,
+            retry_source_connection_id=initial.destination_cid if initial.retried else None,
+            session_ticket_fetcher=tickets.take,
+            session_ticket_handler=tickets.put,
+        )
+        self._quic.held = set()
+        self._ended = False
+        self.stalled = False
+        self.cid = self._quic.host_cid
+        self.handle_timer = self._quic.handle_timer
+
+    def receive(self, datagrams: list[bytes], address: Address, now: float) -> None:
+        receive = self._quic.receive_datagram
+        for datagram in datagrams:
+            receive(datagram, address, now)
+
+    def pump(self, sink: Sink) -> None:
+        queue = self._quic._events
+        while queue and not self.stalled:
+            event: Any = queue.popleft()
+            kind = type(event)
+            if kind is events.StreamDataReceived:
+                sink.stream_data(event.stream_id, event.data, event.end_stream)
+            elif kind is events.StreamReset:
+                sink.stream_reset(event.stream_id, event.error_code)
+            elif kind is events.StopSendingReceived:
+                sink.stop_sending(event.stream_id, event.error_code)
+            elif kind is events.ConnectionIdIssued:
+                sink.cid_issued(event.connection_id)
+            elif kind is events.ConnectionIdRetired:
+                sink.cid_retired(event.connection_id)
+            elif kind is events.HandshakeCompleted:
+                sink.handshake_done(event.alpn_protocol)
+        if self._quic._close_event is not None and not self._ended:
+            # The engine's own event waits for the closing period (RFC 9000 section 10.2).
+            self._ended = True
+            sink.terminated()
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
+        # Until a datagram could be read there is no path to answer on.
+        return self._quic.datagrams_to_send(now) if self._quic._network_paths else []
+
+    def get_timer(self) -> float | None:
+        return self._quic.get_timer() if self._quic._close_at is not None else None
+
+    def next_stream_id(self) -> int:
+        return self._quic.get_next_available_stream_id(is_unidirectional=True)
+
+    def send(self, stream_id: int, data: bytes, fin: bool) -> None:
+        self._quic.send_stream_data(stream_id, data, fin)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and not stream.sender.is_finished:
+            self._quic.reset_stream(stream_id, code)
+
+    def stop(self, stream_id: int, code: int) -> None:
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            self._quic.stop_stream(stream_id, code)
+
+    def close(self, code: int) -> None:
+        self._quic.close(error_code=code)
+
+    def unsent(self, stream_id: int) -> int:
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def hold(self, stream_id: int, held: bool) -> None:
+        if held:
+            self._quic.held.add(stream_id)
+        else:
+            self._quic.held.discard(stream_id)
