@@ -24,7 +24,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import wan_figures, wan_table
+from bench import wan_attribution, wan_figures, wan_table
 from bench.wan_figures import Figures, Run
 from bench.wan_peers import Peer, installed, running
 from bench.wan_rows import ROWS, Row
@@ -38,11 +38,13 @@ NAMES = ("edged", "haproxy", "envoy", "sing-box", "direct")
 
 def measure(
     row: Row, name: str, seed: int, directory: Path, reference: dict[str, Figures] | None = None
-) -> tuple[Figures, Run]:
+) -> tuple[Figures, Run | None]:
     """One run; ``reference``: medians of rows measured before, of the same peer or of none."""
     options = {k: v for k, v in row.site.items() if name == "edged" or k in ("lines", "caddy")}
     site = Site(directory, seed=seed, edged=name == "edged", **options)
     with site, running(name, site, row.prefix) as peer, site.lab.edge:
+        if row.cases:
+            return asyncio.run(wan_attribution.play(peer, site, seed, row.cases)), None
         run = asyncio.run(_act(row, peer, site, seed))
         run.reference = reference or {}
         run.executions = site.executions()
@@ -120,7 +122,8 @@ class Bench:
                 there = keep / f"{row.key}-{name}-{seed}".replace(" ", "-")
                 shutil.rmtree(there, ignore_errors=True)
                 shutil.copytree(directory, there, ignore=shutil.ignore_patterns("*.key", "*.pem"))
-                (there / "run.json").write_text(json.dumps(_account(run, figures), indent=1))
+                if run is not None:
+                    (there / "run.json").write_text(json.dumps(_account(run, figures), indent=1))
         self.results.setdefault(row.key, {}).setdefault(name, []).append(figures)
         print(wan_table.line(row, name, seed, figures), flush=True)
 

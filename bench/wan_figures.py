@@ -12,6 +12,7 @@ from typing import Any
 from bench.wan_traffic import Shot, Thinkers
 
 Figures = dict[str, float | None]
+_FOUND_OUT_S = 0.9
 _SETTLED_S = 2.0
 """After an event, what is due later counts as after."""
 
@@ -56,7 +57,9 @@ def common(run: Run) -> Figures:
     died = run.died if run.died is not None else math.inf
     before = [s.took_s for s in shots if s.ok and s.ended is not None and s.ended < died]
     after = [s.took_s for s in shots if s.ok and s.due > died + _SETTLED_S]
-    flying = {s.id for s in shots if s.due <= died and (s.ended is None or s.ended >= died)}
+    # A line that is dead one way lets requests arrive until that is found out.
+    known = died + (_FOUND_OUT_S if run.row.kills else 0)
+    flying = {s.id for s in shots if s.due <= known and (s.ended is None or s.ended >= died)}
     twice = {i: n - 1 for i, n in run.executions.items() if n > 1}
     seconds = run.ended - run.begun
     at = run.bytes_at
@@ -199,17 +202,15 @@ def thinkers(run: Run) -> Figures:
     if run.died is None:
         return figures
     think_s = next(f.think_s for f in run.row.flows if isinstance(f, Thinkers))
-    # A repeated request thinks anew: what is more than that is what moving it took.
-    figures["moved late"] = max(_late(s, run.died, think_s) for s in allowed)
-    refused = [s for s in run.shots if s.flow == "never"]
-    figures["refused late"] = max(
-        (s.ended or math.inf) - run.died if s.status == 502 else math.inf for s in refused
-    )
+    # A repeated request thinks anew: what is more than that is what moving it took. What was on
+    # the other line from the start is not concerned.
+    concerned = [s for s in run.shots if s.ended and s.ended - s.due > think_s + 1]
+    moved = [s.ended - run.died - think_s for s in concerned if s.ok and s.ended]
+    refused = [s.ended - run.died for s in run.shots if s.status == 502 and s.ended]
+    figures["repeated"], figures["refused"] = len(moved), len(refused)
+    figures["moved in"] = max(moved, default=None)
+    figures["refused in"] = max(refused, default=None)
     return figures
-
-
-def _late(shot: Shot, died: float, think_s: float) -> float:
-    return (shot.ended or math.inf) - died - think_s if shot.ok else math.inf
 
 
 def idle(run: Run) -> Figures:

@@ -64,11 +64,22 @@ class Row:
     """When bytes are counted besides, from the first request on."""
     prefix: str = PREFIX
     """What edged's upstream is found by."""
+    cases: int = 0
+    """Not flows and events, but as many cases of `bench.wan_attribution`."""
 
     @property
     def span_s(self) -> float:
         """Length of ``span``."""
         return self.span[1] - self.span[0] if self.span else 0.0
+
+    @property
+    def kills(self) -> bool:
+        """Whether the first event silences something, wholly or for some packets."""
+        return bool(self.events) and not self.events[0].changes.keys() & {
+            "loss",
+            "delay_s",
+            "burst",
+        }
 
     def times(self, seed: int) -> list[tuple[float, Event]]:
         """When each event happens in the run of a seed; events with no spread of their own move
@@ -234,6 +245,17 @@ ALONE = (
         peers=("edged", "direct"),
     ),
 )
+WHOSE_FAULT = Row(
+    "6",
+    "an endpoint of three dead, or a line under three: 40 cases",
+    (),
+    (),
+    (Bar("wrong", 1, 1), Bar("failed", 0, 0)),
+    site={"endpoints": 3},
+    peers=EDGED,
+    seeds=1,
+    cases=40,
+)
 UPLOADS = (
     Row(
         "7a",
@@ -246,7 +268,7 @@ UPLOADS = (
     ),
     *(
         Row(
-            f"7b {carrier}",
+            key,
             f"answers that the origin breaks off, {carrier}",
             (Cuts("c", count=20),),
             (),
@@ -256,7 +278,7 @@ UPLOADS = (
             peers=EDGED,
             seeds=1,
         )
-        for carrier in ("h1", "h2", "h3")
+        for key, carrier in (("7b", "h1"), ("7c", "h2"), ("7d", "h3"))
     ),
 )
 STEADY_STATE = (
@@ -300,17 +322,20 @@ def thinking(key: str, think_s: float, dies_at_s: float | None, seeds: int | Non
     """20 requests at once to a model that thinks, over each carrier, and to one whose policy
     forbids replay."""
     carriers = ("h1", "h2", "h3")
-    flows = [Thinkers(c, start_s=2.0, target=f"/{c}", think_s=think_s) for c in carriers]
+    flows: list[Flow] = [
+        Steady("w", target=f"/{name}/echo", rate=1, count=3) for name in (*carriers, "never")
+    ]
+    flows += [Thinkers(c, start_s=4.0, target=f"/{c}", think_s=think_s) for c in carriers]
     bars = [Bar("failed", 0, 0), Bar("doubled", 0, 0)]
     if dies_at_s is not None:
-        flows.append(Thinkers("never", start_s=2.0, target="/never", think_s=think_s))
-        bars = [Bar("failed", 0, 0), Bar("moved late", 1.0, 1.0), Bar("refused late", 1.0, 1.0)]
+        flows.append(Thinkers("never", start_s=4.0, target="/never", think_s=think_s))
+        bars = [Bar("failed", 0, 0), Bar("moved in", 1.0, 1.0), Bar("refused in", 1.0, 1.0)]
     return Row(
         key,
         f"60 think for {think_s:g} s"
         + (f", A dies at {dies_at_s:g} s" if dies_at_s else ", h1, h2 and h3"),
         tuple(flows),
-        (Event(2.0 + dies_at_s, "a", DEAD),) if dies_at_s else (),
+        (Event(4.0 + dies_at_s, "a", DEAD),) if dies_at_s else (),
         tuple(bars),
         (figures.thinkers,),
         site={
@@ -333,6 +358,7 @@ ROWS: tuple[Row, ...] = (
     *BLACKHOLES[1:],
     *HOLES,
     *BROWN,
+    WHOSE_FAULT,
     *UPLOADS,
     *STEADY_STATE,
     thinking("10a", 60.0, None, seeds=1),

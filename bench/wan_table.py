@@ -15,7 +15,16 @@ _BEGIN, _END = "<!-- bench/wan.py: begin -->", "<!-- bench/wan.py: end -->"
 _SECONDS = frozenset(
     [
         *("longest", "first", "gap", "upload", "document", "moved", "p99", "p50 over RTT"),
-        *("p50 before", "p99 before", "p50 after", "p99 after", "moved late", "refused late"),
+        *(
+            "p50 before",
+            "p99 before",
+            "p50 after",
+            "p99 after",
+            "moved in",
+            "refused in",
+            "found in",
+            "found at the latest in",
+        ),
     ]
 )
 _COLUMNS = (

@@ -340,7 +340,7 @@ class Cuts(Flow):
         for number in range(self.count):
             target = f"/cut?n={1000 * (number + 1)}&framed={number % 2}"
             flow = Flow(self.name, method="GET", target=target)
-            await flow.at(client, begun + self.start_s, shots)
+            await flow.at(client, max(time.monotonic(), begun + self.start_s), shots)
 
 
 def noise(size: int) -> bytes:
