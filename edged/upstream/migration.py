@@ -26,7 +26,7 @@ import asyncio
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -123,6 +123,8 @@ class _Way:
     """A path of the connection that is not in use, or not yet proven."""
 
     path: Path
+    left: Path
+    """The path that was in use when it was opened."""
     number: int
     rtt_s: float | None
     validated_at: float | None = None
@@ -172,7 +174,7 @@ class Migration:
         if self.moving or not (connection.engine.probes and connection.engine.may_migrate()):
             return
         standby = self._standby
-        if standby is not None and not self._is_alternative(standby.path):
+        if standby is not None and not self._is_alternative(standby):
             self._drop_standby()
             standby = None
         if standby is None:
@@ -221,7 +223,7 @@ class Migration:
         if not connection.in_flight or not connection.engine.may_migrate():
             return False
         way, self._standby = self._standby, None
-        if way is not None and not self._is_alternative(way.path):
+        if way is not None and not self._is_alternative(way):
             way.stop()
             connection.driver.drop(way.number)
             way = None
@@ -257,6 +259,12 @@ class Migration:
         if self._doubted_at is not None and self._fair is None:
             self._move_standby()
 
+    def ended(self, failure: Failure) -> Failure:
+        """The peer ended it before it had arrived: whoever got its packets does not know it."""
+        if self._way is not None:
+            self._refused(self._way)
+        return replace(failure, path_down=True)
+
     def close(self) -> None:
         """The connection is over."""
         self._end_doubt()
@@ -268,16 +276,16 @@ class Migration:
 
     # Standby
 
-    def _alternatives(self) -> Sequence[PathState]:
-        now, allowed = monotonic(), self._tools.refusals.allowed
-        found = self._tools.alternatives(self._connection.path)
-        return [state for state in found if allowed(state.path, now)]
-
-    def _is_alternative(self, path: Path) -> bool:
-        return any(state.path.line.name == path.line.name for state in self._alternatives())
+    def _is_alternative(self, way: _Way) -> bool:
+        """Whether ``way`` is still told to those on the path that it was opened from."""
+        found = self._tools.alternatives(way.left)
+        return any(state.path.line.name == way.path.line.name for state in found)
 
     def _open_best(self) -> _Way | None:
-        for state in self._alternatives():
+        now, allowed = monotonic(), self._tools.refusals.allowed
+        for state in self._tools.alternatives(self._connection.path):
+            if not allowed(state.path, now):
+                continue
             way = self._open(state)
             if way is not None:
                 return way
@@ -292,7 +300,8 @@ class Migration:
             sock = self._tools.open_udp(state.path.line, endpoint.host, *target)
         except DialError:
             return None  # the line's own probes tell more
-        return _Way(state.path, connection.driver.add(sock), state.estimate.rtt_s)
+        number = connection.driver.add(sock)
+        return _Way(state.path, connection.path, number, state.estimate.rtt_s)
 
     def _drop_standby(self) -> None:
         standby, self._standby = self._standby, None
@@ -326,7 +335,7 @@ class Migration:
 
     def _refused(self, way: _Way) -> None:
         """No answer on ``way``: remember it if the line is not to blame."""
-        if self._is_alternative(way.path):
+        if self._is_alternative(way):
             self._tools.refusals.failed(way.path, monotonic())
 
     # Doubt

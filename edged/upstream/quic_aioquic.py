@@ -96,9 +96,12 @@ class AioquicEngine(BaseEngine):
         address = quic.address_of(path)
         if address is None:
             return
+        # Where the peer has not answered yet, it may be one that does not know the connection. On a
+        # path that is only probed that is no reason to end it (but section 10.3 would have it so).
+        resettable = quic.unproven and address == quic._network_paths[0].addr
         for datagram in datagrams:
             receive(datagram, address, now)
-            if quic.unproven and quic.is_reset(datagram):
+            if resettable and quic.is_reset(datagram):
                 return
 
     def pump(self, sink: Sink) -> None:

@@ -131,6 +131,10 @@ class Qh3Engine(BaseEngine):
                     quic._core = core
                 while quic._events:
                     self._tell(quic._events.popleft(), sink)
+        ended = quic._close_event
+        if ended is not None and (ended.error_code, ended.frame_type) == (0, None):
+            # Not an end that HTTP/3 has: so the core tells a stateless reset.
+            quic._close_event = events.ConnectionTerminated(0, _PADDING, "stateless reset")
         self._tell_end(sink)
         if self._broken is not None and not self._ended:
             self._ended = True
@@ -150,7 +154,8 @@ class Qh3Engine(BaseEngine):
             # higher number, the path is used with what comes next.
             self._seen = False
             out.reverse()
-            self._core.send_ping(0)
+            with suppress(RuntimeError):  # it is closing
+                core.send_ping(0)
             while (transmit := poll(now)) is not None:
                 out.append(transmit[0])
         return out
