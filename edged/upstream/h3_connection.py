@@ -355,6 +355,8 @@ class H3Connection:
         failure = end_of(code, frame_type, reason, self.path.endpoint.host)
         # A server that closes or lets lapse what nobody uses has not failed.
         gentle = failure.outcome in (Outcome.RESET, Outcome.TIMEOUT) and self._shaken
+        if self.migration.moving:
+            failure = self.migration.ended(failure)
         self._die(failure, None, gentle=gentle)
 
     def turn_done(self) -> None:
