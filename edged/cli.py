@@ -68,10 +68,14 @@ def _run(a: argparse.Namespace) -> int:
         from edged.commands import config
 
         return config.check(a.config) if command == "check" else config.schema(a.of)
-    if command in ("status", "why", "reload"):
+    if command in ("status", "why", "reload", "drill"):
         from edged.commands import admin
 
         client = admin.Client(a.admin)
+        if command == "drill":
+            from edged.commands.drill import drill
+
+            return drill(client, a.line, for_s=a.seconds, force=a.force, as_json=a.json)
         if command == "status":
             return admin.status(client, as_json=a.json)
         if command == "why":
@@ -165,14 +169,27 @@ def _admin_commands(commands: _Commands[_Parser]) -> None:
         description="Make a running daemon read its configuration again: all of it, or nothing "
         "and a message.",
     )
-    for parser in (status, why, reload):
+    drill = commands.add_parser(
+        "drill",
+        help="rehearse a line's death on a running daemon, and tell what traffic felt",
+        description="The daemon drops all packets of one of its lines, and its dials there, for a "
+        "while; nothing else on the host is touched. Refused when nothing else is UP. Exit status "
+        "0 only if no request failed or was broken.",
+    )
+    drill.add_argument("what", choices=("blackhole",), help="nothing comes or goes, and no error")
+    drill.add_argument("line", metavar="LINE")
+    drill.add_argument(
+        "--for", dest="seconds", type=_seconds, default=10.0, metavar="T", help="default 10s"
+    )
+    drill.add_argument("--force", action="store_true", help="even if nothing else is UP")
+    for parser in (status, why, reload, drill):
         parser.add_argument(
             "--admin",
             default=os.environ.get("EDGED_ADMIN") or DEFAULT_ADMIN,
             metavar="ADDRESS:PORT",
             help=f"admin listener (default $EDGED_ADMIN or {DEFAULT_ADMIN})",
         )
-    for parser in (status, why):
+    for parser in (status, why, drill):
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 

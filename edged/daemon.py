@@ -25,6 +25,7 @@ from edged.config import Config, ConfigError, load
 from edged.dialer import LineDialer
 from edged.downstream.limits import Limits
 from edged.downstream.listener import Listener
+from edged.drill import Drills
 from edged.exchanges import Exchanges
 from edged.guard import forbidden
 from edged.looplag import LoopLag
@@ -36,7 +37,7 @@ from edged.table import PathTable
 from edged.upstream.h3 import H3Connector
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
-from policies.model import Change, Line, RequestClass, Sample, Verdict
+from policies.model import Change, Line, Path, RequestClass, Sample, Verdict
 from policies.schema import Policy
 
 _log = logging.getLogger("edged")
@@ -104,6 +105,7 @@ class Daemon:
             rng=self._rng,
             tunnels=lambda: self.exchanges.legs,
         )
+        self.drills = Drills(self.table, self.exchanges, self.dialer.sockets, self._choices)
         self.lag = LoopLag()
         self.route = Route(
             _routes(config), self.exchanges, unlisted_allowed=config.unlisted_allowed
@@ -169,6 +171,7 @@ class Daemon:
         for timer in (self._tick_timer, self._keep_timer):
             if timer is not None:
                 timer.cancel()
+        self.drills.end("shutdown")
         self.lag.stop()
         tasks = [*self._tasks, *([self._probe_task] if self._probe_task else [])]
         for task in tasks:
@@ -220,6 +223,7 @@ class Daemon:
         if self.live is not None:
             self.live.config = config
         self.table.reload(config.topology, monotonic(), policies, config.unlisted_policy)
+        self.drills.reloaded(line.name for line in config.topology.lines)
         self.exchanges.configure(policies, config.unlisted_policy)
         self.route.table = _routes(config)
         self.route.unlisted_allowed = config.unlisted_allowed
@@ -240,6 +244,7 @@ class Daemon:
 
     def _record(self, record: ExchangeRecord) -> None:
         self.recent.add(record)
+        self.drills.record(record)
         if self.access_log is not None:
             self.access_log.write(record)
 
@@ -350,6 +355,15 @@ class Daemon:
             ),
         )
 
+    def _choices(self) -> dict[str, Path]:
+        """By upstream, the path that its usual requests take now."""
+        if self.live is None:
+            return {}
+        rankings = {
+            name: self.table.peek(name, cls) for name, cls in self.live.shown_classes().items()
+        }
+        return {name: ranking.paths[0] for name, ranking in rankings.items() if ranking.order}
+
     def _make_live(self) -> Live:
         return Live(
             config=self.config,
@@ -362,6 +376,7 @@ class Daemon:
             lag=self.lag,
             started_at=monotonic(),
             reload=ReloadNote(time.time(), True, "start"),
+            drills=self.drills,
             access_log=self.access_log,
             probe_bytes=self.probing.bytes,
         )

@@ -35,7 +35,7 @@ _SOUND = Finding(Verdict.UP, Blame.NOBODY, "")
 class LineRecord:
     """One line."""
 
-    __slots__ = ("hazard", "in_flight", "line", "used_bps", "was_down")
+    __slots__ = ("drilled", "hazard", "in_flight", "line", "used_bps", "was_down")
 
     def __init__(self, line: Line, now: float) -> None:
         self.line = line
@@ -43,6 +43,8 @@ class LineRecord:
         self.in_flight = 0
         self.used_bps: float | None = None
         self.was_down = False
+        self.drilled = False
+        """A rehearsed outage says nothing of the line."""
 
     @property
     def spare_bps(self) -> float | None:

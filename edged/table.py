@@ -257,6 +257,12 @@ class PathTable:
         if record is not None:
             record.used_bps = used_bps
 
+    def set_drilled(self, line: str, drilled: bool) -> None:
+        """``line`` is silenced on purpose: its outages do not count against it later."""
+        record = self._lines.get(line)
+        if record is not None:
+            record.drilled = drilled
+
     def waiting(self, line: str) -> bool:
         """Whether an exchange is in flight on ``line``: probes speed up."""
         record = self._lines.get(line)
@@ -413,7 +419,7 @@ class PathTable:
             record.damping.came_back(change.at)
         line = record.line
         down = self._detector.line_verdict(line.line.name) is Verdict.DOWN
-        if down and not line.was_down:
+        if down and not line.was_down and not line.drilled:
             line.hazard.outage(change.at)
         line.was_down = down
 

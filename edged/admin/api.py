@@ -8,6 +8,10 @@
 ``GET /readyz``                 200 while requests should come here, else 503
 ``GET /metrics``                Prometheus
 ``POST /reload``                read the configuration again; 422 and the mistakes if refused
+``POST /drill``                 ``line=L&for=S`` (also ``force=1``): silence a line until the time
+                                is over or the client gone; JSON lines tell what happens; 409 if
+                                it is refused
+``DELETE /drill``               end what goes on; the one that began it gets its report
 ==============================  ====================================================
 """
 
@@ -24,13 +28,17 @@ from edged.admin.metrics import Metrics
 from edged.admin.views import Live, ReloadNote, status, why_record, why_url
 from edged.config_file import host_name
 from edged.downstream.base import RequestSink, Responder
+from edged.drill import LONGEST_S, Drill, DrillRefused, Drills
 from edged.messages import Headers, RequestHead, ResponseHead, header
 from policies.model import RequestClass
 
 Reload = Callable[[], Awaitable[ReloadNote]]
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
-PAGES = ("/status", "/why/<request-id>", "/why?url=", "/healthz", "/readyz", "/metrics", "/reload")
+PAGES = (
+    *("/status", "/why/<request-id>", "/why?url=", "/healthz", "/readyz", "/metrics"),
+    *("/reload", "/drill"),
+)
 
 
 class Refused(Exception):
@@ -64,6 +72,12 @@ class Admin:
                 sink = _Waiting()
                 self._spawn(self._run_reload(responder, sink))
                 return sink
+            if path == "/drill":
+                _only(head, b"POST", b"DELETE")
+                if head.method == b"POST":
+                    return self._drill(query, responder)
+                self._end_drill(head, responder)
+                return _Waiting()
             _only(head, b"GET", b"HEAD")
             self._get(path, query, head, responder)
         except Refused as refused:
@@ -140,6 +154,34 @@ class Admin:
     def _listens_on(self, port: int) -> bool:
         return any(address.endswith(f":{port}") for address in self._live.listening)
 
+    def _drill(self, query: str, responder: Responder) -> RequestSink:
+        """Begin a drill; its events are the answer, and it lasts no longer than the client."""
+        values = {key: items[-1] for key, items in parse_qs(query).items()}
+        line = values.get("line", "")
+        known = [line.name for line in self._live.config.topology.lines]
+        if line not in known:
+            raise Refused(404, f"no line is named {line!r}; lines: {', '.join(known)}")
+        try:
+            for_s = float(values.get("for", "10"))
+        except ValueError:
+            for_s = 0.0
+        if not 0 < for_s <= LONGEST_S:
+            raise Refused(400, f"for is a number of seconds, at most {LONGEST_S:g}")
+        sink = _Listening(self._live.drills, responder)
+        force = values.get("force", "") not in ("", "0")
+        try:
+            sink.drill = self._live.drills.begin(line, for_s, force=force, tell=sink.tell)
+        except DrillRefused as refused:
+            raise Refused(409, str(refused)) from None
+        return sink
+
+    def _end_drill(self, head: RequestHead, responder: Responder) -> None:
+        drill = self._live.drills.current
+        if drill is None:
+            raise Refused(404, "there is no drill")
+        drill.stop("request")
+        _json(responder, head, 200, {"line": drill.line})
+
     async def _run_reload(self, responder: Responder, sink: _Waiting) -> None:
         note = await self._reload()
         if not sink.left:
@@ -160,6 +202,38 @@ class _Waiting:
 
     def pause_response(self) -> None: ...
     def resume_response(self) -> None: ...
+
+
+class _Listening(_Waiting):
+    """Whoever began a drill: gets its events, and ends it by going away."""
+
+    def __init__(self, drills: Drills, responder: Responder) -> None:
+        super().__init__()
+        self.drill: Drill | None = None
+        self._drills = drills
+        self._responder = responder
+        self._begun = False
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Pass an event on as a line; the report is the last."""
+        if self.left:
+            return
+        if not self._begun:
+            self._begun = True
+            fields: Headers = [
+                (b"content-type", b"application/x-ndjson"),
+                (b"cache-control", b"no-store"),
+            ]
+            self._responder.head(ResponseHead(200, fields, None))
+        self._responder.data(json.dumps(event, allow_nan=False).encode() + b"\n")
+        if event["event"] == "report":
+            self._responder.end()
+
+    def gone(self) -> None:
+        """The client did not wait."""
+        super().gone()
+        if self.drill is not None and self._drills.current is self.drill:
+            self._drills.end("client gone")
 
 
 def _only(head: RequestHead, *methods: bytes) -> None:

@@ -90,6 +90,13 @@ class LiveCollector(Collector):
             yield CounterMetricFamily(f"edged_client_{name}", text, value)
         dropped = live.access_log.dropped if live.access_log else 0
         yield CounterMetricFamily("edged_access_log_dropped", "Lines not written.", dropped)
+        drilled = _gauge("edged_drill_silenced", "1 while a drill silences it.", None, "line")
+        drill = live.drills.current
+        for line in live.config.topology.lines:
+            is_it = drill is not None and drill.silent and drill.line == line.name
+            drilled.add_metric((line.name,), is_it)
+        yield drilled
+        yield CounterMetricFamily("edged_drills", "Drills begun.", live.drills.count)
         probes = CounterMetricFamily(
             "edged_probe_bytes", "Bytes of probes, both ways.", labels=("line",)
         )

@@ -43,6 +43,9 @@ def _status(data: Data) -> Iterator[RenderableType]:
     )
     for note in data["notes"]:
         yield Text(f"note: {note}", style="yellow")
+    if (drill := data["drill"]) is not None:
+        left = f"for {drill['silent_for_s']:.0f} s more" if drill["silent_for_s"] else "no more"
+        yield Text(f"drill: {drill['line']} is silenced on purpose {left}", style="yellow")
     reload = data["reload"]
     if not reload["ok"]:
         yield Text(f"the last reload (by {reload['by']}) was refused:", style="red")

@@ -14,6 +14,7 @@ from edged.accesslog import AccessLog, ExchangeRecord, attempt_json
 from edged.binding import bind, families
 from edged.config import Config
 from edged.counters import BUCKETS_S, Histogram, UpstreamCounters
+from edged.drill import Drill, Drills
 from edged.looplag import LoopLag
 from edged.recent import Recent
 from edged.upstream.pool_types import PoolStats
@@ -97,6 +98,7 @@ class Live:
     started_at: float
     """Monotonic."""
     reload: ReloadNote
+    drills: Drills
     access_log: AccessLog | None = None
     probe_bytes: Mapping[str, int] = field(default_factory=dict)
     """Line name to bytes that probes have sent and received."""
@@ -138,6 +140,7 @@ def status(live: Live, now: float) -> Data:
         "config": str(config.file),
         "reload": live.reload.data(),
         "notes": list(config.notes),
+        "drill": _drill(live.drills.current, now),
         "loop_lag_ms": {
             "last": _ms(live.lag.last_s),
             "p99": _ms(live.lag.p99_s),
@@ -152,6 +155,13 @@ def status(live: Live, now: float) -> Data:
         "unlisted": _counters(live, "*"),
         "pools": [pool._asdict() for pool in live.pools()],
     }
+
+
+def _drill(drill: Drill | None, now: float) -> Data | None:
+    if drill is None:
+        return None
+    left_s = round(max(0.0, drill.ends_at - now), 1) if drill.silent else 0.0
+    return {"line": drill.line, "kind": drill.report.kind, "silent_for_s": left_s}
 
 
 def _clients(clients: Clients) -> Data:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -35,11 +37,16 @@ class Client:
 
     def ask(self, method: str, target: str) -> tuple[int, Any]:
         """The status and the JSON of the answer."""
+        # The environment's proxy may well be edged itself.
+        with self._failing(), httpx.Client(trust_env=False, timeout=TIMEOUT_S) as client:
+            response = client.request(method, self._base + target)
+            return response.status_code, response.json()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Errors of httpx as failures with a hint."""
         try:
-            # The environment's proxy may well be edged itself.
-            with httpx.Client(trust_env=False, timeout=TIMEOUT_S) as client:
-                response = client.request(method, self._base + target)
-                return response.status_code, response.json()
+            yield
         except httpx.ConnectError:
             text = f"no daemon answers on {self._address}; is it running? (--admin says where)"
         except httpx.TimeoutException:
@@ -48,14 +55,28 @@ class Client:
             text = f"{self._address}: {error}"
         except json.JSONDecodeError:
             text = f"what answers on {self._address} is not edged's admin listener"
+        else:
+            return
         raise Failed(text)
+
+    def events(self, method: str, target: str) -> Iterator[Any]:
+        """The JSON lines of a 200 as they come; any other answer is a failure."""
+        with (
+            self._failing(),
+            httpx.Client(trust_env=False, timeout=TIMEOUT_S) as client,
+            client.stream(method, self._base + target) as response,
+        ):
+            if response.status_code != 200:
+                response.read()
+                raise Failed(_error(response.json()) or f"it answered {response.status_code}")
+            for line in response.iter_lines():
+                yield json.loads(line)
 
     def get(self, target: str) -> Any:
         """The JSON of a 200; any other answer is a failure."""
         status, data = self.ask("GET", target)
         if status != 200:
-            error = data.get("error") if isinstance(data, dict) else None
-            raise Failed(error if isinstance(error, str) else f"{self._address} answered {status}")
+            raise Failed(_error(data) or f"{self._address} answered {status}")
         return data
 
 
@@ -93,6 +114,11 @@ def reload(client: Client) -> int:
         raise Failed(str(data.get("error", f"the daemon answered {status_code}")))
     mistakes = "\n  ".join(data["mistakes"])
     raise Failed(f"refused; nothing was changed:\n  {mistakes}")
+
+
+def _error(data: Any) -> str | None:
+    error = data.get("error") if isinstance(data, dict) else None
+    return error if isinstance(error, str) else None
 
 
 def _console() -> Console:
