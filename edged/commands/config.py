@@ -6,9 +6,12 @@ import json
 import sys
 from typing import Any
 
+from pydantic import BaseModel
+
 from edged.config import ConfigError, load
 from edged.config_file import ConfigFile
 from edged.config_policies import PolicyFile
+from edged.relay.config_file import RelayFile
 
 
 def check(file: str) -> int:
@@ -36,8 +39,9 @@ def check(file: str) -> int:
 
 
 def schema(of: str) -> int:
-    """Print the JSON Schema (draft 2020-12) of ``config`` or ``policy``."""
-    model = PolicyFile if of == "policy" else ConfigFile
+    """Print the JSON Schema (draft 2020-12) of ``config``, ``relay`` or ``policy``."""
+    models: dict[str, type[BaseModel]] = {"policy": PolicyFile, "relay": RelayFile}
+    model = models.get(of, ConfigFile)
     data: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     data |= model.model_json_schema()
     print(json.dumps(data, indent=2, ensure_ascii=False))

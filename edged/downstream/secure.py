@@ -6,11 +6,13 @@ import os
 import ssl
 from pathlib import Path
 
+from edged.upstream.tls import TlsConfigError
+
 ALPN = ("h2", "http/1.1")
 _NO_PASSWORD = ""  # an encrypted key is an error, and no question on the terminal
 
 
-class CertificateError(Exception):
+class CertificateError(TlsConfigError):
     """The files cannot be used; the text names the file and the reason."""
 
 
@@ -31,14 +33,8 @@ class Certificate:
         self.client_ca_file = client_ca_file
         self.serial = 0
         """Counts what has been loaded."""
-        self.context = _server_context()
+        self.context = _server_context(client_ca_file)
         self.context.set_alpn_protocols(list(ALPN))
-        if client_ca_file is not None:
-            try:
-                self.context.load_verify_locations(cafile=client_ca_file)
-            except OSError as error:
-                raise CertificateError(f"{client_ca_file}: {_reason(error)}") from error
-            self.context.verify_mode = ssl.CERT_OPTIONAL
         self._stamp = self._look()
         self._load()
 
@@ -67,23 +63,30 @@ class Certificate:
         return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
 
 
-def check(chain_file: Path, key_file: Path) -> None:
-    """Raises `CertificateError` if the files are no pair."""
+def check(chain_file: Path, key_file: Path, client_ca_file: Path | None = None) -> None:
+    """Raises `CertificateError` if the files are no pair, or the last holds no certificate."""
     for file in (chain_file, key_file):
         try:
             with open(file, "rb") as stream:
                 stream.read(1)
         except OSError as error:
             raise CertificateError(f"{file}: {_reason(error)}") from error
+    context = _server_context(client_ca_file)
     try:
-        _server_context().load_cert_chain(chain_file, key_file, _NO_PASSWORD)
+        context.load_cert_chain(chain_file, key_file, _NO_PASSWORD)
     except (OSError, ValueError) as error:
         raise CertificateError(f"{chain_file} and {key_file}: {_reason(error)}") from error
 
 
-def _server_context() -> ssl.SSLContext:
+def _server_context(client_ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if client_ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=client_ca_file)
+        except OSError as error:
+            raise CertificateError(f"{client_ca_file}: {_reason(error)}") from error
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 

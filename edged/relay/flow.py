@@ -12,8 +12,9 @@ Rules:
 * A visit reads every byte from the offset it named, once and in order, and then what became of the
   response: a clean end only if the origin's was clean.
 * Request bytes are passed on once, whoever brings them (`edged.relay.upload`).
-* Bytes are kept until the client acknowledges them. A client that never does (curl) has the last
-  half of the journal kept behind what was sent; the other half is what may be read ahead.
+* Bytes are kept until the client acknowledges them. Of a client that never does (curl), `HISTORY`
+  journals full are kept behind what its connections took, as far as all flows together have room:
+  what is in the buffers on the way is lost with a connection.
 * The origin is read on while the journal, the account of all journals and the client's rate allow.
 
 No I/O, no clock but the one that `Flows` was given.
@@ -32,12 +33,14 @@ from edged.relay.upload import Inconsistent, Upload
 
 if TYPE_CHECKING:
     from edged.relay.flows import Flows, Ledger
+    from edged.relay.visit import Visit
 
-PIECE_BYTES = 64 << 10
 VISITS = 8
 """Visits of one flow at a time; a further one ends the oldest."""
 FLOOR_BYTES = 4096
 """A flow may hold this much also when all journals together hold too much."""
+HISTORY = 8
+"""Journals full that are kept behind what was sent to a client that does not acknowledge."""
 _EARLY_BYTES = 256 << 10
 
 
@@ -76,6 +79,7 @@ class Flow:
         "over",
         "sink",
         "state",
+        "unprocessed",
         "upload",
     )
 
@@ -106,6 +110,8 @@ class Flow:
         """How far the response is."""
         self.over = False
         """Nothing more can happen upstream."""
+        self.unprocessed = False
+        """The relay answers itself, and the origin saw nothing of the request."""
         self.upload = upload
         """How far the request is."""
         self.journal = Journal(flows.account)
@@ -127,6 +133,11 @@ class Flow:
         self._visits: tuple[Visit, ...] = ()
 
     # -- the exchange's side (Responder) ----------------------------------------------------------
+
+    @property
+    def certificate(self) -> None:
+        """Nobody asks a flow for one."""
+        return None
 
     def begin(self, sink: RequestSink) -> None:
         """The exchange has begun (and may be over already)."""
@@ -235,7 +246,7 @@ class Flow:
             most = self._limit
         else:
             unread = journal.end - self._sent
-            most = self._limit // 2
+            most = self._limit
         return unread >= most or (self.flows.account.full and journal.held_bytes >= FLOOR_BYTES)
 
     def _hold(self) -> None:
@@ -281,10 +292,15 @@ class Flow:
         if self.acknowledges:
             keep = self._acknowledged
         else:
-            keep = self._sent - self._limit // 2
+            keep = self._sent - HISTORY * self._limit
+            self.flows.histories[self] = None
         self.journal.release(keep)
         if self._held:
             self.room()
+
+    def shorten(self) -> None:
+        """All flows together hold too much: keep less of what was sent."""
+        self.journal.release(self._sent - self._limit // 2)
 
     # -- the client's side ------------------------------------------------------------------------
 
@@ -298,7 +314,9 @@ class Flow:
 
         That it has the last one does not mean that it knows so: a flow is kept until it is deleted.
         """
-        self.acknowledges = True
+        if not self.acknowledges:
+            self.acknowledges = True
+            self.flows.histories.pop(self, None)
         if self._acknowledged < offset <= self.journal.end:
             self._acknowledged = offset
         self._trim()
@@ -384,6 +402,7 @@ class Flow:
             sink.gone()
         for visit in self._visits:
             visit.break_off()
+        self.flows.histories.pop(self, None)
         self.journal.close()
 
     def finish_visit(self, responder: Responder) -> None:
@@ -402,132 +421,3 @@ class Flow:
             (b"edged-state", self.state.value.encode()),
             (b"edged-kept", b"%d-%d" % (self.journal.start, self.journal.end)),
         ]
-
-
-class Visit:
-    """One request of the client about a flow: the `RequestSink` of its connection.
-
-    It reads response bytes from ``offset`` on (``None``: it does not read), and brings request
-    bytes from ``at`` on (``None``: it brings none).
-    """
-
-    __slots__ = ("_at", "_last", "flow", "offset", "over", "reads", "responder", "sends", "slow")
-
-    def __init__(
-        self,
-        flow: Flow,
-        responder: Responder,
-        *,
-        offset: int | None = None,
-        at: int | None = None,
-        last: bool = True,
-    ) -> None:
-        """``last``: with this request's end the request body ends."""
-        self.flow = flow
-        self.responder = responder
-        self.offset = offset or 0
-        """Of the next response byte to send."""
-        self.reads = offset is not None
-        self.sends = at is not None
-        self._at = at or 0
-        self._last = last
-        self.slow = False
-        """Its connection takes no more for now."""
-        self.over = False
-
-    # -- what its connection calls (RequestSink) --------------------------------------------------
-
-    def body(self, data: bytes) -> None:
-        """Request bytes."""
-        if self.over or not self.sends:
-            return
-        try:
-            self.flow.receive(self._at, data)
-        except Inconsistent as error:
-            self._refuse(str(error))
-        else:
-            self._at += len(data)
-
-    def body_end(self, trailers: Headers | None) -> None:
-        """This request's bytes are all here."""
-        if self.over or not self.sends:
-            return
-        self.sends = False
-        if self._last:
-            try:
-                self.flow.receive_end(self._at, trailers)
-            except Inconsistent as error:
-                self._refuse(str(error))
-                return
-        if not self.reads and not self.over:
-            self._leave()
-            self.responder.head(ResponseHead(204, self.flow.description(), 0))
-            self.responder.end()
-
-    def gone(self) -> None:
-        """The line died, or the client wants no more of it."""
-        if not self.over:
-            self._leave()
-
-    def pause_response(self) -> None:
-        """The connection's buffer is full."""
-        self.slow = True
-
-    def resume_response(self) -> None:
-        """It drained."""
-        self.slow = False
-        self.pump()
-
-    # -- what its flow calls ----------------------------------------------------------------------
-
-    def tell_head(self, head: ResponseHead) -> None:
-        """Send the response's head."""
-        if self.reads:
-            self.responder.head(wire.outer_response(head, self.offset))
-
-    def pass_on(self, data: bytes) -> None:
-        """Send the journal's newest bytes, which are just those that come next."""
-        offset = self.offset = self.offset + len(data)
-        self.responder.data(data)
-        self.flow.was_sent(offset)
-
-    def pump(self) -> None:
-        """Send what is there, as far as the connection takes it; at its end, the end."""
-        flow = self.flow
-        journal = flow.journal
-        while self.reads and not self.slow and not self.over:
-            if self.offset < journal.start:  # acknowledged over another line
-                self.break_off()
-                return
-            data = journal.read(self.offset, PIECE_BYTES)
-            if data:
-                self.pass_on(data)
-                continue
-            if flow.state is State.COMPLETE or flow.state is State.BROKEN:
-                self._leave()
-                flow.finish_visit(self.responder)
-            return
-
-    def break_off(self) -> None:
-        """End without a clean end."""
-        if not self.over:
-            self._leave()
-            self.responder.abort()
-
-    def refuse(self, answer: tuple[ResponseHead, bytes]) -> None:
-        """End with an answer of the relay's own, if the response has not begun."""
-        head, body = answer
-        self._leave()
-        if self.reads and self.flow.state is not State.WAITING:
-            self.responder.abort()
-            return
-        self.responder.head(head)
-        self.responder.data(body)
-        self.responder.end()
-
-    def _refuse(self, text: str) -> None:
-        self.refuse(self.flow.flows.bad_request(text))
-
-    def _leave(self) -> None:
-        self.over = True
-        self.flow.leave(self)

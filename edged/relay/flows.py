@@ -55,6 +55,9 @@ class Follower(Protocol):
     def upload_moved(self, flow: Flow) -> None:
         """It took bytes, or its end."""
 
+    def close(self) -> None:
+        """The client may do nothing any more."""
+
 
 class TooMany(Exception):
     """No further flow: the client's limit is reached (429), or the relay's (503)."""
@@ -144,6 +147,8 @@ class Flows:
         self.ledgers: dict[str, Ledger] = {}
         self.count = 0
         """Flows there are."""
+        self.histories: dict[Flow, None] = {}
+        """Flows that keep more of what was sent than they must, for clients that tell nothing."""
         self._quiet: dict[Flow, float] = {}
         self._done: dict[Flow, None] = {}
         self._gone: dict[tuple[Ledger, bytes], float] = {}
@@ -162,8 +167,11 @@ class Flows:
     def dismiss(self, name: str) -> None:
         """The client may do nothing any more: all its flows end."""
         ledger = self.ledgers.pop(name, None)
-        for flow in list(ledger.flows.values()) if ledger is not None else ():
-            self.remove(flow)
+        if ledger is not None:
+            for flow in list(ledger.flows.values()):
+                self.remove(flow)
+            for follower in list(ledger.followers):
+                follower.close()
 
     def configure(self, limits: FlowLimits) -> None:
         """Take other limits; flows that exist keep their own share."""
@@ -215,8 +223,13 @@ class Flows:
 
     def make_room(self) -> None:
         """The journals hold too much: give up what was delivered and may never be asked for."""
-        while self._done and self.account.full:
+        account = self.account
+        while self._done and account.full:
             self.remove(next(iter(self._done)))
+        while self.histories and account.full:
+            flow = next(iter(self.histories))
+            del self.histories[flow]
+            flow.shorten()
 
     # -- what flows tell --------------------------------------------------------------------------
 

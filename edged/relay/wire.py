@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from edged.downstream.fields import BadMessage, authority, valid_target
 from edged.messages import Headers, RequestHead, ResponseHead
+from edged.routes import split_authority
 
 ROOT = b"/.well-known/edged/"
 FLOW = ROOT + b"flow/"
@@ -199,6 +200,12 @@ def _url(target: bytes) -> tuple[bytes, bytes, bytes]:
     return scheme, host.removesuffix(_PORTS[scheme]), path
 
 
+def host_and_port(target: bytes) -> tuple[str, int]:
+    """Where a URL leads (`split_authority`). Raises `BadFlow`."""
+    scheme, host, _ = _url(target)
+    return split_authority(host, 80 if scheme == b"http" else 443)
+
+
 def _host_port(target: bytes) -> bytes:
     try:
         host = authority(target)
@@ -225,8 +232,11 @@ def outer_request(inner: RequestHead, token: bytes | None = None) -> tuple[bytes
     return target, fields
 
 
-def outer_response(inner: ResponseHead, offset: int) -> ResponseHead:
-    """The head of a response that continues ``inner``'s body from ``offset``."""
+def outer_response(inner: ResponseHead, offset: int, *, unprocessed: bool = False) -> ResponseHead:
+    """The head of a response that continues ``inner``'s body from ``offset``.
+
+    ``unprocessed``: the relay made it itself, and no origin saw anything of the request.
+    """
     status = inner.status
     fields = escaped(inner.headers)
     if status == 101:
@@ -234,6 +244,8 @@ def outer_response(inner: ResponseHead, offset: int) -> ResponseHead:
         fields = [field for field in fields if field[0] != b"connection"]
         fields = [(UPGRADE if n == b"upgrade" else n, value) for n, value in fields]
         fields.append((STATUS, b"101"))
+    if unprocessed:
+        fields.append((UNPROCESSED, TRUE))
     fields.append((OFFSET, b"%d" % offset))
     length = inner.body_length
     if length is not None:

@@ -1,9 +1,10 @@
 """A client's requests and an origin's exchange that record what flows tell them."""
 
 from edged.messages import ResponseHead
-from edged.relay.flow import Flow, Visit
+from edged.relay.flow import Flow
 from edged.relay.flows import ClientLimits, FlowLimits, Flows
 from edged.relay.upload import Upload
+from edged.relay.visit import Visit
 
 
 class Clock:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edged.messages import ResponseHead
-from edged.relay.flow import FLOOR_BYTES, VISITS, Flow, State
+from edged.relay.flow import FLOOR_BYTES, HISTORY, VISITS, Flow, State
 from edged.relay.flows import TooMany
+from edged.relay.journal import BLOCK_BYTES
 from edged.relay.upload import Gap
 
 from .fakes import Clock, client, flows, ok, open_flow, visit
@@ -111,26 +112,46 @@ def test_the_origin_is_read_until_the_journal_is_full():
     assert house.account.used_bytes == 0
 
 
-def test_without_acknowledgements_the_last_half_is_kept():
+def test_without_acknowledgements_a_history_is_kept():
     house = flows(flow_bytes=100_000)
     flow, sink = open_flow(house, client(house))
     reader = visit(flow)
     flow.head(ok())
-    for _ in range(1000):
+    for _ in range(2000):
         flow.data(b"x" * 1000)
     assert not sink.paused
-    assert len(reader.received) == 1_000_000
-    assert flow.keeps(950_000)
-    assert not flow.keeps(949_999)
-    assert house.account.used_bytes < 100_000
+    assert len(reader.received) == 2_000_000
+    assert flow.keeps(2_000_000 - HISTORY * 100_000)
+    assert not flow.keeps(1_999_999 - HISTORY * 100_000)
+    assert house.account.used_bytes < HISTORY * 100_000 + BLOCK_BYTES
     reader.visit.gone()
-    for _ in range(50):
+    for _ in range(100):
         assert not sink.paused
         flow.data(b"y" * 1000)
     assert sink.paused
-    again = visit(flow, offset=1_000_000)
-    assert again.received == b"y" * 50_000
+    again = visit(flow, offset=2_000_000)
+    assert again.received == b"y" * 100_000
     assert not sink.paused
+
+
+def test_histories_make_room_for_what_must_be_kept():
+    house = flows(flow_bytes=100_000, total_bytes=1_000_000)
+    ledger = client(house)
+    lazy, _ = open_flow(house, ledger, 1)
+    visit(lazy)
+    lazy.head(ok())
+    for _ in range(1000):
+        lazy.data(b"x" * 1000)
+    assert house.account.used_bytes > 700_000
+    strict = [open_flow(house, ledger, n, acknowledges=True) for n in range(2, 9)]
+    for flow, sink in strict:
+        flow.head(ok())
+        for _ in range(99):
+            flow.data(b"y" * 1000)
+        assert not sink.paused
+    assert not house.account.full
+    assert lazy.keeps(950_000)
+    assert not lazy.keeps(900_000)
 
 
 def test_all_journals_together_are_bounded():

@@ -1,0 +1,147 @@
+"""One request of a client about a flow, over whatever line it came."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edged.downstream.base import Responder
+from edged.messages import Headers, ResponseHead
+from edged.relay import wire
+from edged.relay.flow import State
+from edged.relay.upload import Inconsistent
+
+if TYPE_CHECKING:
+    from edged.relay.flow import Flow
+
+PIECE_BYTES = 64 << 10
+
+
+class Visit:
+    """One request of the client about a flow: the `RequestSink` of its connection.
+
+    It reads response bytes from ``offset`` on (``None``: it does not read), and brings request
+    bytes from ``at`` on (``None``: it brings none).
+    """
+
+    __slots__ = ("_at", "_last", "flow", "offset", "over", "reads", "responder", "sends", "slow")
+
+    def __init__(
+        self,
+        flow: Flow,
+        responder: Responder,
+        *,
+        offset: int | None = None,
+        at: int | None = None,
+        last: bool = True,
+    ) -> None:
+        """``last``: with this request's end the request body ends."""
+        self.flow = flow
+        self.responder = responder
+        self.offset = offset or 0
+        """Of the next response byte to send."""
+        self.reads = offset is not None
+        self.sends = at is not None
+        self._at = at or 0
+        self._last = last
+        self.slow = False
+        """Its connection takes no more for now."""
+        self.over = False
+
+    # -- what its connection calls (RequestSink) --------------------------------------------------
+
+    def body(self, data: bytes) -> None:
+        """Request bytes."""
+        if self.over or not self.sends:
+            return
+        try:
+            self.flow.receive(self._at, data)
+        except Inconsistent as error:
+            self._refuse(str(error))
+        else:
+            self._at += len(data)
+
+    def body_end(self, trailers: Headers | None) -> None:
+        """This request's bytes are all here."""
+        if self.over or not self.sends:
+            return
+        self.sends = False
+        if self._last:
+            try:
+                self.flow.receive_end(self._at, trailers)
+            except Inconsistent as error:
+                self._refuse(str(error))
+                return
+        if not self.reads and not self.over:
+            self._leave()
+            self.responder.head(ResponseHead(204, self.flow.description(), 0))
+            self.responder.end()
+
+    def gone(self) -> None:
+        """The line died, or the client wants no more of it."""
+        if not self.over:
+            self._leave()
+
+    def pause_response(self) -> None:
+        """The connection's buffer is full."""
+        self.slow = True
+
+    def resume_response(self) -> None:
+        """It drained."""
+        self.slow = False
+        self.pump()
+
+    # -- what its flow calls ----------------------------------------------------------------------
+
+    def tell_head(self, head: ResponseHead) -> None:
+        """Send the response's head."""
+        if self.reads:
+            flow = self.flow
+            outer = wire.outer_response(head, self.offset, unprocessed=flow.unprocessed)
+            self.responder.head(outer)
+
+    def pass_on(self, data: bytes) -> None:
+        """Send the journal's newest bytes, which are just those that come next."""
+        offset = self.offset = self.offset + len(data)
+        self.responder.data(data)
+        self.flow.was_sent(offset)
+
+    def pump(self) -> None:
+        """Send what is there, as far as the connection takes it; at its end, the end."""
+        flow = self.flow
+        journal = flow.journal
+        while self.reads and not self.slow and not self.over:
+            if self.offset < journal.start:  # acknowledged over another line
+                self.break_off()
+                return
+            data = journal.read(self.offset, PIECE_BYTES)
+            if data:
+                self.pass_on(data)
+                continue
+            if flow.state is State.COMPLETE or flow.state is State.BROKEN:
+                self._leave()
+                flow.finish_visit(self.responder)
+            return
+
+    def break_off(self) -> None:
+        """End without a clean end."""
+        if not self.over:
+            self._leave()
+            self.responder.abort()
+
+    def refuse(self, answer: tuple[ResponseHead, bytes]) -> None:
+        """End with an answer of the relay's own, if the response has not begun."""
+        head, body = answer
+        self._leave()
+        if self.reads and self.flow.state is not State.WAITING:
+            self.responder.abort()
+            return
+        self.responder.head(head)
+        self.responder.data(body)
+        self.responder.end()
+
+    def _refuse(self, text: str) -> None:
+        self.refuse(self.flow.flows.bad_request(text))
+
+    def _leave(self) -> None:
+        self.over = True
+        self.flow.leave(self)
