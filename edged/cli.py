@@ -15,6 +15,7 @@ from typing import NoReturn
 from edged.failure import Failed
 
 DEFAULT_CONFIG = "/etc/edged/edged.yaml"
+DEFAULT_RELAY_CONFIG = "/etc/edged/relay.yaml"
 DEFAULT_ADMIN = "127.0.0.1:7071"
 
 
@@ -62,6 +63,10 @@ def _run(a: argparse.Namespace) -> int:
         from edged.process import run
 
         return run(a.config)
+    if command == "relay":
+        from edged.commands.relay import relay
+
+        return relay(a.config, check=a.check)
     if command == "version":
         return _version()
     if command in ("check", "schema"):
@@ -142,10 +147,23 @@ def _config_commands(commands: _Commands[_Parser]) -> None:
         _add_config(parser)
     schema = commands.add_parser(
         "schema",
-        help="print the JSON Schema of edged.yaml or of a policy",
-        description="Print the JSON Schema of edged.yaml or of a policy file.",
+        help="print the JSON Schema of edged.yaml, relay.yaml or a policy",
+        description="Print the JSON Schema of edged.yaml, of relay.yaml or of a policy file.",
     )
-    schema.add_argument("of", nargs="?", choices=("config", "policy"), default="config")
+    schema.add_argument("of", nargs="?", choices=("config", "policy", "relay"), default="config")
+    relay = commands.add_parser(
+        "relay",
+        help="run a relay for edges elsewhere",
+        description="Run a relay: a host abroad through which edges carry on over any line.",
+    )
+    relay.add_argument(
+        "-c",
+        "--config",
+        default=DEFAULT_RELAY_CONFIG,
+        metavar="FILE",
+        help=f"default {DEFAULT_RELAY_CONFIG}",
+    )
+    relay.add_argument("--check", action="store_true", help="only explain every mistake in it")
 
 
 def _admin_commands(commands: _Commands[_Parser]) -> None:

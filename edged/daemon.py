@@ -202,7 +202,7 @@ class Daemon:
         async with self._reloading:
             try:
                 # Reading and checking takes some ms: not in the loop.
-                config = await asyncio.to_thread(self._load, self.config.file)
+                config = await asyncio.to_thread(self.load_config, self.config.file)
                 mistakes = self._needs_restart(config)
             except ConfigError as error:
                 mistakes = tuple(str(mistake) for mistake in error.mistakes)
@@ -302,7 +302,7 @@ class Daemon:
     # -- what another kind of daemon does otherwise ------------------------------------------------
 
     _make_exchanges: type[Exchanges] = Exchanges
-    _load = staticmethod(load)
+    load_config = staticmethod(load)
     restart_only: Sequence[tuple[str, str]] = RESTART_ONLY
 
     def _make_listener(self, config: Config) -> Listener:

@@ -20,7 +20,7 @@ from typing import Any
 import uvloop
 
 from edged.admin.views import bind_problem
-from edged.config import Config, ConfigError, load
+from edged.config import Config, ConfigError
 from edged.config_policies import policy_files
 from edged.daemon import Daemon
 from edged.failure import Failed
@@ -38,17 +38,17 @@ INTERRUPT_GRACE_S = 1.0
 """Ctrl-C waits no longer than this for what is in flight."""
 
 
-def run(file: str) -> int:
+def run(file: str, kind: type[Daemon] = Daemon) -> int:
     """Run until told to stop; the result is the exit status. Raises `Failed`."""
     try:
-        config = load(file)
+        config = kind.load_config(file)
     except ConfigError as error:
         mistakes = "\n  ".join(str(mistake) for mistake in error.mistakes)
         raise Failed(f"{file} has mistakes:\n  {mistakes}") from None
     set_up_log(config.log_level)
     raise_file_limit()
     try:
-        return uvloop.run(Process(config).main())
+        return uvloop.run(Process(config, kind).main())
     except (OSError, TlsConfigError) as error:
         text = getattr(error, "strerror", None) or str(error)
         opened = getattr(error, "filename", None)
@@ -68,8 +68,9 @@ def spare_the_collector() -> None:
 class Process:
     """One run of the daemon."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, kind: type[Daemon] = Daemon) -> None:
         self._config = config
+        self._kind = kind
         self._notifier = Notifier()
         self._stop: asyncio.Future[int] | None = None
         self._daemon: Daemon | None = None
@@ -81,7 +82,7 @@ class Process:
         loop.set_exception_handler(_told_in_a_line)
         stop = self._stop = loop.create_future()
         self._catch_signals(loop)
-        daemon = self._daemon = Daemon(self._config)
+        daemon = self._daemon = self._kind(self._config)
         await daemon.start()
         spare_the_collector()
         self._announce(daemon)
