@@ -209,7 +209,7 @@ class PathRecord:
         return self.due is not None or self.gate.state is not Breaker.CLOSED
 
     def _held(self, now: float) -> str:
-        if self.damping.held_until(now) is None:
+        if not self.damping.holds(now):
             return ""
         return "flapping" if self.damping.suppressed else "recovering"
 

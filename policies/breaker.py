@@ -20,7 +20,7 @@ Bad samples of a path that is DOWN are not shown to its breaker: the verdict alr
 and the length of an outage must not prolong the way back.
 
 `Damping` is route-flap damping (RFC 2439) with the figures of DESIGN 4, and holds a path that came
-back until it has stayed.
+back until it has stayed. One doubt that nothing came of holds nothing: false alarms must be free.
 """
 
 from __future__ import annotations
@@ -40,16 +40,20 @@ FORGET_S = 30.0
 UNTESTED_S = 30.0
 
 FLAP_PENALTY = 1000.0
-DOUBT_PENALTY = 800.0
-"""A fall to SUSPECT alone: it moved the choice just the same."""
+DOUBT_PENALTY = 200.0
+"""A fall to SUSPECT alone."""
+FREE_PENALTY = 500.0
+"""So much holds nothing back."""
 FLAP_SUPPRESS = 3000.0
 FLAP_REUSE = 750.0
 FLAP_HALF_LIFE_S = 30.0
 FLAP_MAX = 12_000.0
 """Bounds suppression to four half-lives after the last flap."""
-HOLD_S = 5.0
-"""How long a path that fell must have been back per 1000 of penalty before it is preferred: longer
-than idle probes need to notice the next outage."""
+HOLD_S = 14.0
+"""How long a path that fell must have been back before it is preferred, times the square of the
+thousands of penalty beyond the free: 3.5 s after one outage, longer than it takes to see that a
+line which flaps every 2 s is dead again, and 23 s after the second in 10 s."""
+HOLD_MAX_S = 30.0
 
 _OTHERS = frozenset(
     {Outcome.OK, Outcome.HTTP_ERROR, Outcome.BUSY, Outcome.LOCAL, Outcome.FORBIDDEN}
@@ -211,9 +215,18 @@ class Damping:
             self._suppressed = False
         if self._back_since is None:
             return None
-        # The hold is fixed by the penalty at the return, so that it ends when it said it would.
-        until = self._back_since + HOLD_S * self.penalty(self._back_since) / FLAP_PENALTY
+        until = self._back_since + self._hold_s
         return until if now < until else None
+
+    def holds(self, now: float) -> bool:
+        """Whether the path must not be preferred, or would not be if it came back now."""
+        return self.held_until(now) is not None or (self.fallen and self._hold_s > 0)
+
+    @property
+    def _hold_s(self) -> float:
+        """Fixed by the last fall, so that it ends when it said it would."""
+        excess = max(0.0, self._penalty - FREE_PENALTY) / FLAP_PENALTY
+        return min(HOLD_S * excess * excess, HOLD_MAX_S)
 
     @property
     def suppressed(self) -> bool:

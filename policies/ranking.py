@@ -19,9 +19,11 @@ The best row that is usable is eligible. Never empty while a path exists.
 Hysteresis, per upstream and class. The incumbent stays first until its *regret* pays for a switch:
 each request adds ``C(incumbent) - C(best other) - margin`` (never below 0 in sum, decayed with a
 time constant of 10 s), margin = max(5% of C, 2 standard errors of the difference); the price is 2.5
-round trips of the incumbent. Requests are counted, and summed up when a new snapshot comes; an
-idle upstream counts as one request a second, or it would never return to its better line. An
-incumbent that is no longer eligible is left at once, and merely hot it is stepped around.
+round trips of the other. Requests are counted, and summed up when a new snapshot comes; an idle
+upstream counts as one request a second, or it would never return to its better line. A path that
+is recovering collects regret, too, so that it need not be waited for twice. An incumbent that is
+no longer eligible is left at once; merely hot, or in doubt for the first time in a while, it is
+stepped around, and first again when that is over.
 
 A handshake is paid once per switch. So between warm and cold paths it counts only where a request
 pays it: in a move that is forced, and for an upstream with less than two requests in ten seconds.
@@ -50,6 +52,7 @@ REGRET_S = 10.0
 IDLE_PER_S = 1.0
 """Requests a second as which an idle upstream counts."""
 QUIET_REQUESTS = 2.0
+_SUSPECT = "suspect"
 _UP, _HOT, _RECOVERING, _DOUBTFUL, _EJECTED, _OPEN, _DOWN = range(7)
 
 
@@ -81,7 +84,7 @@ def _row(scored: Scored, incumbent: str | None) -> tuple[int, str]:
     if state.ejected_until is not None:
         return _EJECTED, "ejected"
     if state.verdict is Verdict.SUSPECT:
-        return _DOUBTFUL, "suspect"
+        return _DOUBTFUL, _SUSPECT
     if state.breaker is Breaker.HALF_OPEN:
         return _DOUBTFUL, "half-open"
     if scored.held and state.path.name != incumbent:
@@ -179,13 +182,13 @@ class Chooser:
         quiet = self._rate < QUIET_REQUESTS
         entries = _entries(paths, request_class.up_bytes, self.incumbent, cold=quiet)
         kept = self._kept(entries)
-        if kept is None or entries[0].row >= _EJECTED:
+        if kept is not None and kept.row > entries[0].row:
+            self._gap_ms = 0.0
+            decided_by = f"{kept.scored.state.path.name} is {kept.word}: stepped around"
+        elif kept is None or entries[0].row >= _EJECTED:
             if self.incumbent is not None:
                 entries = _entries(paths, request_class.up_bytes, self.incumbent, cold=True)
             decided_by = self._take_best(entries)
-        elif kept.row == _HOT and entries[0].row == _UP:
-            self._gap_ms = 0.0
-            decided_by = f"{kept.scored.state.path.name} is hot: stepped around"
         else:
             decided_by = self._hold_or_move(entries, kept, failover)
         return Ranking(upstream, request_class, _candidates(entries), decided_by)
@@ -200,12 +203,14 @@ class Chooser:
         self._regret_ms = max(0.0, self._regret_ms * keep + counted * self._gap_ms)
 
     def _kept(self, entries: list[_Entry]) -> _Entry | None:
-        """The incumbent's entry if it may stay first, or only heat speaks against it."""
+        """The incumbent's entry if it may stay first, or will soon be first again."""
         best_row = entries[0].row
         for entry in entries:
             if entry.scored.state.path.name == self.incumbent:
-                hot_only = entry.row == _HOT and best_row == _UP
-                return entry if entry.row == best_row or hot_only else None
+                for_now = best_row == _UP and (
+                    entry.row == _HOT or (entry.word == _SUSPECT and not entry.scored.held)
+                )
+                return entry if entry.row == best_row or for_now else None
         return None
 
     def _take_best(self, entries: list[_Entry]) -> str:
@@ -225,14 +230,15 @@ class Chooser:
     def _hold_or_move(self, entries: list[_Entry], kept: _Entry, failover: Failover) -> str:
         """The incumbent may stay: does it?"""
         name = kept.scored.state.path.name
-        others = (e for e in entries if e.row == kept.row and e is not kept)
-        rival = next(others, None)
-        if rival is None:
+        margin = failover.hysteresis_margin
+        others = [e for e in entries if e.row in (kept.row, _RECOVERING) and e is not kept]
+        if not others:
             self._gap_ms = self._regret_ms = 0.0
             return _least(entries)
-        price_ms = failover.switch_cost_rtts * kept.scored.round_trip_ms
-        self._gap_ms = self._gap(kept, rival, failover.hysteresis_margin)
-        if rival.cost_ms >= kept.cost_ms:
+        self._gap_ms = self._gap(kept, min(others, key=lambda e: e.cost_ms), margin)
+        rival = others[0]
+        price_ms = failover.switch_cost_rtts * rival.scored.round_trip_ms
+        if rival.row != kept.row or rival.cost_ms >= kept.cost_ms:
             _to_front(entries, kept)
             return _least(entries)
         rival_name = rival.scored.state.path.name
@@ -241,7 +247,7 @@ class Chooser:
             regret = f"regret {self._regret_ms:.0f} exceeds the price of a switch, {price_ms:.0f}"
             self.incumbent = rival_name
             self._regret_ms = 0.0
-            self._gap_ms = self._gap(rival, kept, failover.hysteresis_margin)
+            self._gap_ms = self._gap(rival, kept, margin)
             return f"moved to {rival_name}: it costs {less}, and the {regret}"
         _to_front(entries, kept)
         if self._gap_ms <= 0:

@@ -148,21 +148,34 @@ def fall(damping, now, new=Verdict.DOWN, old=Verdict.UP):
 def test_doubt_counts_less_and_a_fall_by_way_of_doubt_counts_once():
     damping = Damping()
     fall(damping, 0.0, Verdict.SUSPECT)
-    assert damping.penalty(0.0) == 800
-    damping.came_back(0.0)
-    assert damping.held_until(0.0) == pytest.approx(4.0)
+    assert damping.penalty(0.0) == 200
     fall(damping, 0.0, Verdict.DOWN, Verdict.SUSPECT)
     assert damping.penalty(0.0) == 1000
 
 
-def test_a_single_outage_holds_the_return_for_five_seconds():
+def test_two_doubts_hold_nothing_and_one_after_the_other_ever_more():
+    damping, holds = Damping(), []
+    for now in range(8):
+        fall(damping, now, Verdict.SUSPECT)
+        doomed = damping.holds(now)
+        damping.came_back(now + 0.1)
+        until = damping.held_until(now + 0.1)
+        assert doomed == (until is not None)
+        holds.append(0.0 if until is None else until - now - 0.1)
+    assert holds[:2] == [0.0, 0.0]
+    assert 0 < holds[2] < 1 < holds[4] < 5 < holds[7] < 30
+
+
+def test_a_single_outage_holds_the_return_for_longer_than_a_fast_flap():
     damping = Damping()
     assert damping.held_until(0.0) is None
+    assert not damping.holds(0.0)
     fall(damping, 0.0)
     assert damping.held_until(0.5) is None
-    damping.came_back(1.0)
-    until = damping.held_until(1.0)
-    assert until == pytest.approx(1.0 + 5.0, abs=0.2)
+    assert damping.holds(0.5)
+    damping.came_back(600.0)
+    until = damping.held_until(600.0)
+    assert until == 600.0 + 3.5
     assert damping.held_until(until - 0.01) == until
     assert damping.held_until(until) is None
 

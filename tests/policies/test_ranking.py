@@ -185,8 +185,8 @@ def test_a_difference_within_the_margin_never_moves():
 
 
 def test_the_more_requests_suffer_the_sooner_it_moves():
-    fast = moved_after((400, 150), per_s=100)
-    slow = moved_after((400, 150), per_s=20)
+    fast = moved_after((200, 150), per_s=100)
+    slow = moved_after((200, 150), per_s=20)
     assert fast < slow <= 2.0
 
 
@@ -231,7 +231,7 @@ def test_the_sentence_of_a_kept_incumbent_and_of_a_move():
 @pytest.mark.parametrize(
     "change",
     [
-        {"verdict": Verdict.SUSPECT},
+        {"verdict": Verdict.SUSPECT, "held": "recovering"},
         {"verdict": Verdict.DOWN},
         {"breaker": Breaker.OPEN},
         {"breaker": Breaker.HALF_OPEN},
@@ -246,6 +246,29 @@ def test_doubt_and_death_skip_the_hysteresis(change):
     assert ranking.decided_by.startswith("a>u/e is ")
     back = rank(chooser, [scored("a", 60), scored("b", 150)], now=0.002)
     assert lines(back)[0] == "b", "the way back is by regret"
+
+
+def test_a_false_alarm_is_stepped_around_and_costs_no_way_back():
+    chooser = Chooser()
+    rank(chooser, [scored("a", 60), scored("b", 150)])
+    doubted = [scored("a", 60, verdict=Verdict.SUSPECT), scored("b", 150)]
+    ranking = rank(chooser, doubted, requests=5, now=0.1)
+    assert lines(ranking) == ["b", "a"]
+    assert words(ranking) == ["", "suspect"]
+    assert ranking.decided_by == "a>u/e is suspect: stepped around"
+    assert lines(rank(chooser, [scored("a", 60), scored("b", 150)], now=0.2)) == ["a", "b"]
+    worse = [scored("a", 60, verdict=Verdict.DOWN), scored("b", 150)]
+    assert lines(rank(chooser, worse, now=0.3)) == ["b", "a"]
+    assert chooser.incumbent == "b>u/e"
+
+
+def test_what_recovers_collects_the_regret_that_takes_it_back():
+    chooser = Chooser()
+    rank(chooser, [scored("b", 150), scored("a", 60, verdict=Verdict.DOWN)])
+    held = [scored("a", 60, held="recovering"), scored("b", 150)]
+    for i in range(20):
+        assert lines(rank(chooser, held, requests=1, now=i * 0.1)) == ["b", "a"]
+    assert lines(rank(chooser, [scored("a", 60), scored("b", 150)], now=2.0)) == ["a", "b"]
 
 
 def test_an_incumbent_that_fell_and_came_back_is_not_left_for_one_that_is_held_too():
