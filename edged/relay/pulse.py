@@ -198,7 +198,7 @@ class Pulse:
         far = {}
         for url in self._want:
             legs = self._far_legs(url)
-            if legs != self._far.get(url):
+            if legs != self._far.get(url, []):
                 self._far[url] = far[url] = legs
         load = self._house.load()
         if load == self._load:
@@ -210,8 +210,8 @@ class Pulse:
         try:
             host, port = host_and_port(url.encode("ascii"))
         except (BadFlow, UnicodeError):
-            return ()
-        return self._house.far(host, port) if self._permits(host, port) else ()
+            return []
+        return list(self._house.far(host, port)) if self._permits(host, port) else []
 
     def _leave(self) -> None:
         self._over = True
