@@ -264,7 +264,7 @@ class Exchange:
         """A path that was DOWN can be used again. Call `reroute` first."""
         if not self.stranded or (path := self._pick(repeat=True, live=True)) is None:
             return _NOTHING
-        self._lost_at = None
+        self._lost_at = self._resorts = None
         if self._repeat is not None:
             self._repeat = (now, *self._repeat[1:])
             return self._start_repeat(now)

@@ -411,6 +411,19 @@ def test_the_path_itself_coming_back_is_dialled_anew():
     assert machine.path_back(1.0) == (Cancel(1), Start(2, "a", "failover"))
 
 
+def test_a_path_that_came_back_and_went_again_is_a_last_resort_anew():
+    machine = sent_on_a(candidates=("a",))
+    machine.reroute(("a",), 0, 0)
+    machine.path_down("a", 1.0)
+    assert machine.timer_fired(1.05) == (ArmTimer(6.0), Start(2, "a", "failover"))
+    machine.reroute(("a",), 0, 1)
+    assert machine.path_back(2.0) == (Cancel(2), Start(3, "a", "failover"))
+    machine.sent(3, 2.1)
+    machine.reroute(("a",), 0, 0)
+    assert machine.path_down("a", 3.0) == (Cancel(3), ArmTimer(3.2))
+    assert machine.timer_fired(3.2) == (ArmTimer(8.0), Start(4, "a", "failover"))
+
+
 def test_a_path_that_comes_back_in_the_pause_ends_it():
     machine = sent_on_a(candidates=("a",))
     machine.reroute(("a",), 0, 0)
