@@ -26,6 +26,8 @@ ATTEMPT_DELAY_S = 0.25
 """Between attempts on different addresses while the RTT is unknown (RFC 8305, 5)."""
 MIN_ATTEMPT_DELAY_S = 0.01
 MAX_ATTEMPT_DELAY_S = 2.0
+MIN_SPARE_DELAY_S = 0.1
+"""Before a second SYN goes to the only address: a peer's busy kernel is no lost packet."""
 USER_TIMEOUT_S = 30.0
 """TCP_USER_TIMEOUT. Not shorter: it also ends a connection whose peer keeps a zero window."""
 KEEPALIVE_IDLE_S = 15
@@ -122,14 +124,7 @@ class LineDialer:
         where = _text(host, port)
         try:
             async with asyncio.timeout(max(0.0, deadline - resolved)):
-                if len(addresses) == 1:
-                    sock, began = await self._connect(line, addresses[0], port)
-                else:
-                    sock, began = await race(
-                        [partial(self._connect, line, a, port) for a in addresses],
-                        self._delay_s(line, host),
-                        lambda late: late[0].close(),
-                    )
+                sock, began, spare = await self._race(line, host, addresses, port)
         except TimeoutError:
             raise DialError(
                 Outcome.TIMEOUT,
@@ -142,7 +137,7 @@ class LineDialer:
         if len(addresses) > 1:
             self._remember(line, host, sock.family)
         info = kernel.read(sock)
-        syn_lost = info.total_retrans if info is not None else 0
+        syn_lost = spare + (info.total_retrans if info is not None else 0)
         try:
             peer = sock.getpeername()[:2]
         except OSError as error:  # reset since
@@ -183,6 +178,25 @@ class LineDialer:
         if self._guard is not None and (reason := self._guard(host, address)) is not None:
             raise DialForbidden(f"{host} is refused: {reason}")
         return self._open_udp(line, address, port)
+
+    async def _race(
+        self, line: Line, host: str, addresses: Sequence[str], port: int
+    ) -> tuple[socket.socket, float, bool]:
+        """The first to connect, when its SYN was sent, and whether an equal one was lost.
+
+        A lost SYN is sent again only after a second (RFC 6298, 2.1). Where the round trip is known
+        a second connection is tried long before.
+        """
+        attempts = [partial(self._connect, line, a, port) for a in addresses]
+        if len(addresses) > 1:
+            sock, began = await race(attempts, self._delay_s(line, host), _dispose)
+            return sock, began, False
+        if self._rtt_s is None or self._rtt_s(line, host) is None:
+            return *await attempts[0](), False
+        delay_s = max(self._delay_s(line, host), MIN_SPARE_DELAY_S)
+        started = self._clock()
+        sock, began = await race(attempts * 2, delay_s, _dispose, after_failure=False)
+        return sock, began, began - started >= delay_s / 2
 
     # --- addresses --------------------------------------------------------------------------
 
@@ -287,6 +301,10 @@ class LineDialer:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._congestion)
             except OSError:  # ENOENT: not in this kernel; EPERM: not allowed to us. Ask once.
                 self._congestion = None
+
+
+def _dispose(late: tuple[socket.socket, float]) -> None:
+    late[0].close()
 
 
 def _tune_udp(sock: socket.socket) -> None:

@@ -22,11 +22,14 @@ async def race(
     attempts: Sequence[Callable[[], Coroutine[Any, Any, T]]],
     delay_s: float,
     dispose: Callable[[T], None],
+    *,
+    after_failure: bool = True,
 ) -> T:
     """The first result of ``attempts``; the next one starts after ``delay_s`` or a failure.
 
-    Losers are cancelled; a result that arrives all the same goes to ``dispose``, also when the
-    race itself is cancelled. Raises `RaceLost` when all fail.
+    Unless ``after_failure``, a failure starts none any more: where all attempts are the same, only
+    silence is a reason for another. Losers are cancelled; a result that arrives all the same goes
+    to ``dispose``, also when the race itself is cancelled. Raises `RaceLost` when all fail.
     """
     waiting = deque(attempts)
     running: set[asyncio.Task[T]] = set()
@@ -49,6 +52,8 @@ async def race(
                 if not isinstance(error, Exception):
                     raise error
                 errors.append(error)
+                if not after_failure:
+                    waiting.clear()
         raise RaceLost(errors)
     finally:
         for task in running:

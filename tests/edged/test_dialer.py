@@ -305,6 +305,10 @@ class full_queue:
         time.sleep(0.02)  # the handshakes that fill the queue
         return where[1]
 
+    def drain(self):
+        """From now on SYNs are answered."""
+        self.socks += [self.socks[0].accept()[0] for _ in range(1)]
+
     def __exit__(self, *_):
         for sock in self.socks:
             sock.close()
@@ -361,6 +365,34 @@ def test_when_all_fail_the_one_that_got_furthest_speaks(tmp_path):
         error = refusal(CN2, "two.test", closed.getsockname()[1], dialer=dialer)
     assert error.outcome is Outcome.REFUSED
     assert "203.0.113.1" in error.detail
+
+
+def test_a_lost_syn_costs_a_spare_and_not_a_second():
+    dialer = LineDialer(rtt_s=lambda *_: 0.02)
+
+    async def main(queue, port):
+        asyncio.get_running_loop().call_later(0.05, queue.drain)
+        return await dialer.connect_tcp(ANY, "127.0.0.1", port, timeout_s=3)
+
+    queue = full_queue("127.0.0.1")
+    with queue as port:
+        start = time.monotonic()
+        dialed = asyncio.run(main(queue, port))
+        assert time.monotonic() - start < 0.9
+        assert dialed.syn_lost == 1
+        assert dialed.rtt_s is None
+        assert dialed.connect_s < 0.09  # of the connection that stood
+        dialed.sock.close()
+
+
+def test_a_refusal_by_the_only_address_is_not_asked_for_twice():
+    dialer = LineDialer(rtt_s=lambda *_: 1.0)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        start = time.monotonic()
+        error = refusal(ANY, "127.0.0.1", closed.getsockname()[1], dialer=dialer)
+    assert error.outcome is Outcome.REFUSED
+    assert time.monotonic() - start < 0.9
 
 
 def test_a_race_starts_by_delay_or_failure_and_disposes_of_late_results():
