@@ -185,6 +185,17 @@ class _Arm:
         return self.count / max(variance, 1e-9)
 
 
+class _Cost(NamedTuple):
+    """Of one carrier for one group, in s."""
+
+    carrier: Carrier
+    expected_s: float
+    error_s: float
+    """How far off it may be."""
+    noise_s: float
+    """How far chance may have moved it."""
+
+
 class Chooser:
     """The memory and the choice of one path. Pure: ``now`` is an argument.
 
@@ -218,37 +229,40 @@ class Chooser:
         """The choice at ``now`` among ``usable`` carriers; without ``facts`` nothing is modelled.
 
         A carrier that is not usable stands in no order. The one in use keeps its place until one
-        that comes later in a tie is better by more than 2 ms and 2% of R.
+        that loses ties to it is better by more than 2 ms, 2% of R and what chance may do.
         """
         carriers = [carrier for carrier in self._carriers if carrier in usable]
         rtt_s = 0.0 if facts is None else facts.rtt_s
         orders, explore = [], []
         small: dict[Carrier, float] = {}
         for group in range(GROUPS):
-            costs, errors = self._costs(group, carriers, facts, loads, now)
-            order = self._order(group, costs, rtt_s)
-            orders.append(tuple(order))
-            explore.append(_worth_a_look(order, costs, errors, rtt_s))
-            small = small or costs
+            costs = self._order(group, self._costs(group, carriers, facts, loads, now), rtt_s)
+            orders.append(tuple(cost.carrier for cost in costs))
+            explore.append(_worth_a_look(costs, rtt_s))
+            small = small or {cost.carrier: cost.expected_s for cost in costs}
         streams = None if facts is None else streams_per_connection(facts)
         return Choice(tuple(orders), tuple(explore), streams, small)
 
-    def _order(self, group: int, costs: Mapping[Carrier, float], rtt_s: float) -> list[Carrier]:
-        order = sorted(costs, key=lambda carrier: costs[carrier])
-        first = self._first[group]
-        if first is not None and first in costs and self._holds(first, order[0], costs, rtt_s):
-            order.remove(first)
-            order.insert(0, first)
-        self._first[group] = order[0] if order else None
+    def _order(self, group: int, costs: list[_Cost], rtt_s: float) -> list[_Cost]:
+        """Best first."""
+        order = sorted(costs, key=lambda cost: cost.expected_s)
+        for used in order:
+            if used.carrier is self._first[group] and self._holds(used, order[0], rtt_s):
+                order.remove(used)
+                order.insert(0, used)
+                break
+        self._first[group] = order[0].carrier if order else None
         return order
 
-    def _holds(
-        self, first: Carrier, best: Carrier, costs: Mapping[Carrier, float], rtt_s: float
-    ) -> bool:
-        """Whether the carrier in use keeps its place; the preferred one need not be better."""
+    def _holds(self, used: _Cost, best: _Cost, rtt_s: float) -> bool:
+        """Whether the carrier in use keeps its place; one that wins ties need not be better."""
         rank = self._carriers.index
-        margin_s = max(_MARGIN_S, _MARGIN * rtt_s)
-        return rank(first) <= rank(best) and costs[first] - costs[best] <= margin_s
+        noise_s = sqrt(used.noise_s**2 + best.noise_s**2)
+        margin_s = max(_MARGIN_S, _MARGIN * rtt_s, noise_s)
+        return (
+            rank(used.carrier) <= rank(best.carrier)
+            and used.expected_s - best.expected_s <= margin_s
+        )
 
     def _costs(
         self,
@@ -257,16 +271,15 @@ class Chooser:
         facts: Facts | None,
         loads: Mapping[Carrier, Load],
         now: float,
-    ) -> tuple[dict[Carrier, float], dict[Carrier, float]]:
-        """Expected cost and its standard error by carrier: the model's and the measured."""
+    ) -> list[_Cost]:
+        """What is expected of each: the model's word and the measured one."""
         rtt_s = 0.0 if facts is None else facts.rtt_s
         modelled: dict[Carrier, float] = {}
-        for carrier in carriers:
-            load = loads.get(carrier, Load())
-            modelled[carrier] = 0.0 if facts is None else expected_s(carrier, facts, load, group)
         weights: dict[Carrier, float] = {}
         base = total = 0.0
         for carrier in carriers:
+            load = loads.get(carrier, Load())
+            modelled[carrier] = 0.0 if facts is None else expected_s(carrier, facts, load, group)
             arm = self._arms.get((carrier, group))
             if arm is None:
                 continue
@@ -274,31 +287,25 @@ class Chooser:
             weight = weights[carrier] = arm.precision(max(rtt_s / 2, arm.mean_s / 4))
             base += weight * (arm.mean_s - modelled[carrier])
             total += weight
-        costs: dict[Carrier, float] = {}
-        errors: dict[Carrier, float] = {}
-        for carrier in carriers:
-            model = modelled[carrier]
-            prior = 1 / max(_PRIOR_SD_S, _PRIOR_SD * rtt_s, model / 2) ** 2
+        costs = []
+        for carrier, model_s in modelled.items():
+            prior = 1 / max(_PRIOR_SD_S, _PRIOR_SD * rtt_s, model_s / 2) ** 2
             weight = weights.get(carrier, 0.0)
-            measured = self._arms[carrier, group].mean_s - base / total if weight else 0.0
-            costs[carrier] = (prior * model + weight * measured) / (prior + weight)
-            errors[carrier] = 1 / sqrt(prior + weight)
-        return costs, errors
+            measured_s = self._arms[carrier, group].mean_s - base / total if weight else 0.0
+            both = prior + weight
+            expected = (prior * model_s + weight * measured_s) / both
+            costs.append(_Cost(carrier, expected, 1 / sqrt(both), sqrt(weight) / both))
+        return costs
 
 
-def _worth_a_look(
-    order: Sequence[Carrier],
-    costs: Mapping[Carrier, float],
-    errors: Mapping[Carrier, float],
-    rtt_s: float,
-) -> tuple[Carrier, ...]:
-    """The carriers within two standard errors of the best, unless looking would cost too much."""
+def _worth_a_look(order: Sequence[_Cost], rtt_s: float) -> tuple[Carrier, ...]:
+    """The carriers within two errors of the best, unless looking would cost too much."""
     if not order:
         return ()
-    best_s = costs[order[0]]
+    best_s = order[0].expected_s
     affordable_s = best_s + max(_LOOK_S, _LOOK * (rtt_s + best_s))
     return tuple(
-        carrier
-        for carrier in order[1:]
-        if costs[carrier] - 2 * errors[carrier] < best_s and costs[carrier] <= affordable_s
+        cost.carrier
+        for cost in order[1:]
+        if cost.expected_s - 2 * cost.error_s < best_s and cost.expected_s <= affordable_s
     )

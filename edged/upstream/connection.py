@@ -49,6 +49,9 @@ class Connection(Protocol):
     """Takes no new stream for good; closes when the last one ended."""
     early: bool
     """0-RTT: only streams opened with ``early_data`` may be put on it until this turns False."""
+    settled: bool
+    """False while the connection itself waits for a sign that what was sent on it has arrived:
+    another one is better, if there is one. `Owner.capacity_changed` is called when it changes."""
     rested_s: float | None
     """Set before the owner hears of it when the peer closed it idle, or closed it instead of
     answering the first request after a rest: how long it had rested."""

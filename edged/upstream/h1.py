@@ -140,6 +140,7 @@ class H1Connection(asyncio.Protocol):
 
     carrier = Carrier.H1
     early = False
+    settled = True
 
     def __init__(
         self,

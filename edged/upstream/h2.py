@@ -104,6 +104,7 @@ class H2Connection(asyncio.Protocol):
         self._pings: dict[bytes, _Ping] = {}
         self._ping_ids = itertools.count(1)
         self._tail = Tail(loop, self._send_tail)
+        self.settled = True
 
     # What the pool calls
 
@@ -299,6 +300,9 @@ class H2Connection(asyncio.Protocol):
 
     def ping_acked(self, data: bytes) -> None:
         """A PING came back."""
+        if data == TAIL_DATA:
+            self._tail.unanswered -= 1
+            self._settle(settled=self._tail.unanswered <= 0)
         if (ping := self._pings.pop(data, None)) is not None:
             ping.timer.cancel()
             self.rtt_s = rtt_s = monotonic() - ping.sent_at
@@ -386,6 +390,13 @@ class H2Connection(asyncio.Protocol):
         if self.in_flight and not self.closed:
             self.wire.ping(TAIL_DATA)
             self.transport.write(self.wire.take())
+            self._tail.unanswered += 1
+            self._settle(settled=False)
+
+    def _settle(self, *, settled: bool) -> None:
+        if settled is not self.settled:
+            self.settled = settled
+            self._owner.capacity_changed(self)
 
     def _write(self) -> None:
         self._due = 0

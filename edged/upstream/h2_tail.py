@@ -5,6 +5,9 @@ response is often the last thing on its connection for a while: then only the re
 tells, 200 ms and more beyond a round trip. On a path that loses packets a PING follows `TAIL_S`
 after the last bytes: its segment shows the loss of the request, and its answer, unless the server
 thinks for longer, that of the response. As with RFC 8985's own probe, one follows each silence.
+
+A PING or its answer may be lost as well, and would hold up whatever comes next on the connection:
+until it is answered the connection is not settled, and others are taken first.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ TAIL_DATA = b"edged\0\0\0"
 class Tail:
     """The timer of one connection."""
 
-    __slots__ = ("_loop", "_send", "_timer", "_wrote_at", "wanted")
+    __slots__ = ("_loop", "_send", "_timer", "_wrote_at", "unanswered", "wanted")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[], None]) -> None:
         """``send`` writes a PING with `TAIL_DATA` if any stream is open."""
         self.wanted = False
         """The path loses packets."""
+        self.unanswered = 0
+        """PINGs sent and not answered."""
         self._loop = loop
         self._send = send
         self._timer: asyncio.TimerHandle | None = None

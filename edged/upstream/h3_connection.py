@@ -44,6 +44,7 @@ class H3Connection:
     """See `edged.upstream.connection.Connection`. Made by `edged.upstream.h3.H3Connector`."""
 
     carrier = Carrier.H3
+    settled = True
     rested_s: float | None = None
     announced_s: float | None = None
 

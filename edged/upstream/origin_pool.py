@@ -132,7 +132,7 @@ class OriginPool:
         """A connection below its shelf's limit that may carry the request now."""
         trust, ready = self.trust, shelf.free
         while ready:
-            connection = next(reversed(ready))
+            connection = shelf.first()
             if not trust.doubtful(connection):
                 if group % SIZES == 0:
                     return connection
@@ -181,7 +181,7 @@ class OriginPool:
         shelves = self.choosing.orders[group]
         for shelf in shelves:
             if shelf.free:
-                return next(reversed(shelf.free))
+                return shelf.first()
         for shelf in shelves:
             if shelf.shared:
                 return next(iter(shelf.shared))

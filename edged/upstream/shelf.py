@@ -22,8 +22,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.free: OrderedDict[Connection, None] = OrderedDict()
-        """Below the limit; the one that came last is the first to be taken, so that what is not
-        needed stays idle and expires."""
+        """Below the limit, in the order in which they came."""
         self.shared: OrderedDict[Connection, None] = OrderedDict()
         """At the limit; taken in turn, the first first."""
         self.limit = UNLIMITED
@@ -35,7 +34,11 @@ class Shelf:
         """Put ``connection`` where its numbers say."""
         if connection.capacity <= 0:
             self.remove(connection)
-        elif connection.in_flight < self.limit and not self._is_bulky(connection):
+        elif (
+            connection.in_flight < self.limit
+            and connection.settled
+            and not self._is_bulky(connection)
+        ):
             self.free[connection] = None
             if self.shared:
                 self.shared.pop(connection, None)
@@ -53,6 +56,12 @@ class Shelf:
                 self.shared.move_to_end(connection)
             return not self.free
         return False
+
+    def first(self) -> Connection:
+        """The free connection to take next: without a limit the one that came last, so that what
+        is not needed stays idle and expires; with one the one that rested longest, so that what
+        was lost of the exchange before is mended by now."""
+        return next(reversed(self.free) if self.limit == UNLIMITED else iter(self.free))
 
     def quietest(self) -> Connection:
         """For a large body: a free connection without a stream, if there is one."""

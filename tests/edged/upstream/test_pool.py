@@ -633,6 +633,7 @@ class FakeConnection:
 
     carrier = H3
     draining = False
+    settled = True
     idle_since = rested_s = announced_s = None
 
     def __init__(self, path, owner, *, early=False):
@@ -682,9 +683,7 @@ class FakeH3:
         self.early = early
         self.asked = []
 
-    async def connect(
-        self, path, owner, *, timeout_s, early_data=False, upgrade=False, only=None
-    ):
+    async def connect(self, path, owner, *, timeout_s, early_data=False, upgrade=False, only=None):
         self.asked.append(early_data)
         await asyncio.sleep(min(self.after_s, timeout_s))
         if self.error or self.after_s > timeout_s:
@@ -738,6 +737,7 @@ def test_tcp_starts_at_once_when_h3_fails_early():
     asyncio.run(main())
 
 
+@pytest.mark.sources
 def test_an_h3_connection_that_comes_late_is_kept():
     async def main():
         async with server(polite_h2) as port, setup(h3=FakeH3(after_s=0.3)) as pools:
