@@ -20,7 +20,7 @@ from typing import Any
 
 from edged.accesslog import AccessLog, ExchangeRecord
 from edged.admin.api import Admin
-from edged.admin.views import Live, ReloadNote
+from edged.admin.views import SHOWN_CLASS, Live, ReloadNote
 from edged.config import Config, ConfigError, load
 from edged.dialer import LineDialer
 from edged.downstream.limits import Limits
@@ -35,9 +35,10 @@ from edged.routes import RouteEntry, RouteTable
 from edged.stages import Access, AccessRules, Route
 from edged.table import PathTable
 from edged.upstream.h3 import H3Connector
+from edged.upstream.migration import MigrationTools, Refusals
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
-from policies.model import Change, Line, Path, RequestClass, Sample, Verdict
+from policies.model import Change, Line, Path, PathState, RequestClass, Sample, Verdict
 from policies.schema import Policy
 
 _log = logging.getLogger("edged")
@@ -115,7 +116,9 @@ class Daemon:
         self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
         self.live: Live | None = None
         self._admin: Listener | None = None
-        # Exchanges first: they must know the new order before the pools fail their streams.
+        # First whoever can go on over another line does. Then exchanges: they must know the new
+        # order before the pools fail their streams.
+        self.table.subscribe(self.pools.path_leaving)
         self.table.subscribe(self.exchanges.path_changed)
         self.table.subscribe(self.pools.path_changed)
         self.table.subscribe(self._path_changed)
@@ -347,13 +350,38 @@ class Daemon:
             self.dialer,
             self.observe,
             tls=Tls(ca_file),
-            h3=H3Connector(self.dialer, self.observe, ca_file=ca_file),
+            h3=H3Connector(
+                self.dialer,
+                self.observe,
+                ca_file=ca_file,
+                migration=MigrationTools(self._alternatives, self.dialer.open_udp, Refusals()),
+            ),
             connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
             set_warm=self.table.set_warm,
             estimate=lambda path: (
                 state.estimate if (state := self.table.snapshot.paths.get(path)) else None
             ),
         )
+
+    def _alternatives(self, path: Path) -> list[PathState]:
+        """Where a connection on ``path`` can go on, best first: other lines to the same endpoint
+        that are UP and let UDP pass.
+        """
+        upstream, now = path.endpoint.upstream, monotonic()
+        usual = self.recent.usual_classes().get(upstream, SHOWN_CLASS)
+        try:
+            order = self.table.peek(upstream, usual).order
+        except KeyError:
+            return []  # it went with a reload
+        return [
+            state
+            for state in (candidate.state for candidate in order)
+            if state.path.endpoint.key == path.endpoint.key
+            and state.path.line.name != path.line.name
+            and state.verdict is Verdict.UP
+            and state.usable
+            and self.pools.carriers.blocked_until(state.path) <= now
+        ]
 
     def _choices(self) -> dict[str, Path]:
         """By upstream, the path that its usual requests take now."""
