@@ -46,6 +46,7 @@ _log = logging.getLogger("edged")
 TICK_S = 0.05
 """The table is ticked at least this often; its own deadlines come on top."""
 HOUSEKEEPING_S = 1.0
+LATELY_S = 60.0
 WARM_S = 600.0
 """An upstream without requests for so long is no longer kept warm."""
 _ADMIN_LIMITS = Limits(connections=256, idle_s=60.0, body_stall_s=15.0)
@@ -384,11 +385,15 @@ class Daemon:
         ]
 
     def _choices(self) -> dict[str, Path]:
-        """By upstream, the path that its usual requests take now."""
+        """By upstream that has had a request lately, the path that its usual ones take now."""
         if self.live is None:
             return {}
+        since = monotonic() - LATELY_S
         rankings = {
-            name: self.table.peek(name, cls) for name, cls in self.live.shown_classes().items()
+            name: self.table.peek(name, cls)
+            for name, cls in self.live.shown_classes().items()
+            if self.exchanges.services[name].counters.requests
+            and self._used_at.get(name, (0, since))[1] >= since
         }
         return {name: ranking.paths[0] for name, ranking in rankings.items() if ranking.order}
 

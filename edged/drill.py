@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edged")
 
 LONGEST_S = 600.0
-RETURN_S = 30.0
+RETURN_S = 20.0
 """Longest wait for traffic to return, after the line is back."""
 SETTLE_S = 1.0
-"""Wait after a line is back that nobody took for dead."""
+"""The same, if nobody took it for dead, or somebody asked for the end."""
 BEAT_S = 1.0
 """Between signs of life to whoever listens."""
 
@@ -201,8 +201,8 @@ class Drill:
         self._table.set_drilled(self.line, False)
         _log.warning("drill: %s is back after %.1f s (%s)", self.line, self.report.silent_s, by)
         self._tell("back", by=by)
-        doubted = self.report.suspect_s is not None
-        wait_s = RETURN_S if doubted else SETTLE_S
+        worth_it = by == "time" and self.report.suspect_s is not None
+        wait_s = RETURN_S if worth_it else SETTLE_S
         self._timer = self._loop.call_later(wait_s, self.finish)
 
     def stop(self, by: str) -> None:
