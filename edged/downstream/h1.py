@@ -500,5 +500,4 @@ class H1Connection(HeldOutput):
     def kill(self) -> None:
         """Close at once; what is in flight breaks visibly."""
         self._lose_exchange()
-        if self._state != _CLOSED:
-            self._reset()
+        self._reset()  # also where a close waits for a client to read

@@ -150,3 +150,21 @@ def test_ipv6_listener_leaves_ipv4_alone():
         raise AssertionError("no port of IPv4 was free beside a listener on IPv6")
 
     run(scenario)
+
+
+def test_closing_waits_for_no_client_that_does_not_read():
+    def cut_short(request):
+        request.responder.head(ResponseHead(200, []))
+        request.responder.data(bytes(8 << 20))  # more than the socket takes
+        request.responder.abort()
+
+    async def scenario():
+        async with Served(Recorder(cut_short)) as served:
+            client = await served.connect(GET)
+            client.writer.transport.pause_reading()
+            while not served.hub.requests_total or served.hub.requests_open:
+                await asyncio.sleep(0.001)
+            assert served.hub.connections
+            await asyncio.wait_for(served.listener.close(), 5)
+
+    run(scenario)
