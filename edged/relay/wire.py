@@ -237,17 +237,16 @@ def outer_response(inner: ResponseHead, offset: int, *, unprocessed: bool = Fals
 
     ``unprocessed``: the relay made it itself, and no origin saw anything of the request.
     """
-    status = inner.status
+    status, length = inner.status, inner.body_length
     fields = escaped(inner.headers)
     if status == 101:
-        status = 200
+        status, length = 200, None
         fields = [field for field in fields if field[0] != b"connection"]
         fields = [(UPGRADE if n == b"upgrade" else n, value) for n, value in fields]
         fields.append((STATUS, b"101"))
     if unprocessed:
         fields.append((UNPROCESSED, TRUE))
     fields.append((OFFSET, b"%d" % offset))
-    length = inner.body_length
     if length is not None:
         if inner.declared_length is not None and length != inner.declared_length:
             fields.append((_CONTENT_LENGTH, b"%d" % inner.declared_length))
