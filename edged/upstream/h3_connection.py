@@ -349,7 +349,7 @@ class H3Connection:
         latest = self.engine.counters().latest_rtt_s
         if latest is not None and latest < rtt_s:
             rtt_s = latest
-        self.report(Sample(self.path.name, Kind.PING, sent_at, rtt_s))
+        self.report(Sample(self.path.name, Kind.PING, sent_at, rtt_s, carrier=Carrier.H3))
         done(rtt_s)
 
     def terminated(self, code: int, frame_type: int | None, reason: str) -> None:
@@ -437,7 +437,10 @@ class H3Connection:
     def _ping_lost(self, uid: int) -> None:
         sent_at, done, _ = self._pings.pop(uid)
         if sent_at is not None:
-            self.report(Sample(self.path.name, Kind.PING, sent_at, None, Outcome.TIMEOUT))
+            lost = Sample(
+                self.path.name, Kind.PING, sent_at, None, Outcome.TIMEOUT, carrier=Carrier.H3
+            )
+            self.report(lost)
         done(None)
 
     def _die(self, failure: Failure | None, code: int | None, *, gentle: bool = False) -> None:

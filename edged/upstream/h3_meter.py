@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from policies.model import Kind, Sample
+from policies.model import Carrier, Kind, Sample
 
 if TYPE_CHECKING:
     from edged.upstream.quic import Driver
@@ -49,6 +49,7 @@ class Meter:
             srtt_s,
             packets_sent=sent,
             packets_lost=min(lost, sent),
+            carrier=Carrier.H3,
             goodput_bps=8 * moved / span_s if moved >= GOODPUT_MIN_BYTES else None,
         )
 

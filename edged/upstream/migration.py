@@ -31,7 +31,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from edged.upstream.quic import PING_OF_NOBODY
-from policies.model import Failure, Kind, Line, Outcome, Path, PathState, Sample
+from policies.model import Carrier, Failure, Kind, Line, Outcome, Path, PathState, Sample
 from probes.base import DialError
 
 if TYPE_CHECKING:
@@ -255,7 +255,8 @@ class Migration:
         self._tools.refusals.worked(standby.path)
         if rtt_s is not None:
             standby.rtt_s = rtt_s
-            self._connection.report(Sample(standby.path.name, Kind.PING, now - rtt_s, rtt_s))
+            name = standby.path.name
+            self._connection.report(Sample(name, Kind.PING, now - rtt_s, rtt_s, carrier=Carrier.H3))
         if self._doubted_at is not None and self._fair is None:
             self._move_standby()
 

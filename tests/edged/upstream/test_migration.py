@@ -199,6 +199,7 @@ def test_samples_are_of_the_path_in_use(engine, certificates, monkeypatch):
         # The PING of before was repeated on b: a sign of life, but nobody's round trip.
         assert None not in answers
         assert set(mobile.reported()) == {"b"}
+        assert {s.carrier for s in mobile.samples} == {Carrier.H3}
         assert all(0.04 <= s.rtt_s < 0.2 for s in mobile.samples)
         assert not any(s.packets_lost for s in mobile.samples)
         connection.close()
