@@ -257,7 +257,7 @@ class Chooser:
     def _holds(self, used: _Cost, best: _Cost, rtt_s: float) -> bool:
         """Whether the carrier in use keeps its place; one that wins ties need not be better."""
         rank = self._carriers.index
-        noise_s = sqrt(used.noise_s**2 + best.noise_s**2)
+        noise_s = 2 * sqrt(used.noise_s**2 + best.noise_s**2)
         margin_s = max(_MARGIN_S, _MARGIN * rtt_s, noise_s)
         return (
             rank(used.carrier) <= rank(best.carrier)

@@ -7,7 +7,7 @@ number is computed when `Window.estimate` is asked, and kept for a while.
 | --- | --- |
 | R, rttvar, minimum, jitter | the kind that governs by the rule in `policies.rtt` |
 | p50, p95 | that kind's samples of the last minute, 1% relative error |
-| loss | the 95% interval (`policies.loss`) of packets: one each of TCP, PING, PULSE and ICMP, what \
+| loss | 95% interval (`policies.loss`) of packets: one each of TCP, PING, PULSE and ICMP, what \
 KERNEL and QUIC report; none of TLS, HTTP and TTFB, for TCP hides the loss below an exchange |
 | goodput | greatest acknowledged rate of the last minute, else the last one known |
 

@@ -8,6 +8,7 @@ messages are complete, the peer keeps it alive and not one byte more than the re
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ _JOIN_BELOW_BYTES = 1 << 14
 _METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _PLAIN_METHODS = frozenset((b"GET", b"DELETE", b"OPTIONS"))
 _FIELD = b": ".join
+_KEEP_ALIVE = re.compile(rb"(?i)keep-alive:.*\btimeout=(\d{1,6})").match
 _COMPLETE = Progress.COMPLETE
 _MORE = Progress.MORE
 _SHUTDOWN = Failure(Outcome.LOCAL, "the connection was closed by this host")
@@ -83,6 +85,12 @@ class H1Stream(ResponseReader):
     def advertised(self, value: bytes) -> None:
         """An Alt-Svc value came."""
         self._connection.advertised(value)
+
+    def introduced(self, lines: list[bytes]) -> None:
+        """What the server says of its patience, it says in its first response."""
+        for line in lines:
+            if found := _KEEP_ALIVE(line):
+                self._connection.announced_s = float(found[1])
 
     def send_data(self, data: bytes) -> None:
         """Write body bytes, or raw bytes after a switch of protocols."""

@@ -55,6 +55,8 @@ class ResponseReader:
     end without having changed more of it than ``head_done``.
     """
 
+    reused = True
+    """The connection had carried an exchange before."""
     head_request = False
     """The request was HEAD: no body follows, whatever the head says."""
     upgrade = False
@@ -84,6 +86,9 @@ class ResponseReader:
     def advertised(self, value: bytes) -> None:
         """The origin sent this Alt-Svc value; for those who want to know."""
 
+    def introduced(self, lines: list[bytes]) -> None:
+        """The field lines of the first head on a connection; for those who want to know."""
+
     def feed(self, data: bytes) -> Progress:
         """Read ``data``; events are called inside. Raises only what an events object raised.
 
@@ -102,6 +107,8 @@ class ResponseReader:
                 read = list(map(read_line, lines))
             except Malformed as error:
                 return self._broken(str(error))
+            if not self.reused:
+                self.introduced(lines)
             if end > self._head_room:
                 return self._broken("the head is too large")
             headers = list(filter(None, map(field_of, read)))

@@ -114,9 +114,10 @@ class Trust:
                 patience.announced(connection.announced_s)
             if connection.idle_since is not None:
                 patience.outlived(now - connection.idle_since)
-        h1_s, h2_s = h1.trusted_s(rtt_s), h2.trusted_s(rtt_s)
-        self._h1_rest_s = limits.h1_trust_s if h1_s is None else min(h1_s, limits.h1_trust_s)
-        self._h2_rest_s = limits.trust_s if h2_s is None else min(h2_s, limits.trust_s)
+        self._h1_rest_s = min(h1.trusted_s(rtt_s), limits.h1_trust_s)
+        # What h2 servers close they say so first (GOAWAY): without evidence there is no hurry.
+        known = h2.seconds is not None
+        self._h2_rest_s = min(h2.trusted_s(rtt_s), limits.trust_s) if known else limits.trust_s
 
     def _answered(self, connection: Connection, *, alive: bool) -> None:
         if connection not in self.verifying:
