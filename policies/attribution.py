@@ -6,211 +6,36 @@ time, when something on it fell silent, failed or was heard in doubt.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
-from policies.model import Blame, Carrier, CarrierChange, Change, Kind, Outcome, Verdict
-from policies.silence import Channel, Gate
+from policies.ledger import (
+    ANY,
+    DATA,
+    END,
+    OVER_TCP,
+    REACH,
+    SYN,
+    TCP_CARRIERS,
+    UDP,
+    UDP_CARRIERS,
+    Finding,
+    LineState,
+    PathState,
+    Peers,
+    witness,
+)
+from policies.model import Blame, Carrier, CarrierChange, Change, Outcome, Verdict
+from policies.silence import Channel
 
-ANY, SYN, DATA, END, UDP = range(5)
-"""Layers: ICMP; TCP connects; TCP data and its acknowledgements; end to end over TCP; QUIC."""
-REACH: Final = ((ANY,), (ANY, SYN), (ANY, SYN, DATA), (ANY, SYN, DATA, END), (ANY, UDP))
-"""By layer: the channels in which its silence counts and whose runs its answers end."""
 ERRORS_SUSPECT: Final = 2
 ERRORS_DOWN: Final = 3
 WITNESS_S: Final = 60.0
 """A path without a slot for so long is not asked about its line."""
 REPAIR_S: Final = 0.5
-"""What TCP needs to repair one loss, that of a repetition included, on most lines."""
-TCP_CARRIERS: Final = (Carrier.H2, Carrier.H1)
-UDP_CARRIERS: Final = (Carrier.H3,)
-_LAYER: Final = {Kind.ICMP: ANY, Kind.TCP: SYN, Kind.KERNEL: DATA, Kind.QUIC: UDP}
-_OVER_TCP: Final = (SYN, DATA, END)
+REPAIR_RTTS: Final = 3.0
+"""TCP repairs a loss, that of a repetition included, in the greater of both."""
 _ABOVE: Final = ("", " above ICMP", " of data", " end to end", " of QUIC")
-
-
-def layer_of(kind: Kind, carrier: Carrier | None) -> int:
-    """The layer of a measurement on a connection of ``carrier`` (``None``: on none)."""
-    return UDP if carrier is Carrier.H3 else _LAYER.get(kind, END)
-
-
-class Finding(NamedTuple):
-    """What the detector says of one path now. The blame may sharpen while the verdict stays."""
-
-    verdict: Verdict
-    blame: Blame
-    reason: str
-
-
-class Slot:
-    """One thing sent. ``open`` until it is answered or overdue."""
-
-    __slots__ = ("due", "kind", "layer", "open", "path", "reply_at", "sent_at")
-
-    def __init__(
-        self,
-        path: PathState,
-        kind: Kind,
-        layer: int,
-        sent_at: float,
-        reply_at: float,
-        due: float,
-    ) -> None:
-        self.path = path
-        self.kind = kind
-        self.layer = layer
-        self.sent_at = sent_at
-        self.reply_at = reply_at
-        self.due = due
-        self.open = True
-
-    def __lt__(self, other: Slot) -> bool:
-        return self.due < other.due
-
-
-class LineState:
-    """A line: the pooled channels of its paths, one per layer."""
-
-    __slots__ = (
-        "accuser",
-        "blame",
-        "calm",
-        "channels",
-        "gate",
-        "name",
-        "paths",
-        "reason",
-        "silent_at",
-        "stirs",
-    )
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.paths: list[PathState] = []
-        self.channels = tuple(Channel() for _ in REACH)
-        self.gate = Gate()
-        self.blame = Blame.LINE
-        self.reason = ""
-        self.stirs = 0
-        """How often it fell silent, or was heard again, after calm or silence."""
-        self.silent_at = 0.0
-        """When the silence began that it was convicted for."""
-        self.accuser: PathState | None = None
-        """Whose local error put it DOWN."""
-        self.calm = True
-        """Nothing is silent and nothing is held against it, as of the last `judge`."""
-
-    def is_calm(self) -> bool:
-        """What ``calm`` is set to."""
-        return not any(c.run for c in self.channels) and self.gate.verdict is Verdict.UP
-
-
-class PathState:
-    """A path: its own channels, its errors and what it shows."""
-
-    __slots__ = (
-        "alone",
-        "answered",
-        "attempt_after",
-        "blocked",
-        "blocked_at",
-        "blocked_layer",
-        "calm",
-        "channels",
-        "endpoint",
-        "error",
-        "error_layer",
-        "error_since",
-        "errors",
-        "finding",
-        "gate",
-        "hears",
-        "icmp_lost",
-        "icmp_silent",
-        "line",
-        "listed",
-        "name",
-        "reason",
-        "slots",
-    )
-
-    def __init__(self, name: str, line: LineState, endpoint: str, *, listed: bool = True) -> None:
-        self.name = name
-        self.line = line
-        self.listed = listed
-        self.endpoint = endpoint
-        self.channels = tuple(Channel() for _ in REACH)
-        self.gate = Gate()
-        self.reason = ""
-        self.slots: dict[tuple[Kind, int], deque[Slot]] = {}
-        """Outstanding, by kind and layer."""
-        self.answered: set[Kind] = set()
-        """What answered here; any answer of QUIC's stands as `Kind.QUIC`."""
-        self.icmp_lost = 0.0
-        """The recent share of echoes that went unanswered, smoothed by 1/16."""
-        self.icmp_silent = 0
-        """Echoes gone unanswered since anything was heard."""
-        self.blocked: tuple[Carrier, ...] = ()
-        """Carriers whose transport is silent here while the other one answers."""
-        self.blocked_layer = ANY
-        self.blocked_at = 0.0
-        """When the silence began that this is about, and on which layer."""
-        self.alone = False
-        """DOWN while others on the line were heard: no witness against the line."""
-        self.errors = 0
-        self.error = Outcome.OK
-        self.error_layer = 0
-        self.error_since = 0.0
-        self.attempt_after = float("-inf")
-        self.finding = Finding(Verdict.UP, Blame.NOBODY, "")
-        self.calm = True
-        """Nothing is silent, held against it or shown of it, as of the last `judge`."""
-        both = tuple(zip(self.channels, line.channels, strict=True))
-        self.hears = tuple(tuple(chain(*(both[n] for n in reach))) for reach in REACH)
-        """By layer: its channels and its line's that such an answer concerns."""
-
-    def is_calm(self) -> bool:
-        """What ``calm`` is set to."""
-        return (
-            not (self.errors or any(c.run for c in self.channels))
-            and self.gate.verdict is Verdict.UP
-            and self.finding.verdict is Verdict.UP
-            and not self.unproven
-        )
-
-    @property
-    def unproven(self) -> bool:
-        """Whether QUIC is blocked and nothing but connects has shown that TCP works."""
-        return self.blocked is UDP_CARRIERS and not self.answered_since(self.blocked_at, DATA, END)
-
-    def answered_since(self, at: float, *layers: int) -> bool:
-        """Whether something sent at ``at`` or later was answered on one of ``layers``."""
-        return any(self.channels[layer].proved_at >= at for layer in layers)
-
-    @property
-    def heard_at(self) -> float | None:
-        """When anything was last heard on it (channel 0 hears all)."""
-        return self.channels[0].heard_at
-
-    def heard_since(self, at: float, layer: int) -> bool:
-        """Whether an arrival that concerns channel ``layer`` came after ``at``."""
-        heard = self.channels[layer].heard_at
-        return heard is not None and heard > at
-
-
-Peers = Mapping[str, Sequence[PathState]]
-"""The paths of each endpoint, over all lines."""
-
-
-def witness(path: PathState) -> bool:
-    """Whether what befalls the path may speak against its line."""
-    if path.alone:
-        return False
-    if path.heard_at is not None:
-        return True
-    return path.listed and all(p.heard_at is None for p in path.line.paths)
 
 
 def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
@@ -225,13 +50,13 @@ def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
     if (
         udp.verdict is Verdict.DOWN
         and not refused
-        and path.answered_since(udp.run_sent_at, *_OVER_TCP)
+        and path.answered_since(udp.run_sent_at, *OVER_TCP)
     ):
         return _block(path, UDP, UDP_CARRIERS, (UDP,), now)
-    for layer in _OVER_TCP:
+    for layer in OVER_TCP:
         channel = path.channels[layer]
         if channel.verdict is Verdict.DOWN and udp.proved_at >= channel.run_sent_at:
-            return _block(path, layer, TCP_CARRIERS, _OVER_TCP, now)
+            return _block(path, layer, TCP_CARRIERS, OVER_TCP, now)
     return None
 
 
@@ -313,7 +138,7 @@ def _weigh(channels: Sequence[Channel], number: int, icmp_alone: Verdict) -> Ver
         if max(channels[DATA].proved_at, channels[END].proved_at) >= since:
             return Verdict.UP
         return Verdict.SUSPECT if channels[SYN].proved_at >= since else verdict
-    if number in _OVER_TCP and channels[UDP].proved_at >= since:
+    if number in OVER_TCP and channels[UDP].proved_at >= since:
         return Verdict.UP
     return verdict
 
@@ -326,9 +151,10 @@ def _in_order(channel: Channel) -> Verdict:
     still flow.
     """
     lasted_s = channel.run_last_sent_at - channel.run_sent_at
-    if lasted_s < REPAIR_S:
+    repair_s = max(REPAIR_S, REPAIR_RTTS * channel.rtt_s)
+    if lasted_s < repair_s:
         return Verdict.UP
-    return Verdict.SUSPECT if lasted_s < 2 * REPAIR_S or channel.still_receiving else Verdict.DOWN
+    return Verdict.SUSPECT if lasted_s < 2 * repair_s or channel.still_receiving else Verdict.DOWN
 
 
 def _silence(channel: Channel, layer: int, now: float) -> str:

@@ -47,7 +47,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from policies.attribution import (
+from policies.attribution import blocked_carriers, judge
+from policies.ledger import (
     ANY,
     END,
     REACH,
@@ -57,8 +58,6 @@ from policies.attribution import (
     LineState,
     PathState,
     Slot,
-    blocked_carriers,
-    judge,
     layer_of,
     witness,
 )
@@ -246,7 +245,7 @@ class Detector:
                     channel.received(it.at)
             elif it.reply_at is None:
                 for channel in path.hears[layer]:
-                    channel.answered()
+                    channel.answered(it.sent_at)
                 changes += self._heard(path, it.kind, layer, it.at, it.sent_at)
             elif it.sent_at > self._stalled_at:
                 self._silent(Slot(path, it.kind, layer, it.sent_at, it.reply_at, it.at))
@@ -346,7 +345,7 @@ class Detector:
             else:
                 for channel in path.hears[layer]:
                     channel.sent(sent_at)
-                    channel.answered()
+                    channel.answered(sent_at)
         if path.blocked and path.blocked_layer in REACH[layer]:
             self._unblock(path, at)
         if path.calm and line.calm:
@@ -385,7 +384,7 @@ class Detector:
             if slot.sent_at <= sent_at + _CLOCK_S:
                 slot.open = False
                 for channel in path.hears[slot.layer]:
-                    channel.answered()
+                    channel.answered(slot.sent_at)
                 slots.remove(slot)
                 return
 

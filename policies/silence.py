@@ -4,14 +4,15 @@ A slot is one thing sent that ought to be answered by a deadline. Slots come eve
 goes unanswered with probability p although nothing is wrong. A run of k unanswered slots then
 happens by chance ``(1/d) * p^k * (1-p)`` times a second; k is the smallest that keeps this at one
 false SUSPECT a minute and one false DOWN a day. Where losses were seen to come in bursts, the
-chance p' that a loss follows a loss takes p's place from the second slot on, and one false DOWN an
-hour is accepted.
+chance p' that a loss follows a loss takes p's place from the second slot on, and one false SUSPECT
+in 10 s and one false DOWN an hour are accepted.
 
 k at d = 50 ms for loss 0.1/1/5/15%: SUSPECT 2/2/3/4, DOWN 3/4/5/8.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from math import sqrt
 from typing import Final
 
@@ -19,6 +20,7 @@ from policies.model import Verdict
 
 FALSE_SUSPECT_PER_S: Final = 1 / 60
 FALSE_DOWN_PER_S: Final = 1 / 86_400
+FALSE_SUSPECT_IN_BURSTS_PER_S: Final = 1 / 10
 FALSE_DOWN_IN_BURSTS_PER_S: Final = 1 / 3600
 
 MERGE_S: Final = 0.02
@@ -29,6 +31,8 @@ MOST_SPAN_S: Final = 0.3
 costs a round trip, so that a shorter outage is cheaper to sit out."""
 RECEIPTS_HOLD_S: Final = 0.5
 """So long DOWN waits while bytes still arrive."""
+BURST_S: Final = 2.0
+"""Losses further apart are of different bursts."""
 LONGEST_SPACING_S: Final = 60.0
 FIRST_SPACING_S: Final = 1.0
 _LEAST_LOSS: Final = 0.001
@@ -39,6 +43,7 @@ _PRIOR_SLOTS: Final = 100.0
 _PRIOR_LOSSES: Final = 20.0
 """Burstiness starts as none, on the strength of 20 losses."""
 _MEMORY_SLOTS: Final = 4096.0
+_RECENT_SLOTS: Final = 16
 _CAUTION: Final = 1.645
 """DOWN reckons with the one-sided 95% bound of p: to underestimate it convicts the innocent."""
 
@@ -67,8 +72,10 @@ class Channel:
     """
 
     __slots__ = (
+        "_answered",
         "_followed",
         "_lost",
+        "_lost_at",
         "_slots",
         "beyond_icmp",
         "endpoints",
@@ -106,6 +113,10 @@ class Channel:
         self._slots = 0.0
         self._lost = 0.0
         self._followed = 0.0
+        self._lost_at = float("-inf")
+        """When the latest lost slot was sent."""
+        self._answered: deque[float] = deque(maxlen=_RECENT_SLOTS)
+        """When slots answered of late were sent."""
 
     def sent(self, at: float) -> None:
         """A slot was sent: follow the actual spacing (smoothed by 1/4)."""
@@ -120,8 +131,9 @@ class Channel:
         self.gap_s = min(gap, LONGEST_SPACING_S)
         self.spacing_s += (self.gap_s - self.spacing_s) / 4
 
-    def answered(self) -> None:
-        """A slot was answered in time or late."""
+    def answered(self, sent_at: float) -> None:
+        """A slot sent at ``sent_at`` was answered, in time or late."""
+        self._answered.append(sent_at)
         self._count(1, 0, 0)
 
     def silent(self, sent_at: float, reply_at: float, endpoint: str, *, icmp: bool) -> None:
@@ -130,7 +142,7 @@ class Channel:
         If something sent no earlier was answered, the slot was merely lost.
         """
         if sent_at <= self.proved_at:
-            self._count(1, 1, 0)
+            self._lose(sent_at)
             return
         if not self.run:
             self.run_sent_at = self.run_last_sent_at = sent_at
@@ -151,7 +163,9 @@ class Channel:
             self.proved_at = sent_at
         if self.run and sent_at >= self.run_sent_at - MERGE_S:
             if self.run <= 2 * self.needed(Verdict.DOWN):
-                self._count(self.run, self.run, self.run - 1)
+                self._lose(self.run_sent_at)
+                self._count(self.run - 1, self.run - 1, self.run - 1)
+                self._lost_at = self.run_last_sent_at
             self.clear()
 
     def received(self, at: float) -> None:
@@ -164,6 +178,15 @@ class Channel:
         self.run = 0
         self.endpoints.clear()
         self.beyond_icmp = False
+
+    def _lose(self, sent_at: float) -> None:
+        """A slot was lost: did it follow another without an answered one between?"""
+        before, self._lost_at = self._lost_at, max(self._lost_at, sent_at)
+        if abs(sent_at - before) < MERGE_S:
+            return
+        low, high = min(before, sent_at), max(before, sent_at)
+        alone = sent_at - before > BURST_S or any(low < at < high for at in self._answered)
+        self._count(1, 1, 0 if alone else 1)
 
     def _count(self, slots: int, lost: int, followed: int) -> None:
         self._slots += slots
@@ -191,10 +214,12 @@ class Channel:
 
     def needed(self, verdict: Verdict) -> int:
         """How many silent slots make ``verdict`` (DOWN: never fewer than two)."""
-        d = self.pace_s
+        d, p = self.pace_s, self.loss
         if verdict is Verdict.SUSPECT:
-            return slots_needed(self.loss, d, FALSE_SUSPECT_PER_S)
-        p = self.loss
+            return max(
+                slots_needed(p, d, FALSE_SUSPECT_PER_S),
+                slots_needed(p, d, FALSE_SUSPECT_IN_BURSTS_PER_S, self.loss_after_loss),
+            )
         bound = p + _CAUTION * sqrt(p * (1 - p) / (self._slots + _PRIOR_SLOTS))
         return max(
             2,
@@ -223,9 +248,13 @@ class Channel:
         return lasted_s < RECEIPTS_HOLD_S and self.still_receiving
 
     @property
+    def rtt_s(self) -> float:
+        """What a reply to the run's first slot takes."""
+        return self.run_first_reply_at - self.run_sent_at
+
+    @property
     def _brief(self) -> bool:
-        rtt_s = self.run_first_reply_at - self.run_sent_at
-        span_s = min(max(rtt_s, LEAST_SPAN_S), MOST_SPAN_S)
+        span_s = min(max(self.rtt_s, LEAST_SPAN_S), MOST_SPAN_S)
         return self.run_last_sent_at - self.run_sent_at < span_s
 
 

@@ -12,7 +12,8 @@ Rules:
    loss of all, and 0 of few samples still allows much); DOUBTED while a verdict on it is bad, for a
    minute at most (both may be: ACTIVE_DOUBTED); RECENT for 30 s after it was ACTIVE; STANDBY while
    another line is one of these; else IDLE. Going up a pace pulls its deadlines in, and a stir asks
-   several at once, 25 ms apart, so that one lost packet is told from a dead line in two round trips.
+   several at once, 25 ms apart, so that one lost packet is told from a dead line in two round
+   trips; where a verdict is bad, it asks end to end, too.
 5. Connects speak where nothing else can: often on a path whose ICMP is not answered, more often
    where the exchange that waits has no PING either (h1).
 6. PINGs are for waiting exchanges and for doubt; else only to keep a warm connection, and in recent
@@ -286,8 +287,10 @@ class Planner:
         asked = sorted(
             (task for task in state.tasks if task.kind in _VOLLEY),
             key=lambda task: (_VOLLEY[task.kind], task.phase),
-        )
-        for number, task in enumerate(asked[:VOLLEY_MOST]):
+        )[:VOLLEY_MOST]
+        if state.doubted_since is not None:  # is it back end to end?
+            asked += [task for task in state.tasks if task.kind is Kind.HTTP]
+        for number, task in enumerate(asked):
             at = now + number * VOLLEY_SPACING_S
             if at < task.due:
                 self._push(task, at)

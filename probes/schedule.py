@@ -2,7 +2,7 @@
 
 `probes.cadence.Planner` decides when; this driver looks at the clock, starts what is due and never
 waits for it. Probes that can be started by a plain call (`Startable`) cost no task. While an
-exchange waits, it also looks at the connections in use (`probes.watch`).
+exchange waits or a line is in doubt, it also looks at the connections in use (`probes.watch`).
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class Scheduler:
         self._lacks = lacks
         self._clock = clock
         self._look_at = 0.0
+        self._closely = False
+        """Whether any line is ACTIVE, doubted or stirred."""
         self._voices_at = 0.0
         self._planner = Planner(
             {kind: probe.cost_bytes for kind, probe in self._probes.items()}, rng or Random()
@@ -182,14 +184,16 @@ class Scheduler:
         ask_voices = now >= self._voices_at
         if ask_voices:
             self._voices_at = now + VOICES_S
+        self._closely = False
         for line, paths in self._lines.items():
-            pace = planner.set_activity(
-                line, activity.waiting(line), now, doubted=activity.doubted(line)
-            )
             stirs = activity.stirred(line)
             if stirs != self._stirs.get(line, 0):
                 self._stirs[line] = stirs
                 planner.stir(line, now)
+            pace = planner.set_activity(
+                line, activity.waiting(line), now, doubted=activity.doubted(line)
+            )
+            self._closely = self._closely or pace >= Pace.DOUBTED
             if ask_voices and pace is not Pace.IDLE:
                 for path in paths:
                     planner.set_lacks(path, self._lacks(path), now)
@@ -198,7 +202,7 @@ class Scheduler:
         """Look at the connections in use, if it is time; when the next look is due."""
         watch = self._watch
         assert watch is not None
-        if not any(map(self._activity.waiting, self._lines)):
+        if not (self._closely or any(map(self._activity.waiting, self._lines))):
             return None
         due = watch.next_due()
         if now >= self._look_at or (due is not None and due <= now):

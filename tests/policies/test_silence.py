@@ -47,7 +47,7 @@ def test_channel_learns_loss_and_burstiness_from_runs_that_end():
         if i % 50 in (0, 1):
             channel.silent(at, at + 0.06, "e", icmp=False)
         else:
-            channel.answered()
+            channel.answered(at)
             channel.heard(at + 0.06, at)
     assert channel.loss == pytest.approx(0.04, rel=0.2)
     assert channel.loss_after_loss > 0.3

@@ -226,6 +226,15 @@ def test_a_stir_asks_every_kind_within_a_tenth_of_a_second():
     assert min(gaps) >= 0.9 * VOLLEY_SPACING_S
 
 
+def test_a_sign_of_life_of_a_path_that_is_down_is_followed_up_end_to_end():
+    costs = {Kind.ICMP: 112, Kind.TCP: 420, Kind.HTTP: 8192}
+    planner = planner_of(paths_of(1), costs=costs)
+    planner.set_activity("cn2", False, 1001.0, doubted=True)
+    simulate(planner, 1001.0, 70, lambda at: planner.set_activity("cn2", False, at, doubted=True))
+    planner.stir("cn2", 1071.0)
+    assert times(simulate(planner, 1071.0, 0.3), Kind.HTTP)
+
+
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_an_idle_line_costs_less_than_10_mb_a_day(count):
     costs = {Kind.ICMP: 112, Kind.PING: 182, Kind.TCP: 420, Kind.QUIC: 9000, Kind.HTTP: 8192}

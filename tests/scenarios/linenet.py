@@ -50,15 +50,17 @@ class SimLine:
     mtu: int | None = None
     """Longer packets vanish."""
     burst: tuple[float, float] | None = None
-    """Gilbert: probability to enter and to leave the bad state, per packet; bad loses all."""
+    """Mean seconds of good and of bad; bad loses all."""
     bad: bool = False
+    turns_at: float = 0.0
     extra_s: float = 0.0
     """A queue: so much later one way."""
 
-    def passes(self, way: str, rng: random.Random, size=80, udp=False) -> bool:
+    def passes(self, way: str, rng: random.Random, now, size=80, udp=False) -> bool:
         if self.burst is not None:
-            enter, leave = self.burst
-            self.bad = rng.random() >= leave if self.bad else rng.random() < enter
+            while now >= self.turns_at:
+                self.bad = not self.bad
+                self.turns_at += rng.expovariate(1 / self.burst[self.bad])
             if self.bad:
                 return False
         if self.hole in (way, "both") or (udp and self.udp_hole in (way, "both")):
@@ -102,19 +104,19 @@ class Half:
         self.acked_bytes = 1
         self.sent_at = self.acked_at = self.got_at = self.newest = 0.0
         self.arrived = 0  # in order, by number
-        self.waiting: deque = deque()  # (last number, callback)
+        self.waiting: deque = deque()  # (first and last number, callback)
         self.timer = 0
         self.closed = False
 
     def send(self, size, delivered):
-        idle = not self.open
+        idle, first = not self.open, self.next
         while size > 0:
             piece = min(size, MSS)
             size -= piece
             self.flying[self.next] = [piece, 0.0, 0, False]
             self.next += 1
             self._transmit(self.next - 1)
-        self.waiting.append((self.next - 1, delivered))
+        self.waiting.append((first, self.next - 1, delivered))
         if idle:
             self._arm()
 
@@ -128,7 +130,7 @@ class Half:
         self.segs_out += 1
         self.total_retrans += again
         if not self.endpoint.dead and self.line.passes(
-            self.way, self.net.rng, segment[0] + 60, self.udp
+            self.way, self.net.rng, self.net.now, segment[0] + 60, self.udp
         ):
             delay = self.line.rtt_s / 2 + self.net.jitter(self.line) + self.line.extra_s
             self.net.after(delay, self._arrive, number, self.net.now, again)
@@ -140,18 +142,23 @@ class Half:
         if number in self.flying:
             self.flying[number][3] = True
         back = "down" if self.way == "up" else "up"
-        if not self.endpoint.dead and self.line.passes(back, self.net.rng, 60, self.udp):
+        if not self.endpoint.dead and self.line.passes(
+            back, self.net.rng, self.net.now, 60, self.udp
+        ):
             delay = self.line.rtt_s / 2 + self.net.jitter(self.line) + self.line.extra_s
             self.net.after(delay, self._ack, number, sent_at, again)
         self._hand_over()
 
     def _hand_over(self):
-        while self.waiting:
-            last, delivered = self.waiting[0]
-            first = min(self.flying, default=last + 1)
-            if not all(self.flying[n][3] for n in range(first, last + 1) if n in self.flying):
+        """TCP hands on in order; of QUIC each stream stands for itself."""
+        missing = {n for n, segment in self.flying.items() if not segment[3]}
+        for message in tuple(self.waiting):
+            first, last, delivered = message
+            if not missing.isdisjoint(range(first, last + 1)):
+                if self.udp:
+                    continue
                 return
-            self.waiting.popleft()
+            self.waiting.remove(message)
             delivered()
 
     def _ack(self, number, sent_at, again):
@@ -220,6 +227,8 @@ class Connection:
         self.heard_at = 0.0
         self.waiters: dict[int, tuple] = {}
         self.closed = False
+        self.pings = 0
+        """Not answered yet."""
         if self.fd is not None:
             net.sockets[self.fd] = self
 
@@ -327,8 +336,8 @@ class _Probe:
         line, endpoint = self.net.of(path)
         total = 0.0
         for _ in range(trips):
-            ok = line.passes("up", self.net.rng, 80, udp) and not endpoint.dead
-            if not ok or not line.passes("down", self.net.rng, size, udp):
+            ok = line.passes("up", self.net.rng, self.net.now, 80, udp) and not endpoint.dead
+            if not ok or not line.passes("down", self.net.rng, self.net.now, size, udp):
                 return None
             total += line.rtt_s + 2 * line.extra_s + self.net.jitter(line)
         return total
@@ -376,13 +385,16 @@ class _Probe:
         def acked():
             if not told:
                 told.append(1)
+                connection.pings -= 1
                 report(Sample(path, Kind.PING, sent_at, net.now - sent_at, carrier=carrier))
 
         def lost():
             if not told and not connection.closed:
                 told.append(1)
+                connection.pings -= 1
                 report(Sample(path, Kind.PING, sent_at, None, Outcome.TIMEOUT, carrier=carrier))
 
+        connection.pings += 1
         connection.up.send(40, lambda: connection.send_down(40, acked))
         net.after(timeout_s, lost)
 
@@ -529,7 +541,10 @@ class Net:
 
     def look(self, now):
         live = [
-            Live(c.path, c.fd, c.carrier, c.heard_at) for c, count in self.busy.items() if count
+            Live(c.path, c.fd, c.carrier, c.heard_at)
+            for pool in self.pools.values()
+            for c in pool
+            if self.busy.get(c) or c.pings
         ]
         look = self.watch.look(live, now)
         self.table.saw(look.sent, look.seen, now)
