@@ -200,8 +200,8 @@ class Drill:
         self._sockets.restore()
         self._table.set_drilled(self.line, False)
         _log.warning("drill: %s is back after %.1f s (%s)", self.line, self.report.silent_s, by)
-        self._tell("back", by=by)
         worth_it = by == "time" and self.report.suspect_s is not None
+        self._tell("back", by=by, watching=worth_it)
         wait_s = RETURN_S if worth_it else SETTLE_S
         self._timer = self._loop.call_later(wait_s, self.finish)
 

@@ -69,7 +69,7 @@ def _text(line: str, event: Data) -> str:
         case "moved":
             return f"a request completed over {event['path']}"
         case "back":
-            return f"{line} is back; waiting for traffic to return"
+            return f"{line} is back" + ("; watching it return" if event["watching"] else "")
         case "returned":
             return f"a request completed over {event['path']} again"
     return ""
