@@ -174,11 +174,11 @@ class Setup:
             **options,
         )
 
-    def open(self, path, head=None, body=None, *, trailers=None, early_data=None, upgrade=False):
+    def open(self, path, head=None, body=None, *, trailers=None, early_data=None, **options):
         events = Events(head, body, trailers=trailers)
         if early_data is None:
             early_data = head is not None and head.method in (b"GET", b"HEAD")
-        events.pending = self.pools.open(path, events, early_data=early_data, upgrade=upgrade)
+        events.pending = self.pools.open(path, events, early_data=early_data, **options)
         return events
 
     async def fetch(self, path, head, body=None, **options):

@@ -670,6 +670,7 @@ class FakeConnection:
         self.close()
 
     def close(self, failure=None):
+        self.failure = failure
         self.draining, self.capacity = True, 0
         self.owner.closed(self, failure)
 
