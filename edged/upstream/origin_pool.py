@@ -291,7 +291,7 @@ class OriginPool:
 
     def suspect(self, now: float) -> None:
         """Silence on the path: trust nothing that was not heard since."""
-        self.upkeep.down = False
+        self._back()
         self.trust.suspect_since = now
         self._plain = False
         for connection in list(self.connections):
@@ -299,9 +299,16 @@ class OriginPool:
 
     def up(self) -> None:
         """The path is well again."""
+        self._back()
         self.trust.suspect_since = None
         self.upkeep.path_up()
         self._update_plain()
+
+    def _back(self) -> None:
+        """What was dialled into the void waits ever longer for its next SYN."""
+        if self.upkeep.down:
+            self.upkeep.down = False
+            self.dialing.again()
 
     def leave(self) -> None:
         """The path is DOWN: whoever can go on over another does."""

@@ -232,6 +232,8 @@ class Pools:
         change = self._verdicts.get(path.name)
         if change is not None and change.new is Verdict.SUSPECT:
             pool.suspect(self._loop.time())
+        elif change is not None:
+            pool.down(change.reason)
         if blocked := self._blocked.get(path.name):
             pool.block(blocked, "")
         return pool

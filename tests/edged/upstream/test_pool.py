@@ -493,6 +493,29 @@ def test_a_standby_waits_while_its_path_is_down():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("verdict", [Verdict.SUSPECT, Verdict.UP])
+def test_who_waits_on_a_dead_path_is_dialled_for_anew_when_it_is_back(verdict):
+    async def main():
+        async with server(polite) as port, setup() as pools:
+            path = path_to(port)
+            pools.pools.path_changed(change(path, Verdict.DOWN))
+            connect, lost = pools.dialer.connect_tcp, []
+
+            async def into_the_void(*args, **options):
+                lost.append(args)
+                await asyncio.sleep(60)
+
+            pools.dialer.connect_tcp = into_the_void
+            events = pools.open(path, get())
+            await eventually(lambda: lost)
+            pools.dialer.connect_tcp = connect
+            pools.pools.path_changed(change(path, verdict, Verdict.DOWN))
+            await events.done()
+            assert pools.stat(path).dialing == 0
+
+    asyncio.run(main())
+
+
 def test_upgrades_have_the_bound_of_h1_and_leave_h2_its_own():
     async def main():
         async def both(reader, writer):
