@@ -18,6 +18,7 @@ from edged.upstream.engines import (
     hpack_engine,
     quic_engine,
 )
+from tests.harness.h2client import END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame
 
 
 def test_the_fast_engines_serve_when_installed(monkeypatch):
@@ -88,3 +89,32 @@ def test_both_quic_engines_load(name):
     engine = quic_engine(name)
     assert engine.name == name
     assert engine.QuicConfiguration(is_client=True, alpn_protocols=["h3"])
+
+
+@pytest.mark.parametrize("engine", ["fast", "pure"])
+def test_a_new_stream_costs_the_same_however_many_there_are(engine):
+    """The engines walk over all streams at each new one; thousands are usual at a relay."""
+    if engine == "fast":
+        pytest.importorskip("jh2")
+    module = h2_engine(engine)
+    server = module.server(1 << 16, 100_000, 1 << 16)
+    base = type(server).__mro__[1]
+    walk, walks = base._open_streams, []
+
+    def counted(self, remainder):
+        walks.append(len(self.streams))
+        return walk(self, remainder)
+
+    base._open_streams = counted
+    try:
+        server.receive_data(PREFACE + frame(SETTINGS, 0, 0))
+        block = b"\x82\x86\x84\x41\x01h"  # GET, http, /, :authority h
+        for stream_id in range(1, 6001, 2):
+            server.receive_data(frame(HEADERS, END_HEADERS | END_STREAM, stream_id, block))
+            if stream_id % 4 == 1:
+                server.reset_stream(stream_id, module.ErrorCodes.CANCEL)
+        server.clear_outbound_data_buffer()
+    finally:
+        base._open_streams = walk
+    assert sum(walks) < 4 * 3000
+    assert len(server.streams) < 3000
