@@ -24,7 +24,8 @@ response begun, 429 and 503           committed             committed
 2. Races. While the only live attempt is pending for longer than ``race_delay_s``, or its path is
    SUSPECT, a second one may start: nothing was sent, so nothing can happen twice. When one of two
    attempts is sent, another that is still pending is cancelled.
-3. Hedges. At most one per exchange, from the hedge budget: at once when the path becomes SUSPECT;
+3. Hedges. At most one per exchange, from the hedge budget: at once when the path becomes SUSPECT,
+   unless it has waited for long (the service thinks, and will for longer than the doubt lasts);
    else ``hedge_delay_s`` after the request was sent, if the upstream answered another exchange
    since. Where nobody is answered it is no tail: the service thinks, or the detector will tell.
 4. Another path means: the best one that did not fail this exchange yet; then one that did, but is
@@ -53,6 +54,8 @@ from policies.model import Blame, Failure, Outcome, Replay
 REPEAT_PAUSE_S = 0.05
 """Before a path that failed, or a last resort, is tried; doubles with each attempt."""
 PATIENCE_S = 5.0
+THINKING_S = 1.0
+"""Who waits for longer, and for twice the tail, waits for a service that thinks."""
 
 
 class _Attempt:
@@ -147,7 +150,6 @@ class Exchange:
         self._replayable = True
         self._done = False
         self.starts = 0
-        """Attempts started."""
         self.hedged = False
         self.doubled = 0
         """Attempts sent although another one may have been executed."""
@@ -206,9 +208,7 @@ class Exchange:
             delay_s = self._hedge_delay_s
             return _NOTHING if delay_s is None or self.hedged else (ArmTimer(now + delay_s),)
         losers = [a for a in self._live if a.sent_at is None]
-        for loser in losers:
-            self._live.remove(loser)
-        return (*[Cancel(a.number) for a in losers], *self._arm(now))
+        return (*self._drop(losers), *self._arm(now))
 
     def head_received(self, attempt: int, now: float) -> Commands:
         """The first byte of a final response."""
@@ -272,16 +272,18 @@ class Exchange:
             return _NOTHING
         # What was sent into the void waits for ever longer retransmissions: dial anew.
         stale = [a for a in self._live if a.path == path] or self._live[1:]
-        for attempt in stale:
-            self._live.remove(attempt)
-        cancels = [Cancel(a.number) for a in stale]
+        cancels = self._drop(stale)
         return (*cancels, *self._start(path, "failover", f"path {path} is back", now))
 
     def path_suspect(self, path: str, now: float, reason: str = "declared SUSPECT") -> Commands:
         """``path`` became SUSPECT: redundancy is bought now, if it may be."""
         if len(self._live) != 1 or self._live[0].path != path or self._done:
             return _NOTHING
-        return self._second(self._live[0], now, f"path {path} is suspect: {reason}")
+        live = self._live[0]
+        waited_s = 0.0 if live.sent_at is None else now - live.sent_at
+        if waited_s > max(THINKING_S, 2 * (self._hedge_delay_s or 0.0)):
+            return _NOTHING
+        return self._second(live, now, f"path {path} is suspect: {reason}")
 
     def timer_fired(self, now: float) -> Commands:
         """The armed time came. Early and stale calls are harmless."""
@@ -320,12 +322,8 @@ class Exchange:
         on. (While nothing was sent the caller stops reading the body instead.)
         """
         self._replayable = False
-        if all(a.sent_at is None for a in self._live):
-            return _NOTHING
         losers = [a for a in self._live if a.sent_at is None]
-        for loser in losers:
-            self._live.remove(loser)
-        return tuple(Cancel(a.number) for a in losers)
+        return _NOTHING if len(losers) == len(self._live) else tuple(self._drop(losers))
 
     def expired(self, now: float) -> Commands:
         """The policy's longest wait for a response head is over."""
@@ -415,10 +413,8 @@ class Exchange:
             return _NOTHING if path is None else self._start(path, "race", reason, now)
         if path is None or self._hedge_delay_s is None or self.hedged:
             return _NOTHING
-        if not self._hedges.take(now):
-            return _NOTHING
-        self.hedged = True
-        return self._start(path, "hedge", reason, now)
+        self.hedged = self._hedges.take(now)
+        return self._start(path, "hedge", reason, now) if self.hedged else _NOTHING
 
     def _start(self, path: str, why: Why, reason: str, now: float) -> Commands:
         if self._lost_at is not None:
@@ -427,17 +423,19 @@ class Exchange:
         self._live.append(_Attempt(self.starts, path, now))
         return (Start(self.starts, path, why, reason),)
 
+    def _drop(self, losers: list[_Attempt]) -> list[Cancel]:
+        for loser in losers:
+            self._live.remove(loser)
+        return [Cancel(loser.number) for loser in losers]
+
     def _give_up(self, failure: Failure, reason: str, status: int | None = None) -> Commands:
         self._done = True
         self._live.clear()
         self._repeat = None
-        if status is None and failure.outcome is Outcome.FORBIDDEN:
-            status = 403
-        if status is None:
-            if failure.path_down:
-                status = 503 if failure.unprocessed else 502
-            else:
-                status = 504 if failure.outcome is Outcome.TIMEOUT else 502
+        if status is None and failure.path_down:
+            status = 503 if failure.unprocessed else 502
+        elif status is None:
+            status = {Outcome.FORBIDDEN: 403, Outcome.TIMEOUT: 504}.get(failure.outcome, 502)
         return (GiveUp(failure, reason, status),)
 
     def _cannot_start(self) -> str:
@@ -487,8 +485,8 @@ class Exchange:
     def _arm(self, now: float) -> Commands:
         at = self._company_at()
         if self._lost_at is not None:
-            end = self._end(self._lost_at)
-            return (end,) if at is None or end.at < at else (ArmTimer(max(at, now)),)
+            end_at = self._lost_at + self._patience_s
+            at = end_at if at is None else min(at, end_at)
         return _NOTHING if at is None else (ArmTimer(max(at, now)),)
 
     def _end(self, lost_at: float) -> ArmTimer:

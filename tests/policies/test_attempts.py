@@ -216,6 +216,13 @@ def test_suspicion_buys_the_hedge_at_once():
     assert machine.head_received(2, 0.4) == (Commit(2),)
 
 
+@pytest.mark.parametrize(("tail_s", "hedged_s", "thinking_s"), [(0.05, 1.0, 1.1), (2.0, 4.0, 4.1)])
+def test_doubt_about_a_line_hedges_no_model_that_thinks(tail_s, hedged_s, thinking_s):
+    machine = sent_on_a(safe=True, hedge_delay_s=tail_s)
+    assert machine.path_suspect("a", thinking_s) == ()
+    assert machine.path_suspect("a", hedged_s) == (Start(2, "b", "hedge"),)
+
+
 def test_only_one_hedge_an_exchange():
     machine = sent_on_a(safe=True)
     machine.timer_fired(0.5)
