@@ -21,13 +21,21 @@ plain calls in the loop turn in which it happened, what changed. Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from edged.upstream.base import Stream, StreamEvents
 from policies.model import Carrier, Failure, Path, Sample
 
 Report = Callable[[Sample], None]
 """Where passive samples go (`PathTable.observe` behind it)."""
+
+
+class Rest(NamedTuple):
+    """How a connection's last rest ended."""
+
+    seconds: float
+    lost: bool
+    """With a request that was given to it and never answered."""
 
 
 class Connection(Protocol):
@@ -52,9 +60,9 @@ class Connection(Protocol):
     settled: bool
     """False while the connection itself waits for a sign that what was sent on it has arrived:
     another one is better, if there is one. `Owner.capacity_changed` is called when it changes."""
-    rested_s: float | None
+    rest: Rest | None
     """Set before the owner hears of it when the peer closed it idle, or closed it instead of
-    answering the first request after a rest: how long it had rested."""
+    answering the first request after a rest."""
     announced_s: float | None
     """How long the peer keeps an idle connection, by its own words; ``None``: it said nothing."""
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from edged.messages import Headers, RequestHead
 from edged.upstream.base import StreamEvents
-from edged.upstream.connection import Owner
+from edged.upstream.connection import Owner, Rest
 from edged.upstream.h1_reader import Progress, ResponseReader
 from edged.upstream.sockets import describe, outcome_of
 from policies.model import Carrier, Failure, Outcome, Path
@@ -175,7 +175,7 @@ class H1Connection(asyncio.Protocol):
         self.raw = False
         """The protocol was switched: bytes go both ways as they are."""
         self._alt_svc = b""
-        self.rested_s: float | None = None
+        self.rest: Rest | None = None
         self.announced_s: float | None = None
         self._owner = owner
         self._loop = loop
@@ -366,7 +366,7 @@ class H1Connection(asyncio.Protocol):
             return
         if stream is None or (stream.reused and not stream.head_done):
             # After ``heard_at`` nothing came: it is when the last exchange ended.
-            self.rested_s = self._loop.time() - self.heard_at
+            self.rest = Rest(self._loop.time() - self.heard_at, lost=stream is not None)
         if stream is None:
             self._end(None, abort=False)
         elif exc is None and (self.raw or (stream.until_close and self._orderly())):

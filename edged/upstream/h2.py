@@ -20,7 +20,7 @@ from dataclasses import replace
 from time import monotonic
 
 from edged.upstream.base import StreamEvents
-from edged.upstream.connection import Owner, Report
+from edged.upstream.connection import Owner, Report, Rest
 from edged.upstream.engines import HpackEngine
 from edged.upstream.h2_stream import WINDOW_BYTES, H2Stream
 from edged.upstream.h2_tail import TAIL_DATA, Tail
@@ -71,7 +71,7 @@ class H2Connection(asyncio.Protocol):
         self.heard_at = loop.time()
         self.idle_since: float | None = self.heard_at
         self.draining = False
-        self.rested_s: float | None = None
+        self.rest: Rest | None = None
         self.announced_s: float | None = None
         self.rtt_s: float | None = None
         self.wire = H2Wire(
@@ -317,7 +317,7 @@ class H2Connection(asyncio.Protocol):
             text = f"the server closes the connection (GOAWAY {CODE_NAMES.get(code, code)})"
         self._goaway = Failure(Outcome.RESET, text)
         if self.idle_since is not None:
-            self.rested_s = self.loop.time() - self.idle_since
+            self.rest = Rest(self.loop.time() - self.idle_since, lost=False)
         self._start_draining()
         refused = replace(self._goaway, unprocessed=True)
         for stream in [s for i, s in self.streams.items() if i > self._last_id]:
@@ -421,7 +421,7 @@ class H2Connection(asyncio.Protocol):
         if self.closed:
             return
         if self.idle_since is not None:
-            self.rested_s = self.loop.time() - self.idle_since
+            self.rest = Rest(self.loop.time() - self.idle_since, lost=False)
         if exc is None and not self.in_flight:
             self._end(None, abort=False)
         else:

@@ -19,7 +19,7 @@ from time import monotonic
 from edged.messages import Headers, header
 from edged.upstream import h3_frames as h3
 from edged.upstream.base import StreamEvents
-from edged.upstream.connection import Owner, Report
+from edged.upstream.connection import Owner, Report, Rest
 from edged.upstream.h3_meter import Meter
 from edged.upstream.h3_stream import SEND_LOW_BYTES, H3Stream
 from edged.upstream.migration import FIRST_MARK, Migration, MigrationTools
@@ -45,7 +45,7 @@ class H3Connection:
 
     carrier = Carrier.H3
     settled = True
-    rested_s: float | None = None
+    rest: Rest | None = None
     announced_s: float | None = None
 
     def __init__(

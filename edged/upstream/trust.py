@@ -96,10 +96,15 @@ class Trust:
 
     def ended(self, connection: Connection) -> None:
         """It takes nothing new, or is gone: how long it had rested may be the server's patience."""
-        if connection.rested_s is not None and connection.carrier is not Carrier.H3:
-            endpoint = self._pool.path.endpoint
-            self._tools.patience.of(endpoint, connection.carrier).closed(connection.rested_s)
-            self.refresh(self._rtt_s, self._loop.time())
+        rest = connection.rest
+        if rest is not None and connection.carrier is not Carrier.H3:
+            now = self._loop.time()
+            patience = self._tools.patience.of(self._pool.path.endpoint, connection.carrier)
+            if rest.lost:
+                patience.lost(rest.seconds, now)
+            else:
+                patience.closed(rest.seconds)
+            self.refresh(self._rtt_s, now)
 
     def refresh(self, rtt_s: float, now: float) -> None:
         """Take what was learnt meanwhile, here and on other lines."""
@@ -114,10 +119,10 @@ class Trust:
                 patience.announced(connection.announced_s)
             if connection.idle_since is not None:
                 patience.outlived(now - connection.idle_since)
-        self._h1_rest_s = min(h1.trusted_s(rtt_s), limits.h1_trust_s)
-        # What h2 servers close they say so first (GOAWAY): without evidence there is no hurry.
-        known = h2.seconds is not None
-        self._h2_rest_s = min(h2.trusted_s(rtt_s), limits.trust_s) if known else limits.trust_s
+        self._h1_rest_s = min(h1.trusted_s(rtt_s, now), limits.h1_trust_s)
+        self._h2_rest_s = limits.trust_s
+        if h2.known_s(now) is not None:  # else there is no hurry: GOAWAY comes before a close
+            self._h2_rest_s = min(h2.trusted_s(rtt_s, now), limits.trust_s)
 
     def _answered(self, connection: Connection, *, alive: bool) -> None:
         if connection not in self.verifying:

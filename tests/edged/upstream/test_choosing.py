@@ -91,17 +91,17 @@ def test_where_packets_are_lost_streams_spread_over_connections_opened_in_time()
 def test_loss_that_appears_later_counts_from_the_next_tick():
     async def main():
         estimate = CLEAN
-        async with server(never_answers()) as port:
-            async with setup(estimate=lambda path: estimate) as pools:
-                path = h2_path(port)
-                for _ in range(3):
-                    await pools.open(path, get()).until(lambda e: e.stream)
-                estimate = LOSSY
-                only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-                pools.open(path, get())
-                await eventually(lambda: len(in_flight(pools)) == 2)
-                pools.open(path, get())
-                assert in_flight(pools) == [1, 4]
+        options = {"estimate": lambda path: estimate}
+        async with server(never_answers()) as port, setup(**options) as pools:
+            path = h2_path(port)
+            for _ in range(3):
+                await pools.open(path, get()).until(lambda e: e.stream)
+            estimate = LOSSY
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+            pools.open(path, get())
+            await eventually(lambda: len(in_flight(pools)) == 2)
+            pools.open(path, get())
+            assert in_flight(pools) == [1, 4]
 
     asyncio.run(main())
 
@@ -153,19 +153,19 @@ def test_a_large_body_gets_a_connection_of_its_own():
 def test_a_ping_follows_a_small_request_where_packets_are_lost(estimate):
     async def main():
         peers = []
-        async with server(never_answers(peers)) as port:
-            async with setup(estimate=lambda path: estimate) as pools:
-                await pools.open(h2_path(port), get()).until(lambda e: e.stream)
-                await eventually(lambda: peers and peers[0].requests)
-                frames = peers[0].frames
-                connection = next(c for c in only_pool(pools).connections if c.in_flight)
-                if estimate is LOSSY:
-                    await eventually(lambda: any(isinstance(f, PingFrame) for f in frames))
-                    await eventually(lambda: connection.settled)
-                else:
-                    await asyncio.sleep(2 * TAIL_S)
-                    assert not any(isinstance(f, PingFrame) for f in frames)
-                assert not any(s.kind is Kind.PING for s in pools.samples), "nobody's sample"
+        options = {"estimate": lambda path: estimate}
+        async with server(never_answers(peers)) as port, setup(**options) as pools:
+            await pools.open(h2_path(port), get()).until(lambda e: e.stream)
+            await eventually(lambda: peers and peers[0].requests)
+            frames = peers[0].frames
+            connection = next(c for c in only_pool(pools).connections if c.in_flight)
+            if estimate is LOSSY:
+                await eventually(lambda: any(isinstance(f, PingFrame) for f in frames))
+                await eventually(lambda: connection.settled)
+            else:
+                await asyncio.sleep(2 * TAIL_S)
+                assert not any(isinstance(f, PingFrame) for f in frames)
+            assert not any(s.kind is Kind.PING for s in pools.samples), "nobody's sample"
 
     asyncio.run(main())
 
@@ -300,12 +300,12 @@ def test_a_carrier_that_answers_sooner_is_taken():
 
 def test_one_request_in_many_looks_at_the_other_carrier():
     async def main():
-        async with server(answers) as port:
-            async with setup(h3=FakeH3(0.01), estimate=loses_nothing) as pools:
-                path = h2_path(port)
-                await both(pools, path)
-                taken = [pools.open(path, get()).stream.carrier for _ in range(EXPLORE_EVERY)]
-                assert taken.count(H2) == 1
+        options = {"h3": FakeH3(0.01), "estimate": loses_nothing}
+        async with server(answers) as port, setup(**options) as pools:
+            path = h2_path(port)
+            await both(pools, path)
+            taken = [pools.open(path, get()).stream.carrier for _ in range(EXPLORE_EVERY)]
+            assert taken.count(H2) == 1
 
     asyncio.run(main())
 

@@ -657,7 +657,7 @@ class FakeConnection:
     carrier = H3
     draining = False
     settled = True
-    idle_since = rested_s = announced_s = None
+    idle_since = rest = announced_s = None
 
     def __init__(self, path, owner, *, early=False):
         self.path = path
