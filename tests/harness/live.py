@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,6 +58,12 @@ class Answer:
 _SERIES = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.M)
 
 
+def with_us(command):
+    """``command`` as one that is killed when this process is, however that happens."""
+    setpriv = shutil.which("setpriv")
+    return [*((setpriv, "--pdeathsig", "KILL") if setpriv else ()), *command]
+
+
 class Edged:
     """``with Edged(config, tmp_path) as edged: ... edged.url``"""
 
@@ -98,7 +105,7 @@ class Edged:
     def start(self):
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command, "run", "-c", str(self.file)],
+                with_us([*self.command, "run", "-c", str(self.file)]),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import trustme
 
+from tests.harness.live import with_us
+
 CADDY = Path(sys.executable).with_name("caddy")
 
 
@@ -82,7 +84,7 @@ def _wait(port: int, process: subprocess.Popen) -> None:
 def _run(command: list[str], port: int, directory: Path):
     environment = {**os.environ, "HOME": str(directory), "XDG_DATA_HOME": str(directory)}
     with (directory / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(with_us(command), stdout=log, stderr=log, env=environment)
         try:
             _wait(port, process)
             yield Server(port, process)
