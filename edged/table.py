@@ -155,6 +155,17 @@ class PathTable:
             record.remote.answered(answers, self._states[path].estimate.rtt_s, now)
             self._dirty.add(record)
 
+    def stuck(self, path: str, times: int, now: float) -> bool:
+        """The same data was sent ``times`` on a connection of ``path`` without an answer.
+
+        Whether that is more than loss: the connection is of no use, and the path is SUSPECT.
+        """
+        convincing, changes = self._detector.stuck(path, times, now)
+        if changes:
+            self._now = max(self._now, now)
+            self._publish(now, changes)
+        return convincing
+
     def sent(self, path: str, kind: Kind, now: float, carrier: Carrier | None = None) -> None:
         """A probe or PING was sent on ``path``: from now on its silence counts."""
         record = self._records.get(path)
