@@ -80,6 +80,8 @@ class Origin:
         """TCP with TLS, and UDP."""
         self.cleartext_port = 0
         self._transports: set[asyncio.Transport] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Those that answer."""
         self._certificates = certificates
         self._alpn = ["h2", "http/1.1"] if h2 else ["http/1.1"]
         self._h3_engine = h3_engine if h3 else None
@@ -123,6 +125,10 @@ class Origin:
             self._h3.stop()
             self._h3 = None
         await asyncio.sleep(0)
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def remember(self, transport: asyncio.Transport) -> None:
         """A connection to close at the end; those that closed by themselves are let go."""
@@ -134,6 +140,9 @@ class Origin:
         """One request."""
         service = self.service
         service.requests += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
             route = resources.find(request)
             if request.method in BODILESS_METHODS:
@@ -143,6 +152,8 @@ class Origin:
             await self._refuse(request, reply, error)
         except ValueError as error:
             await self._refuse(request, reply, HttpError(400, str(error)))
+        finally:
+            self._tasks.discard(task)
 
     async def _refuse(self, request: Request, reply: Reply, error: HttpError) -> None:
         document = {"error": {"message": error.message, "type": "lab", "code": error.status}}

@@ -23,9 +23,17 @@ class OwnLoop:
         return self
 
     def __exit__(self, *_):
+        self.call(self._end_tasks())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
+
+    async def _end_tasks(self):
+        """As `asyncio.run` does: a task that is merely forgotten is told on stderr."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def call(self, coroutine):
         """Run ``coroutine`` in the loop; its result."""
