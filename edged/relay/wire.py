@@ -116,29 +116,32 @@ def control(headers: Headers) -> tuple[Control, Headers]:
             inner.append((_unescaped(name), value) if name.startswith(INNER) else field)
     if not own.keys() - {AUTHORIZATION}:
         return _NOTHING, inner
-    ack, length = own.get(ACK), own.get(UPLOAD_LENGTH)
     return Control(
         own.get(TARGET),
         own.get(METHOD),
         own.get(UPGRADE),
-        _number(OFFSET, own.get(OFFSET, b"0")),
-        None if ack is None else _number(ACK, ack),
-        _number(UPLOAD_OFFSET, own.get(UPLOAD_OFFSET, b"0")),
-        _boolean(UPLOAD_COMPLETE, own.get(UPLOAD_COMPLETE, TRUE)),
-        None if length is None else _number(UPLOAD_LENGTH, length),
+        _number(own, OFFSET) or 0,
+        _number(own, ACK),
+        _number(own, UPLOAD_OFFSET) or 0,
+        _boolean(own, UPLOAD_COMPLETE),
+        _number(own, UPLOAD_LENGTH),
     ), inner
 
 
 _NOTHING = Control()
 
 
-def _number(name: bytes, value: bytes) -> int:
+def _number(own: dict[bytes, bytes], name: bytes) -> int | None:
+    value = own.get(name)
+    if value is None:
+        return None
     if not _NUMBER.fullmatch(value):
         raise BadFlow(f"{name.decode()} is not a number of bytes")
     return int(value)
 
 
-def _boolean(name: bytes, value: bytes) -> bool:
+def _boolean(own: dict[bytes, bytes], name: bytes) -> bool:
+    value = own.get(name, TRUE)
     if value not in (TRUE, FALSE):
         raise BadFlow(f"{name.decode()} is neither ?1 nor ?0")
     return value == TRUE
@@ -267,9 +270,9 @@ def inner_response(outer: ResponseHead) -> tuple[ResponseHead, int] | None:
             own[name] = value
         else:
             fields.append((_unescaped(name), value) if name.startswith(INNER) else field)
-    if OFFSET not in own:
+    offset = _number(own, OFFSET)
+    if offset is None:
         return None
-    offset = _number(OFFSET, own[OFFSET])
     length = outer.body_length
     head = ResponseHead(
         outer.status,
@@ -279,8 +282,9 @@ def inner_response(outer: ResponseHead) -> tuple[ResponseHead, int] | None:
         version=outer.version,
         declared_length=outer.declared_length,
     )
-    if _CONTENT_LENGTH in own:
-        head.declared_length = _number(_CONTENT_LENGTH, own[_CONTENT_LENGTH])
+    declared = _number(own, _CONTENT_LENGTH)
+    if declared is not None:
+        head.declared_length = declared
     if own.get(STATUS) == b"101":
         head.status, head.body_length = 101, None
         if UPGRADE in own:
