@@ -18,8 +18,12 @@ The exit status is 0 only if no request failed and the failover was seen.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import logging
+import os
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -265,7 +269,9 @@ class Show:
 
     def _sentence(self) -> str:
         tally, gap_s = self._traffic.tally, self.result.failover_gap_s
-        gap = "no failover was seen" if gap_s is None else f"failover after {gap_s * 1e3:.0f} ms"
+        gap = "stopped before a failover was seen, so the status is 1"
+        if gap_s is not None:
+            gap = f"failover after {gap_s * 1e3:.0f} ms"
         return (
             f"{tally.requests} requests, {tally.failed} failed, longest {tally.longest_s:.2f} s; "
             f"{gap}; {tally.streams} streams, {tally.streams_broken} broken with their line, "
@@ -278,17 +284,43 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _hints(base: str, admin: str, lab: Lab) -> list[str]:
+    edged, python = _own_command(), _shown(sys.executable, "python")
     chat = '{"model":"lab","messages":[{"role":"user","content":"hi"}],"stream":true}'
-    return [
+    hints = [
         f"curl {base}{PREFIX}/echo",
         f"curl -N {base}{PREFIX}/v1/chat/completions -d '{chat}'",
         f"curl -o /dev/null {base}{PREFIX}/bytes/1000000 -w '%{{speed_download}} bytes/s\\n'",
         f"curl -x {base} --cacert {lab.ca_file} https://{HOST}/echo      # CONNECT",
         f"curl http://{admin}/metrics",
-        "python -c \"import openai; print(openai.OpenAI(api_key='x', "
-        f"base_url='{base}{PREFIX}/v1').chat.completions.create(model='lab', "
-        "messages=[{'role': 'user', 'content': 'hi'}]).choices[0].message.content)\"",
-        f"edged status --admin {admin}",
-        f"edged why {PREFIX}/echo --admin {admin}",
+    ]
+    if importlib.util.find_spec("openai"):
+        hints.append(
+            f"{python} -c \"import openai; print(openai.OpenAI(api_key='x', "
+            f"base_url='{base}{PREFIX}/v1').chat.completions.create(model='lab', "
+            "messages=[{'role': 'user', 'content': 'hi'}]).choices[0].message.content)\""
+        )
+    return [
+        *hints,
+        f"{edged} status --admin {admin}",
+        f"{edged} why {PREFIX}/echo --admin {admin}",
+        f"{edged} drill blackhole {next(iter(lab.lines)).name} --for 5s --admin {admin}",
         f"less {lab.directory}/edged.yaml {lab.directory}/edged.log",
     ]
+
+
+def _own_command() -> str:
+    """How this command can be called again from where the user stands."""
+    called = Path(sys.argv[0])
+    if called.name.endswith(".py") or not os.access(called, os.X_OK):
+        return f"{_shown(sys.executable, 'python')} -m edged"
+    return _shown(str(called), called.name)
+
+
+def _shown(program: str, name: str) -> str:
+    """``name`` if the shell would find this very program by it, else its path, the short one."""
+    absolute = os.path.abspath(program)  # not resolved: a virtual environment is links
+    found = shutil.which(name)
+    if found is not None and os.path.abspath(found) == absolute:
+        return name
+    relative = os.path.relpath(absolute)
+    return shlex.quote(absolute if relative.startswith("..") else relative)

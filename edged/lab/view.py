@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +16,7 @@ from rich.text import Text
 from edged.lab.lab import Lab
 from edged.lab.traffic import Tally
 from edged.table import PathTable
-from policies.model import Path, PathState, RequestClass, Verdict
+from policies.model import Candidate, Path, PathState, RequestClass, Verdict
 
 _COLOURS = {Verdict.UP: "green", Verdict.SUSPECT: "yellow", Verdict.DOWN: "red"}
 _EVENTS = 8
@@ -91,30 +94,13 @@ class View:
         events = Text("\n".join(self._events) or "warming up")
         return Group(self._paths(), Panel(Group(counts, events), title="traffic"))
 
-    def _paths(self) -> Table:
-        table = Table(expand=True)
-        for heading in ("", "path", "set to"):
-            table.add_column(heading, no_wrap=True)
-        table.add_column("verdict")
-        for heading in ("RTT", "loss at most", "cost", "carrier", "in flight"):
-            table.add_column(heading, justify="right", no_wrap=True)
+    def _paths(self) -> RenderableType:
         ranking = self._table.peek(UPSTREAM, SHOWN)
-        for place, candidate in enumerate(ranking.order):
-            state = candidate.state
-            estimate = state.estimate
-            colour = _COLOURS[state.verdict]
-            table.add_row(
-                Text("▶" if place == 0 else "", style="bold green"),
-                state.path.name,
-                self._truth(state.path),
-                Text(state.verdict.name, style=f"bold {colour}"),
-                _ms(estimate.rtt_s),
-                "" if estimate.loss is None else f"{estimate.loss:.1%}",
-                f"{candidate.cost_ms:.0f} ms",
-                state.warm.value if state.warm else "",
-                str(state.in_flight),
-            )
-        return table
+        rows = [
+            (candidate, self._truth(candidate.state.path), place == 0)
+            for place, candidate in enumerate(ranking.order)
+        ]
+        return _Fitting(rows)
 
     def _truth(self, path: Path) -> Text:
         """What the lab does to the path now."""
@@ -124,6 +110,64 @@ class View:
             return Text("BLACKHOLE", style="bold red")
         rtt_s = line.rtt_s + self._lab.endpoints[path.endpoint.name].spec.extra_rtt_s
         return Text(f"{rtt_s * 1e3:.0f} ms, {up.loss:.1%} loss")
+
+
+_Row = tuple[Candidate, Text, bool]
+"""A path, what the lab does to it, and whether it is the choice."""
+
+
+class _Fitting:
+    """The table of paths with as many columns as the terminal has room for."""
+
+    def __init__(self, rows: list[_Row]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Asked by rich."""
+        wide = options.update(width=1000)
+        for least in range(_MOST_DISPENSABLE + 1):
+            table = self._table([c for c in _COLUMNS if c.dispensable <= _MOST_DISPENSABLE - least])
+            if Measurement.get(console, wide, table).maximum <= options.max_width:
+                break
+        table.expand = True
+        yield table
+
+    def _table(self, columns: list[_Column]) -> Table:
+        table = Table()
+        for column in columns:
+            table.add_column(column.heading, justify=column.justify, no_wrap=True)
+        for row in self._rows:
+            table.add_row(*(column.cell(*row) for column in columns))
+        return table
+
+
+class _Column(NamedTuple):
+    heading: str
+    dispensable: int
+    """Columns with the greatest number are left out first."""
+    justify: Literal["left", "right"]
+    cell: Callable[[Candidate, Text, bool], RenderableType]
+
+
+_COLUMNS = (
+    _Column("", 0, "left", lambda c, truth, first: Text("▶" if first else "", "bold green")),
+    _Column("path", 0, "left", lambda c, truth, first: c.state.path.name),
+    _Column("set to", 3, "left", lambda c, truth, first: truth),
+    _Column(
+        *("verdict", 0, "left"),
+        lambda c, truth, first: Text(c.state.verdict.name, f"bold {_COLOURS[c.state.verdict]}"),
+    ),
+    _Column("RTT", 0, "right", lambda c, truth, first: _ms(c.state.estimate.rtt_s)),
+    _Column("loss at most", 5, "right", lambda c, truth, first: _share(c.state.estimate.loss)),
+    _Column("cost", 1, "right", lambda c, truth, first: f"{c.cost_ms:.0f} ms"),
+    _Column("carrier", 2, "right", lambda c, truth, first: c.state.warm or ""),
+    _Column("in flight", 4, "right", lambda c, truth, first: str(c.state.in_flight)),
+)
+_MOST_DISPENSABLE = max(column.dispensable for column in _COLUMNS)
+
+
+def _share(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1%}"
 
 
 def _ms(seconds: float | None) -> str:
