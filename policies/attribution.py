@@ -113,6 +113,8 @@ def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
         verdict = _weigh(path.channels, number, icmp_alone=Verdict.SUSPECT)
         if verdict > worst:
             worst, reason = verdict, _silence(channel, number, now)
+    if now < path.hole_until and worst is Verdict.UP:
+        worst, reason = Verdict.SUSPECT, "a connection is stuck: do large packets vanish?"
     if path.unproven and worst is Verdict.UP:
         worst, reason = Verdict.SUSPECT, "QUIC is silent, and TCP has not shown yet that it works"
     if path.errors >= ERRORS_SUSPECT:

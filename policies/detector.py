@@ -20,6 +20,7 @@ that come unasked show the way back only.
 | ... of QUIC, connects answered since | SUSPECT till TCP data passes; h3 blocked | none |
 | ... of TCP, QUIC answered since | none; h2 and h1 blocked | none |
 | ... end to end, bytes still flow both ways | SUSPECT at most | SUSPECT at most |
+| a connection stuck on its own | SUSPECT for a time that doubles | none |
 | line's run, two endpoints in it | the line's | its verdict |
 | line's run, its only witness, heard over another line since | the line's | its verdict |
 | ... silent over another line too: the endpoint | its own | none |
@@ -50,6 +51,7 @@ from typing import Final
 from policies.attribution import blocked_carriers, judge
 from policies.ledger import (
     ANY,
+    DATA,
     END,
     REACH,
     SYN,
@@ -62,16 +64,20 @@ from policies.ledger import (
     witness,
 )
 from policies.model import Carrier, CarrierChange, Change, Kind, Outcome, Sample, Seen, Verdict
+from policies.silence import FALSE_DOWN_IN_BURSTS_PER_S, slots_needed
 
 SAME_RUN_S: Final = 10.0
 """A timeout reported so long after an announced slot is a slot of its own."""
 STALL_S: Final = 0.2
 """After the loop stood still for so long, timers have beaten the answers that wait to be read."""
+STUCK_SPACING_S: Final = 0.05
+"""How often a segment might get stuck on a busy path: once each is sent."""
+STUCK_LEAST: Final = 2
+STUCK_MOST: Final = 3
+HOLE_S: Final = 5.0
+HOLE_MOST_S: Final = 300.0
 LIFE_S: Final = 2.0
 """A path that is DOWN and was silent for so long gives a sign of life when it is heard."""
-ICMP_LOST_MAX: Final = 0.3
-"""A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
-and their silence says nothing."""
 _OUTSTANDING: Final = 32
 _NO_SLOTS: Final = frozenset((Kind.TTFB, Kind.KERNEL))
 _ANSWERS: Final = frozenset((Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR))
@@ -159,7 +165,7 @@ class Detector:
     def mute(self, path: str) -> bool:
         """Whether ICMP says nothing of the path: then connects must speak."""
         state = self._paths.get(path)
-        return state is not None and not self._counts(state, Kind.ICMP, ANY)
+        return state is not None and not state.counts(Kind.ICMP, ANY)
 
     def take_carrier_changes(self) -> Sequence[CarrierChange]:
         """What transports stopped or began to work since the last call."""
@@ -207,7 +213,7 @@ class Detector:
         self._space(state, kind, layer, at)
 
     def _space(self, path: PathState, kind: Kind, layer: int, at: float) -> None:
-        if self._counts(path, kind, layer):
+        if path.counts(kind, layer):
             for channel in path.hears[layer]:
                 channel.sent(at)
 
@@ -253,6 +259,25 @@ class Detector:
         for line in touched:
             changes += self._judge(line, now)
         return changes
+
+    def stuck(self, path: str, times: int, now: float) -> tuple[bool, Sequence[Change]]:
+        """The same data was sent ``times`` on a connection of ``path``, and never answered.
+
+        Whether that is more than loss: then the connection is of no use, and the path SUSPECT for
+        a time that doubles, because large packets may vanish on it.
+        """
+        state = self._paths.get(path)
+        if state is None:
+            return False, _UNCHANGED
+        data = state.channels[DATA]
+        needed = slots_needed(data.loss, STUCK_SPACING_S, FALSE_DOWN_IN_BURSTS_PER_S)
+        if times < min(max(STUCK_LEAST, needed), STUCK_MOST):
+            return False, _UNCHANGED
+        if now >= state.hole_until:
+            again = now - state.hole_until < state.hole_s
+            state.hole_s = min(2 * state.hole_s, HOLE_MOST_S) if again else HOLE_S
+            state.hole_until = now + state.hole_s
+        return True, self._judge(state.line, now)
 
     def spaced(self, path: str, kind: Kind, at: float, carrier: Carrier | None = None) -> None:
         """Something was sent that `saw` will tell the fate of: it counts for the spacing."""
@@ -337,7 +362,7 @@ class Detector:
         path.answered.add(Kind.QUIC if layer == UDP else kind)
         line = path.line
         if path.icmp_silent or kind is Kind.ICMP:
-            self._note_icmp(path, kind)
+            path.note_icmp(answered=kind is Kind.ICMP)
         if kind not in _NO_SLOTS:
             slots = path.slots.get((kind, layer))
             if slots is not None:
@@ -362,15 +387,6 @@ class Detector:
         if layer in (END, UDP) or path.error_layer in REACH[layer]:
             path.errors = 0
         return self._judge(line, at, path, layer)
-
-    @staticmethod
-    def _note_icmp(path: PathState, kind: Kind) -> None:
-        """An answer shows that the echoes silent so far were lost, few of them in an outage."""
-        for _ in range(min(path.icmp_silent, 4)):
-            path.icmp_lost += (1 - path.icmp_lost) / 16
-        path.icmp_silent = 0
-        if kind is Kind.ICMP:
-            path.icmp_lost -= path.icmp_lost / 16
 
     def _unblock(self, path: PathState, at: float) -> None:
         change = CarrierChange(path.name, path.blocked, False, "it answers again", at)
@@ -451,24 +467,11 @@ class Detector:
             path.error = sample.outcome
         return self._judge(line, now, None if reset else path, layer)
 
-    @staticmethod
-    def _counts(path: PathState, kind: Kind, layer: int) -> bool:
-        """Whether silence of this kind says anything here: it has answered, or it should."""
-        if layer == ANY:
-            return kind in path.answered and (
-                path.icmp_lost <= ICMP_LOST_MAX or path.channels[SYN].loss > ICMP_LOST_MAX / 3
-            )
-        if path.blocked and (path.blocked_layer == UDP) == (layer == UDP):
-            return False
-        if layer == UDP and path.answered:
-            return Kind.QUIC in path.answered
-        return True
-
     def _silent(self, slot: Slot) -> None:
         path, layer = slot.path, slot.layer
         icmp = slot.kind is Kind.ICMP
         path.icmp_silent += icmp
-        if not self._counts(path, slot.kind, layer):
+        if not path.counts(slot.kind, layer):
             return
         pooled = witness(path)
         for number in REACH[layer]:

@@ -21,6 +21,10 @@ REACH: Final = ((ANY,), (ANY, SYN), (ANY, SYN, DATA), (ANY, SYN, DATA, END), (AN
 OVER_TCP: Final = (SYN, DATA, END)
 TCP_CARRIERS: Final = (Carrier.H2, Carrier.H1)
 UDP_CARRIERS: Final = (Carrier.H3,)
+ICMP_LOST_MAX: Final = 0.3
+"""A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
+and their silence says nothing."""
+_ICMP_LESSONS: Final = 4
 _LAYER: Final = {Kind.ICMP: ANY, Kind.TCP: SYN, Kind.KERNEL: DATA, Kind.QUIC: UDP}
 
 
@@ -120,6 +124,8 @@ class PathState:
         "finding",
         "gate",
         "hears",
+        "hole_s",
+        "hole_until",
         "icmp_lost",
         "icmp_silent",
         "line",
@@ -152,6 +158,9 @@ class PathState:
         """When the silence began that this is about, and on which layer."""
         self.alone = False
         """DOWN while others on the line were heard: no witness against the line."""
+        self.hole_until = float("-inf")
+        self.hole_s = 0.0
+        """For how long data is kept off it because connections were stuck, and until when."""
         self.errors = 0
         self.error = Outcome.OK
         self.error_layer = 0
@@ -181,6 +190,26 @@ class PathState:
     def answered_since(self, at: float, *layers: int) -> bool:
         """Whether something sent at ``at`` or later was answered on one of ``layers``."""
         return any(self.channels[layer].proved_at >= at for layer in layers)
+
+    def counts(self, kind: Kind, layer: int) -> bool:
+        """Whether silence of this kind says anything here: it has answered, or it should."""
+        if layer == ANY:
+            return kind in self.answered and (
+                self.icmp_lost <= ICMP_LOST_MAX or self.channels[SYN].loss > ICMP_LOST_MAX / 3
+            )
+        if self.blocked and (self.blocked_layer == UDP) == (layer == UDP):
+            return False
+        if layer == UDP and self.answered:
+            return Kind.QUIC in self.answered
+        return True
+
+    def note_icmp(self, *, answered: bool) -> None:
+        """Something was answered: the echoes silent so far were lost, few of them in an outage."""
+        for _ in range(min(self.icmp_silent, _ICMP_LESSONS)):
+            self.icmp_lost += (1 - self.icmp_lost) / 16
+        self.icmp_silent = 0
+        if answered:
+            self.icmp_lost -= self.icmp_lost / 16
 
     @property
     def heard_at(self) -> float | None:

@@ -62,6 +62,8 @@ class TcpInfo(NamedTuple):
     rttvar_s: float
     total_retrans: int
     bytes_acked: int | None
+    bytes_received: int | None
+    """In order: it stands still while a gap is open."""
     segs_out: int | None
     notsent_bytes: int | None
     min_rtt_s: float | None
@@ -74,6 +76,8 @@ class TcpInfo(NamedTuple):
     bytes_retrans: int | None
     dsack_dups: int | None
     """Segments that the peer reported as received twice: retransmissions nobody needed."""
+    rcv_ooopack: int | None
+    """Segments received beyond a gap."""
 
     @property
     def unacked_bytes(self) -> int:
@@ -106,6 +110,7 @@ def parse(raw: bytes) -> TcpInfo | None:
         rttvar_s=base[24] / 1e6,
         total_retrans=base[31],
         bytes_acked=_u64(raw, 120),
+        bytes_received=_u64(raw, 128),
         segs_out=_u32(raw, 136),
         notsent_bytes=_u32(raw, 144),
         min_rtt_s=_min_rtt_s(_u32(raw, 148)),
@@ -115,6 +120,7 @@ def parse(raw: bytes) -> TcpInfo | None:
         bytes_sent=_u64(raw, 200),
         bytes_retrans=_u64(raw, 208),
         dsack_dups=_u32(raw, 216),
+        rcv_ooopack=_u32(raw, 224),
     )
 
 

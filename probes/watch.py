@@ -8,6 +8,10 @@ also knows when it happened, and the one that judges it reads the kernel's state
 a late loop convicts nobody.
 
 Bytes read from a connection show that the way back is alive, and no more.
+
+A connection may be stuck on a line that is alive: its large packets vanish (an MTU hole), and
+whatever is repeated does, too. Then the oldest segment goes unacknowledged again and again, or a
+gap in what is received stays open.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ MERGE_S: Final = 0.02
 SOCKETS_PER_PATH: Final = 16
 """At most so many are looked at in one go; further ones take turns."""
 SAMPLE_S: Final = 0.25
+GAP_S: Final = 0.8
+GAP_RTTS: Final = 6.0
+GAP_TIMES: Final = 3
 _SLOTS: Final = 8
 _ALIVE: Final = frozenset((1, 4, 8))
 """ESTABLISHED, FIN_WAIT1, CLOSE_WAIT: data may be in flight."""
@@ -43,14 +50,14 @@ class Live(NamedTuple):
 
 
 class Stuck(NamedTuple):
-    """A socket whose oldest segment went unacknowledged again and again."""
+    """A socket on which the same data fails to pass."""
 
     path: str
     fd: int
-    transmissions: int
-    """How often it was sent."""
+    times: int
+    """How often it was sent without an answer (of a gap: as far as can be told)."""
     since: float
-    """When anything was last acknowledged in order, or seen in flight first."""
+    """When there was last any progress, or the first of it was seen."""
 
 
 class Look(NamedTuple):
@@ -75,11 +82,16 @@ class _Socket:
     __slots__ = (
         "acked",
         "delivered",
+        "gap_since",
+        "ooo",
         "path",
         "progress_at",
+        "received",
         "received_at",
+        "repeated_at",
         "sent_at",
         "slots",
+        "times",
         "told",
     )
 
@@ -92,8 +104,15 @@ class _Socket:
         self.slots: deque[_Slot] = deque(maxlen=_SLOTS)
         self.received_at = now
         self.progress_at = now
+        self.times = 0
+        self.repeated_at = now
+        """How often its oldest segment was sent, and when last."""
         self.told = 0
         """The transmissions of the oldest segment that were told as stuck."""
+        self.received = info.bytes_received
+        self.ooo = info.rcv_ooopack
+        self.gap_since: float | None = None
+        """When a segment came beyond a gap that is still open."""
 
     def follows(self, path: str, info: TcpInfo) -> bool:
         """False when the descriptor now belongs to another connection."""
@@ -187,6 +206,7 @@ class ConnectionWatch:
                 socket.slots.append(_Slot(sent_at, reply_at, reply_at + slack_s))
                 found.sent.append(path)
         self._judge_progress(socket, fd, info, rtt_s + slack_s, now, found)
+        self._judge_gap(socket, fd, info, rtt_s, now, found)
 
     def _look_back(self, socket: _Socket, fd: int, now: float, found: Look) -> None:
         """Its work ended since the last look: what was outstanding was answered, or is void."""
@@ -225,9 +245,28 @@ class ConnectionWatch:
             if info.bytes_acked != socket.acked or not info.unacked:
                 socket.progress_at = now
             socket.acked = info.bytes_acked
-            socket.told = 0
+            socket.told = socket.times = 0
             return
-        transmissions = info.retransmits + 1
-        if transmissions > socket.told and info.last_data_sent_s >= patience_s:
-            socket.told = transmissions
-            found.stuck.append(Stuck(socket.path, fd, transmissions, socket.progress_at))
+        times = info.retransmits + 1
+        if times != socket.times:
+            socket.times, socket.repeated_at = times, now - info.last_data_sent_s
+        if times > socket.told and now - socket.repeated_at >= patience_s:
+            socket.told = times
+            found.stuck.append(Stuck(socket.path, fd, times, socket.progress_at))
+
+    @staticmethod
+    def _judge_gap(
+        socket: _Socket, fd: int, info: TcpInfo, rtt_s: float, now: float, found: Look
+    ) -> None:
+        """Whether a segment came beyond a gap, and nothing in order since."""
+        beyond = info.rcv_ooopack != socket.ooo
+        socket.ooo = info.rcv_ooopack
+        if info.bytes_received != socket.received:
+            socket.received, socket.gap_since = info.bytes_received, None
+        elif socket.gap_since is None:
+            if beyond:
+                socket.gap_since = now
+        elif now - socket.gap_since >= max(GAP_S, GAP_RTTS * rtt_s):
+            # By now the peer has sent it, again after a round trip, and by its timer.
+            found.stuck.append(Stuck(socket.path, fd, GAP_TIMES, socket.gap_since))
+            socket.gap_since = None

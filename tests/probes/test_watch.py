@@ -185,14 +185,39 @@ def test_a_segment_sent_again_and_again_without_progress_is_stuck():
     sock.send_again(100.38)
     assert host.look(100.4).stuck == []  # it may still be answered
     (stuck,) = host.look(100.5).stuck
-    assert (stuck.path, stuck.fd, stuck.transmissions) == ("p", 5, 2)
+    assert (stuck.path, stuck.fd, stuck.times) == ("p", 5, 2)
     assert stuck.since == pytest.approx(100.03)
     assert host.look(100.6).stuck == []
     sock.send_again(100.9)
     (stuck,) = host.look(101.05).stuck
-    assert stuck.transmissions == 3
+    assert stuck.times == 3
     sock.ack(101.1)
     assert host.look(101.15).stuck == []
+
+
+def test_a_gap_that_stays_open_is_stuck_and_a_pause_is_not():
+    host = Host(s5=Socket(), s6=Socket())
+    gap, pause = host.sockets[5], host.sockets[6]
+    host.look(100.0)
+    gap.info = gap.info._replace(rcv_ooopack=1)
+    pause.info = pause.info._replace(rcv_ooopack=1, bytes_received=3000)  # filled at once
+    assert host.look(100.05).stuck == []
+    assert host.look(100.8).stuck == []
+    (stuck,) = host.look(100.9).stuck
+    assert (stuck.fd, stuck.times) == (5, 3)
+    assert stuck.since == pytest.approx(100.05)
+    assert host.look(103.0).stuck == []
+
+
+def test_a_gap_that_is_filled_was_a_loss():
+    host = Host(s5=Socket())
+    host.look(100.0)
+    sock = host.sockets[5]
+    sock.info = sock.info._replace(rcv_ooopack=1)
+    host.look(100.05)
+    sock.info = sock.info._replace(bytes_received=3000)
+    host.look(100.5)
+    assert host.look(101.5).stuck == []
 
 
 def test_a_reused_descriptor_is_another_socket():

@@ -103,7 +103,7 @@ class Half:
         self.next = self.total_retrans = self.delivered = self.rtos = self.segs_out = 0
         self.acked_bytes = 1
         self.sent_at = self.acked_at = self.got_at = self.newest = 0.0
-        self.arrived = 0  # in order, by number
+        self.next_in_order = self.in_order = self.beyond = 0
         self.waiting: deque = deque()  # (first and last number, callback)
         self.timer = 0
         self.closed = False
@@ -139,8 +139,14 @@ class Half:
         if self.closed:
             return
         self.got_at = self.net.now
-        if number in self.flying:
+        if number in self.flying and not self.flying[number][3]:
             self.flying[number][3] = True
+            if number == self.next_in_order:
+                while self.flying.get(self.next_in_order, (0, 0, 0, False))[3]:
+                    self.in_order += self.flying[self.next_in_order][0]
+                    self.next_in_order += 1
+            else:
+                self.beyond += 1
         back = "down" if self.way == "up" else "up"
         if not self.endpoint.dead and self.line.passes(
             back, self.net.rng, self.net.now, 60, self.udp
@@ -272,6 +278,8 @@ class Connection:
             last_data_recv_s=now - self.down.got_at,
             last_ack_recv_s=now - up.acked_at,
             rtt_s=up.srtt,
+            bytes_received=self.down.in_order,
+            rcv_ooopack=self.down.beyond,
             rttvar_s=up.rttvar,
             total_retrans=up.total_retrans,
             bytes_acked=up.acked_bytes,
@@ -550,7 +558,10 @@ class Net:
         self.table.saw(look.sent, look.seen, now)
         for sample in look.samples:
             self._report(sample)
-        self.stuck += look.stuck
+        for stuck in look.stuck:
+            self.stuck.append((now, stuck))
+            if self.table.stuck(stuck.path, stuck.times, now) and stuck.fd in self.sockets:
+                self._close(self.sockets[stuck.fd])
 
     # -- what the table tells --------------------------------------------------------------------
 
@@ -567,15 +578,17 @@ class Net:
             self._leave(change.path, change.carriers)
 
     def _leave(self, path, carriers):
-        pool = self.pools.get(path, [])
-        left = [c for c in pool if c.carrier in carriers]
-        self.pools[path] = [c for c in pool if c.carrier not in carriers]
-        for connection in left:
-            connection.close()
-            self.busy.pop(connection, None)
-            waiters, connection.waiters = connection.waiters, {}
-            for move in waiters.values():
-                move()
+        for connection in self.pools.get(path, ())[:]:
+            if connection.carrier in carriers:
+                self._close(connection)
+
+    def _close(self, connection):
+        self.pools[connection.path].remove(connection)
+        connection.close()
+        self.busy.pop(connection, None)
+        waiters, connection.waiters = connection.waiters, {}
+        for move in waiters.values():
+            move()
 
     # -- traffic -------------------------------------------------------------------------------
 
