@@ -38,7 +38,16 @@ from edged.upstream.h3 import H3Connector
 from edged.upstream.migration import MigrationTools, Refusals
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
-from policies.model import Change, Line, Path, PathState, RequestClass, Sample, Verdict
+from policies.model import (
+    CarrierChange,
+    Change,
+    Line,
+    Path,
+    PathState,
+    RequestClass,
+    Sample,
+    Verdict,
+)
 from policies.schema import Policy
 
 _log = logging.getLogger("edged")
@@ -123,7 +132,10 @@ class Daemon:
         self.table.subscribe(self.exchanges.path_changed)
         self.table.subscribe(self.pools.path_changed)
         self.table.subscribe(self._path_changed)
+        self.table.subscribe_carriers(self.pools.carrier_leaving)
+        self.table.subscribe_carriers(self.exchanges.carrier_changed)
         self.table.subscribe_carriers(self.pools.carrier_changed)
+        self.table.subscribe_carriers(_tell_carrier)
 
     # -- start and stop ---------------------------------------------------------------------------
 
@@ -420,6 +432,14 @@ class Daemon:
             routes.by_host(host) if host else routes.by_prefix(path.encode("latin-1", "replace"))
         )
         return None if routed is None else routed.upstream
+
+
+def _tell_carrier(change: CarrierChange) -> None:
+    names = " and ".join(change.carriers)
+    if change.blocked:
+        _log.warning("%s: %s blocked: %s", change.path, names, change.reason)
+    else:
+        _log.info("%s: %s works: %s", change.path, names, change.reason)
 
 
 def _policies(config: Config) -> dict[str, Policy]:

@@ -20,7 +20,7 @@ from edged.messages import RequestHead
 from edged.outcome import error_type
 from policies.attempts import Exchange as Machine
 from policies.commands import ArmTimer, Cancel, Commands, GiveUp, Start
-from policies.model import Carrier, Change, Failure, Path, Ranking
+from policies.model import Carrier, CarrierChange, Change, Failure, Path, Ranking
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
@@ -182,6 +182,12 @@ class Driver(ABC, Generic[TryT]):
         if not self.machine.done:
             self._reroute()
             self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason))
+
+    def carrier_lost(self, attempt: int, change: CarrierChange) -> None:
+        """The carrier of an attempt stopped working on its path, where others work."""
+        if not self.machine.done:
+            self._reroute()
+            self.carry_out(self.machine.carrier_lost(attempt, monotonic(), change.reason))
 
     def path_suspect(self, change: Change) -> None:
         """A path in use became SUSPECT."""

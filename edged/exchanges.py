@@ -30,7 +30,15 @@ from policies.attempts import Exchange as Machine
 from policies.budget import hedge_budget, retry_bucket, retry_capacity
 from policies.commands import Traits
 from policies.costing import race_delay_s
-from policies.model import Change, Ranking, Replay, RequestClass, Verdict
+from policies.model import (
+    Carrier,
+    CarrierChange,
+    Change,
+    Ranking,
+    Replay,
+    RequestClass,
+    Verdict,
+)
 from policies.schema import Policy
 from probes.base import Dialer
 
@@ -226,6 +234,17 @@ class Exchanges:
         elif change.new is Verdict.SUSPECT:
             for attempt in self.targets.live_on(change.path):
                 attempt.exchange.path_suspect(change)
+
+    def carrier_changed(self, change: CarrierChange) -> None:
+        """A carrier stopped or began to work on a path where others work.
+
+        Subscribe this between `Pools.carrier_leaving` and `Pools.carrier_changed`.
+        """
+        if change.blocked:
+            for attempt in self.targets.live_on(change.path):
+                tunnel = isinstance(attempt.exchange, Tunnel)
+                if (Carrier.H1 if tunnel else attempt.carrier) in change.carriers:
+                    attempt.exchange.carrier_lost(attempt.number, change)
 
     def drain(self) -> None:
         """The end is near: from now on `tick` closes tunnels that carry nothing."""

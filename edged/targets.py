@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edged.headers import proxy_status
 from policies.concurrency import Answer
-from policies.model import Path
+from policies.model import Carrier, Path
 
 if TYPE_CHECKING:
     from typing import Any
@@ -33,6 +33,14 @@ class Tenant(Protocol):
     @property
     def exchange(self) -> Driver[Any]:
         """Whose attempt it is."""
+
+    @property
+    def number(self) -> int:
+        """Its number there."""
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """What it runs on; ``None``: it waits for a stream."""
 
 
 class Target:

@@ -14,7 +14,7 @@ from edged.driver import UPGRADED_IDLE_S, Driver, candidates
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.routes import split_authority
 from policies.commands import Start
-from policies.model import Carrier, Change, Failure, Kind, Outcome, Path, Sample
+from policies.model import Carrier, CarrierChange, Change, Failure, Kind, Outcome, Path, Sample
 from probes.base import DialError, Wire
 
 if TYPE_CHECKING:
@@ -160,6 +160,13 @@ class Tunnel(Driver["Leg"]):
             self._break("connection_terminated", f"path {change.path} is down: {change.reason}")
         else:
             super().path_down(change)
+
+    def carrier_lost(self, attempt: int, change: CarrierChange) -> None:
+        """A tunnel is TCP and nothing else."""
+        if self.winner is not None:
+            self._break("connection_terminated", f"path {change.path}: {change.reason}")
+        else:
+            super().carrier_lost(attempt, change)
 
     def deadline_passed(self, now: float) -> None:
         """No connection in time, or a silent hour."""

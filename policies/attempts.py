@@ -20,6 +20,10 @@ sent, no response byte, only slow     hedge if ``hedge``    hedge if ``hedge`` a
 response begun, 429 and 503           committed             committed
 ====================================  ====================  =====================================
 
+Where only the carrier stopped working (datagrams vanish, TCP goes on) the rows of a path that is
+DOWN count, and the path itself, on another carrier, is the first to be taken. A request that must
+not be repeated goes on with its connection, if that can change its line.
+
 1. At most two attempts are live. They start on different paths, but one may move to the other's.
 2. Races. While the only live attempt is pending for longer than ``race_delay_s``, or its path is
    SUSPECT, a second one may start: nothing was sent, so nothing can happen twice. When one of two
@@ -230,11 +234,25 @@ class Exchange:
         if live is None:
             return _NOTHING
         self._live.remove(live)
-        if failure.path_down:
+        if failure.carrier_down:
+            pass  # the path is as good as any
+        elif failure.path_down:
             self._down = {live.path, *(self._down or ())}
         else:
             self._failed = {live.path, *(self._failed or ())}
         return self._after(live, failure, now)
+
+    def carrier_lost(self, attempt: int, now: float, reason: str) -> Commands:
+        """What the attempt runs on stopped working on its path, where others work. Nothing follows
+        if the request must not be repeated: its connection may go on over another line.
+        """
+        live = self._find(attempt)
+        repeatable = self._traits.safe or self._traits.replay is not Replay.NEVER
+        if live is None or len(self._live) > 1 or not repeatable or self._cannot_start():
+            return _NOTHING
+        self._live.remove(live)
+        failure = Failure(Outcome.TIMEOUT, reason, live.sent_at is None, carrier_down=True)
+        return (Cancel(live.number, failure), *self._after(live, failure, now))
 
     def moved(self, attempt: int, path: str) -> None:
         """The attempt goes on over ``path``, unrepeated (connection migration)."""
@@ -350,6 +368,7 @@ class Exchange:
             self._last_failure = failure  # why it failed tells more than that the path is DOWN now
         line_failed = (
             failure.path_down
+            or failure.carrier_down
             or failure.outcome is Outcome.UNREACHABLE
             or (self._down is not None and ended.path in self._down)
         )

@@ -365,6 +365,8 @@ class Failure:
     unprocessed: bool = False
     path_down: bool = False
     """The path was declared DOWN or the attempt failed because of that."""
+    carrier_down: bool = False
+    """Only the carrier stopped working on the path: it can be used again at once, on another."""
 
     @property
     def blame(self) -> Blame:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from policies.model import Carrier, Path
@@ -69,6 +70,8 @@ class Carriers:
         self._lines: dict[str, _Line] = {}
         self._h3_rtt_s: dict[tuple[str, str, int], float] = {}
         self._no_h2: dict[tuple[str, int], float] = {}
+        self.silenced: set[str] = set()
+        """Names of paths on which datagrams vanish while TCP works."""
 
     def usable(self, path: Path, now: float) -> frozenset[Carrier]:
         """The carriers that requests on ``path`` may take now."""
@@ -93,9 +96,11 @@ class Carriers:
         upgrade: bool = False,
         only: Carrier | None = None,
         first: Carrier | None = None,
+        hurried: bool = False,
     ) -> Plan:
         """What a dial on ``path`` tries now. ``only`` wants this carrier and no other; ``first``
-        is the one that suits the path best, as far as anybody knows.
+        is the one that suits the path best, as far as anybody knows. ``hurried``: the path is in
+        doubt, and nobody waits for anybody.
         """
         endpoint = path.endpoint
         if only is Carrier.H3:
@@ -109,10 +114,13 @@ class Carriers:
         if first in (Carrier.H2, Carrier.H1):
             return Plan(tcp=True, h3=False, head_start_s=0.0)
         key = _key(path)
-        if (rtt_s := self._h3_rtt_s.get(key)) is not None:
+        if key in self._backoffs:  # it failed last time: it is looked at again with ``only``
+            return Plan(tcp=True, h3=False, head_start_s=0.0)
+        rtt_s = self._h3_rtt_s.get(key)
+        if hurried:
+            head_start_s = 0.0
+        elif rtt_s is not None:
             head_start_s = min(max(3 * rtt_s, HEAD_START_S), HEAD_START_MAX_S)
-        elif key in self._backoffs:
-            head_start_s = 0.0  # it failed last time: a second look must cost nothing
         else:
             head_start_s = HEAD_START_S
         return Plan(tcp=True, h3=True, head_start_s=head_start_s)
@@ -127,6 +135,8 @@ class Carriers:
 
     def blocked_until(self, path: Path) -> float:
         """When h3 is tried again on ``path``'s line to its origin; 0 if it is not held back."""
+        if path.name in self.silenced:
+            return inf
         backoff = self._backoffs.get(_key(path))
         line = self._lines.get(path.line.name)
         return max(

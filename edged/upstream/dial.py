@@ -44,13 +44,15 @@ class Dial:
         upgrade: bool,
         only: Carrier | None = None,
         first: Carrier | None = None,
+        hurried: bool = False,
     ) -> None:
         """``expected`` is the number of waiters that it was started for; ``owner`` gets the
-        connections; ``only`` and ``first`` are `Carriers.plan`'s."""
+        connections; ``only``, ``first`` and ``hurried`` are `Carriers.plan`'s."""
         self.expected = expected
         self.upgrade = upgrade
         self.only = only
         self._first = first
+        self._hurried = hurried
         self._dials = dials
         self._owner = owner
         self._path = path
@@ -69,7 +71,12 @@ class Dial:
     def start(self) -> None:
         """Begin; nothing is called back before a later loop turn."""
         plan = self._carriers.plan(
-            self._path, self._loop.time(), upgrade=self.upgrade, only=self.only, first=self._first
+            self._path,
+            self._loop.time(),
+            upgrade=self.upgrade,
+            only=self.only,
+            first=self._first,
+            hurried=self._hurried,
         )
         if plan.h3 and self._h3 is not None:
             self._spawn(self._run_h3(self._h3))

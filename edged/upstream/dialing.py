@@ -14,6 +14,7 @@ from edged.upstream.choosing import Choosing
 from edged.upstream.connection import Connection, Owner
 from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolTools, may_multiplex
+from edged.upstream.trust import Trust
 from edged.upstream.waiting import Waiting
 from policies.model import Carrier, Failure, Outcome, Path
 from probes.base import DialError
@@ -29,6 +30,7 @@ class DialOwner(Owner, Protocol):
     live: dict[Carrier, int]
     """Connections that are not draining."""
     choosing: Choosing
+    trust: Trust
 
     def accept(self, connection: Connection) -> None:
         """A connection is ready."""
@@ -168,6 +170,7 @@ class Dialing:
             upgrade=upgrade,
             only=only,
             first=self._pool.choosing.first(),
+            hurried=self._pool.trust.suspect_since is not None,
         )
         self._dials[dial] = None
         self._promised += dial.expected

@@ -325,12 +325,17 @@ class OriginPool:
         self.trust.revalidate()
         self.dialing.again()
 
-    def block(self, carriers: frozenset[Carrier], reason: str) -> None:
+    def block(self, carriers: frozenset[Carrier]) -> None:
         """These carriers do not work on the path, although others do (none: all work again)."""
         self.choosing.block(carriers, self._loop.time())
+
+    def desert(self, carriers: frozenset[Carrier], reason: str) -> None:
+        """What runs on these carriers goes on over another line, or ends now."""
         for connection in list(self.connections):
             if connection.carrier in carriers and not connection.leave():
-                connection.close(Failure(Outcome.TIMEOUT, reason, path_down=True))
+                connection.close(Failure(Outcome.TIMEOUT, reason, carrier_down=True))
+        if self.waiting:
+            self.dialing.again()
 
     def close(self) -> None:
         """Shut down at once."""

@@ -145,9 +145,11 @@ class Pools:
         else:
             pool.up()
 
-    def carrier_changed(self, change: CarrierChange) -> None:
+    def carrier_leaving(self, change: CarrierChange) -> None:
         """A carrier stopped or began to work on a path where others work
-        (`PathTable.subscribe_carriers`): act on the path's pool in this loop turn."""
+        (`PathTable.subscribe_carriers`). Subscribe this before whoever acts on those in flight:
+        from now on no request takes a blocked carrier.
+        """
         carriers = frozenset(change.carriers)
         blocked = self._blocked.get(change.path, frozenset())
         blocked = blocked | carriers if change.blocked else blocked - carriers
@@ -155,8 +157,18 @@ class Pools:
             self._blocked[change.path] = blocked
         else:
             self._blocked.pop(change.path, None)
+        if Carrier.H3 in blocked:
+            self.carriers.silenced.add(change.path)
+        else:
+            self.carriers.silenced.discard(change.path)
         if (pool := self._pools.get(change.path)) is not None:
-            pool.block(blocked, change.reason)
+            pool.block(blocked)
+
+    def carrier_changed(self, change: CarrierChange) -> None:
+        """After `carrier_leaving`: what still runs on a blocked carrier goes on over another line,
+        or ends now."""
+        if change.blocked and (pool := self._pools.get(change.path)) is not None:
+            pool.desert(frozenset(change.carriers), change.reason)
 
     def revalidate(self, line: str | None = None) -> None:
         """An address, a route or the clock changed (of one line; ``None``: of this host): every
@@ -235,7 +247,7 @@ class Pools:
         elif change is not None:
             pool.down(change.reason)
         if blocked := self._blocked.get(path.name):
-            pool.block(blocked, "")
+            pool.block(blocked)
         return pool
 
     def _adopt(self, connection: Connection, path: Path) -> OriginPool:

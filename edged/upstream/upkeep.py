@@ -3,9 +3,9 @@
 * A warm standby, where it is wanted.
 * As many connections of a carrier as its streams should be spread over, opened before the last
   free one is taken, so that no request pays for a handshake.
-* While the path is used: a connection over TCP beside h3, to fall back to when datagrams stop, and
-  h3 beside TCP where it may be had, to see what it would be worth. h3 that failed is tried again
-  here and nowhere else: no request waits for it.
+* While the path is used, or wanted warm: a connection over TCP beside h3, to fall back to when
+  datagrams stop, and h3 beside TCP where it may be had, to see what it would be worth. h3 that
+  failed is tried again here and nowhere else: no request waits for it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Upkeep:
             self._streams, self._used_at = pool.streams_total, now
         if self.keep_warm:
             self.warm_up(now)
-        if now - self._used_at < self._limits.used_s:
+        if self.keep_warm or now - self._used_at < self._limits.used_s:
             self._open_beside(now)
 
     def warm_up(self, now: float) -> None:

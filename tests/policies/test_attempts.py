@@ -714,3 +714,38 @@ def test_invariants(events, safe, replay, hedge, max_attempts, paths, reachable,
         world.apply(commands, "gone" if gone else event)
         assert machine.done == bool(world.ends or gone)
         assert machine.doubled == world.doubled
+
+
+CARRIER_DOWN = Failure(Outcome.TIMEOUT, "datagrams vanish", carrier_down=True)
+
+
+@pytest.mark.parametrize("event", ["lost", "failed"])
+def test_a_lost_carrier_is_replaced_by_another_on_the_same_path(event):
+    machine = sent_on_a()
+    if event == "lost":
+        commands = machine.carrier_lost(1, 1.0, "datagrams vanish")
+        assert commands == (Cancel(1), Start(2, "a", "failover"))
+    else:
+        assert machine.failed(1, CARRIER_DOWN, 1.0) == (Start(2, "a", "failover"),)
+    machine.sent(2, 1.0)
+    assert machine.doubled == 1
+
+
+def test_a_request_that_must_not_be_repeated_goes_on_with_its_connection():
+    machine = sent_on_a(replay=Replay.NEVER)
+    assert machine.carrier_lost(1, 1.0, "datagrams vanish") == ()
+    machine.moved(1, "b")
+    assert machine.head_received(1, 1.3) == (Commit(1),)
+    assert machine.doubled == 0
+
+
+def test_a_lost_carrier_under_the_only_path_costs_no_pause():
+    machine = sent_on_a(candidates=("a",))
+    assert machine.failed(1, CARRIER_DOWN, 1.0) == (Start(2, "a", "failover"),)
+
+
+def test_a_lost_carrier_changes_nothing_while_another_attempt_is_live():
+    machine = sent_on_a(safe=True)
+    machine.path_suspect("a", 0.1)
+    assert machine.carrier_lost(1, 0.2, "datagrams vanish") == ()
+    assert machine.head_received(2, 0.3) == (Commit(2), Cancel(1))

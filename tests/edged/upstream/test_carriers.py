@@ -56,12 +56,35 @@ def test_where_h3_fails_it_is_held_back_longer_each_time(carriers):
         waits.append(carriers.blocked_until(path) - now)
         assert carriers.plan(path, now) == TCP_ONLY
         now = carriers.blocked_until(path)
-        # A second look costs nothing: TCP does not wait for it.
-        assert carriers.plan(path, now) == Plan(True, True, 0.0)
+        # No request is the first to try it again.
+        assert carriers.plan(path, now) == TCP_ONLY
+        assert H3 in carriers.usable(path, now)
+        assert carriers.plan(path, now, only=H3) == Plan(False, True, 0.0)
     assert waits[:4] == [5, 10, 20, 40]
     assert waits[-1] == c.BACKOFF_MAX_S
     carriers.h3_worked(path)
     assert carriers.plan(path, now) == Plan(True, True, c.HEAD_START_S)
+
+
+def test_on_a_path_in_doubt_nobody_waits_for_h3(carriers):
+    path = https(H3, H2)
+    carriers.h3_worked(path, 0.1)
+    assert carriers.plan(path, 0, hurried=True) == Plan(True, True, 0.0)
+
+
+def test_a_carrier_that_is_known_to_be_worse_is_not_raced(carriers):
+    path = https(H3, H2)
+    assert carriers.plan(path, 0, first=H2) == TCP_ONLY
+    assert carriers.plan(path, 0, first=H3).h3
+
+
+def test_where_datagrams_vanish_h3_waits_for_a_word(carriers):
+    path = https(H3, H2)
+    carriers.silenced.add(path.name)
+    assert carriers.plan(path, 1e9) == TCP_ONLY
+    assert carriers.usable(path, 1e9) == {H2}
+    carriers.silenced.discard(path.name)
+    assert carriers.usable(path, 0) == {H3, H2}
 
 
 def test_two_origins_convict_a_line_and_only_that_line(carriers):

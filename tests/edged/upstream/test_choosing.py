@@ -216,8 +216,10 @@ def test_a_pool_that_nobody_uses_opens_nothing_beside():
     asyncio.run(main())
 
 
-def blocked(path, *carriers, yes=True):
-    return CarrierChange(path.name, carriers, yes, "datagrams vanish", 0.0)
+def block(pools, path, *carriers, yes=True):
+    change = CarrierChange(path.name, carriers, yes, "datagrams vanish", 0.0)
+    pools.pools.carrier_leaving(change)
+    pools.pools.carrier_changed(change)
 
 
 async def both(pools, path):
@@ -241,8 +243,9 @@ def test_a_blocked_carrier_ends_at_once_and_requests_take_another():
             on_h3 = pools.open(path, get())
             assert on_h3.stream.carrier is H3
             connection = next(c for c in only_pool(pools).connections if c.carrier is H3)
-            pools.pools.carrier_changed(blocked(path, H3))
-            assert connection.failure.path_down, "the replay table treats it as a line's death"
+            block(pools, path, H3)
+            assert connection.failure.carrier_down
+            assert not connection.failure.path_down
             assert pools.stat(path).connections == {"h2": 1}
             after = pools.open(path, get())
             assert after.stream.carrier is H2, "in the same loop turn"
@@ -259,8 +262,8 @@ def test_a_carrier_that_is_back_is_opened_in_the_background():
         async with server(answers) as port, setup(h3=FakeH3(0.01)) as pools:
             path = h2_path(port)
             await both(pools, path)
-            pools.pools.carrier_changed(blocked(path, H3))
-            pools.pools.carrier_changed(blocked(path, H3, yes=False))
+            block(pools, path, H3)
+            block(pools, path, H3, yes=False)
             pools.pools.carriers.usable = lambda path, now: frozenset((H3, H2))
             first = pools.open(path, get())
             assert first.stream.carrier is H2, "no request is the first to try it"
@@ -274,7 +277,7 @@ def test_what_was_blocked_before_the_first_request_counts():
     async def main():
         async with server(answers) as port, setup(h3=FakeH3()) as pools:
             path = path_to(port, **H3_PATH)
-            pools.pools.carrier_changed(blocked(path, H3))
+            block(pools, path, H3)
             await pools.fetch(path, get())
             assert not only_pool(pools)._tools.h3.asked
             assert pools.dialer.dials == 1
