@@ -1,4 +1,4 @@
-"""A whole relay on real sockets: curl, broken connections, tunnels, limits, reloads."""
+"""A whole relay on real sockets: curl, connections that break, carriers, tunnels, pulses."""
 
 import asyncio
 import json
@@ -10,11 +10,9 @@ import httpx
 import pytest
 
 from tests.harness.h3client import connect
-from tests.harness.nameserver import NameServer
 
 from .live import (
     FLOW,
-    OTHER,
     PULSE,
     TOKEN,
     Origin,
@@ -298,147 +296,6 @@ def test_a_long_poll_is_a_flow(tmp_path):
     run(scenario())
 
 
-def test_a_client_that_does_not_come_back_frees_all(tmp_path):
-    async def scenario():
-        async with relay_and_origin(tmp_path, journal={"linger_s": 0.3}) as (relay, origin):
-            for _ in range(5):
-                fields = [("edged-target", f"{origin.url}/endless"), ("edged-method", "GET")]
-                call = await relay.call("POST", FLOW + flow_id(), fields)
-                await call.head()
-                call.hang_up()
-            await until(lambda: relay.flows.count == 5)
-            await until(lambda: relay.flows.count == 0)
-            await until(lambda: origin.open == 0)
-            assert relay.flows.account.used_bytes == 0
-
-    run(scenario())
-
-
-def test_readers_that_stop_reading_hold_a_journal_and_no_more(tmp_path):
-    async def scenario():
-        async with relay_and_origin(tmp_path, journal={"flow_mb": 0.25}) as (relay, origin):
-            stuck = []
-            for n in range(4):
-                fields = [("edged-target", f"{origin.url}/endless"), ("edged-method", "GET")]
-                fields += [("edged-ack", "0")] if n % 2 else []
-                call = await relay.call("POST", FLOW + flow_id(), fields)
-                call.writer.transport.pause_reading()
-                stuck.append(call)
-            before = -1
-            while origin.sent != before:
-                before = origin.sent
-                await asyncio.sleep(0.4)
-            # What is not in a journal is in the buffers of sockets.
-            for flow in relay.flows.ledgers["one"].flows.values():
-                most = (1 if flow.acknowledges else 9) * (256 << 10)
-                assert flow.journal.held_bytes <= most + (512 << 10)
-            body = [("edged-target", f"{origin.url}/hash")]
-            other = await relay.call("POST", FLOW + flow_id(), body, b"x" * 100_000)
-            assert await other.answer() == f"{sha(b'x' * 100_000)} 100000".encode()
-            for call in stuck:
-                call.hang_up()
-
-    run(scenario())
-
-
-@needs_curl
-def test_strangers_get_404_and_nothing_else(tmp_path):
-    async def scenario():
-        async with relay_and_origin(tmp_path) as (relay, origin):
-            path = FLOW + flow_id()
-            target = [("edged-target", f"{origin.url}/hash")]
-            mine = await relay.call("POST", path, target, b"x")
-            await mine.answer()
-            said = set()
-            for token in (None, "wrong", TOKEN[:-1]):
-                for method, where in (
-                    ("POST", path),
-                    ("GET", path),
-                    ("DELETE", path),
-                    ("POST", PULSE),
-                    ("GET", "/"),
-                    ("OPTIONS", "*"),
-                    ("GET", "https://other.example/"),
-                    ("CONNECT", "other.example:443"),
-                ):
-                    call = await relay.call(method, where, target, token=token)
-                    body = await call.answer()
-                    headers = {k: v for k, v in call.headers.items() if k != "date"}
-                    headers.pop("connection", None)
-                    said.add((call.status, str(headers), body))
-            assert len(said) == 1
-            ((status, headers, body),) = said
-            assert (status, body) == (404, b"Not Found\n")
-            assert "edged" not in headers
-            broken = await relay.call("GET", "/ x", token=None)
-            await broken.head()
-            assert broken.status == 400
-            assert "edged" not in str(broken.headers)
-            broken.hang_up()
-            _, out, _ = await relay.curl("-i", "--http2", "-H", "content-length: 5", relay.url)
-            assert b"edged" not in out
-            assert len(origin.heads) == 1
-            # Another client's token does not help with this one's flow.
-            for method in ("GET", "HEAD", "PATCH"):
-                call = await relay.call(method, path, token=OTHER)
-                await call.head()
-                assert call.status == 404
-                call.hang_up()
-
-    run(scenario())
-
-
-def test_targets_are_judged_by_name_by_address_and_after_dns(tmp_path):
-    async def scenario():
-        async with NameServer() as dns, Origin() as origin:
-            port = origin.port
-            for name in ("inside.example", "rebind.example", "named.example"):
-                dns.zone[name, "A"] = ["127.0.0.1"]
-            dns.zone["named.example", "A"] = ["127.0.0.9"]
-            dns.zone["mixed.example", "A"] = ["127.0.0.1", "10.0.0.1"]
-            dns.ttl = 0
-            lines = [{"name": "default", "dns": [dns.server]}]
-            allow = [f"*.example:{port}", f"127.0.0.1:{port}"]
-            async with Relay(tmp_path, origin, allow=allow, lines=lines) as relay:
-
-                async def ask(target):
-                    fields = [("edged-target", target), ("edged-method", "GET")]
-                    call = await relay.call("POST", FLOW + flow_id(), fields)
-                    body = await call.answer()
-                    return call.status, body
-
-                for target in (
-                    f"http://127.0.0.2:{port}/hash",
-                    f"http://localhost:{port}/hash",
-                    f"http://[::ffff:127.0.0.2]:{port}/hash",
-                    "http://169.254.169.254/latest",
-                    "https://example.org/",
-                    f"http://inside.example:{port + 1}/hash",
-                ):
-                    status, body = await ask(target)
-                    assert (status, json.loads(body)["error"]["code"]) == (
-                        403,
-                        "target_not_allowed",
-                    )
-                # Names on the list that lead to private addresses: refused when they are dialled.
-                for name in ("inside.example", "rebind.example", "mixed.example"):
-                    status, body = await ask(f"http://{name}:{port}/hash")
-                    assert status == 403, body
-                assert origin.connections == 0
-                # An address on the list may be asked for as such, also while a name leads there.
-                assert (await ask(f"http://127.0.0.1:{port}/hash"))[0] == 200
-                assert (await ask(f"http://rebind.example:{port}/hash"))[0] == 403
-                status, _ = await ask(f"http://127.0.0.1:{port}/redirect")
-                assert status == 302
-                assert origin.connections == 1
-            networks = {"private_networks": ["127.0.0.1/32"]}
-            async with Relay(tmp_path, origin, allow=allow, lines=lines, **networks) as relay:
-                assert (await ask(f"http://inside.example:{port}/hash"))[0] == 200
-                assert (await ask(f"http://named.example:{port}/hash"))[0] == 403
-
-    run(scenario())
-
-
 def test_pulses_work_over_real_connections(tmp_path):
     async def scenario():
         async with relay_and_origin(tmp_path) as (relay, origin):
@@ -467,99 +324,5 @@ def test_pulses_work_over_real_connections(tmp_path):
             pulse.writer.write(b"%x\r\n%b\r\n" % (len(done), done))
             await until(lambda: relay.flows.count == 0)
             pulse.hang_up()
-
-    run(scenario())
-
-
-def test_a_reload_takes_clients_and_certificates(tmp_path):
-    async def scenario():
-        async with relay_and_origin(tmp_path) as (relay, origin):
-            fields = [("edged-target", f"{origin.url}/endless"), ("edged-method", "GET")]
-            mine = await (await relay.call("POST", FLOW + flow_id(), fields)).head()
-            theirs = await (await relay.call("POST", FLOW + flow_id(), fields, token=OTHER)).head()
-            relay.config["clients"] = relay.config["clients"][1:]
-            relay.write()
-            note = await relay.daemon.reload("test")
-            assert note.ok, note
-            _, clean = await mine.read()
-            assert not clean
-            data, _ = await theirs.read(100_000)
-            assert len(data) >= 100_000
-            refused = await relay.call("POST", FLOW + flow_id(), fields)
-            await refused.head()
-            assert refused.status == 404
-            for call in (mine, theirs, refused):
-                call.hang_up()
-            relay.config["clients"] = [{"name": "x", "allow": ["no way"]}]
-            relay.write()
-            note = await relay.daemon.reload("test")
-            assert not note.ok
-            assert (await (await relay.call("GET", "/", token=OTHER)).head()).status == 404
-
-            async def serial():
-                context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-                _, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=context)
-                found = writer.get_extra_info("peercert")["serialNumber"]
-                writer.transport.abort()
-                return found
-
-            before = await serial()
-            (tmp_path / "key.pem").write_text("nonsense")
-            await asyncio.sleep(1.3)
-            assert await serial() == before
-            relay.issue()
-            async with asyncio.timeout(10):
-                while await serial() == before:
-                    await asyncio.sleep(0.1)
-            async with connect(relay.port, ca=str(tmp_path / "ca.pem")) as h3:
-                assert (await h3.request("GET", "/").until()).status == 404
-
-    run(scenario())
-
-
-def test_clients_may_be_known_by_certificate(tmp_path):
-    async def scenario():
-        async with Origin() as origin:
-            relay = Relay(tmp_path, origin)
-            edge = relay.ca.issue_cert("edge-1")
-            pem = tmp_path / "edge.pem"
-            edge.private_key_and_cert_chain_pem.write_to_path(str(pem))
-            der = ssl.PEM_cert_to_DER_cert(edge.cert_chain_pems[0].bytes().decode())
-            relay.config["certificate"]["client_ca_file"] = "ca.pem"
-            relay.config["clients"].append(
-                {
-                    "name": "three",
-                    "certificate_sha256": sha(der),
-                    "allow": [f"127.0.0.1:{origin.port}"],
-                }
-            )
-            async with relay:
-                url = relay.url + flow_id()
-                headers = {"edged-target": f"{origin.url}/hash"}
-                for http2 in (False, True):
-                    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-                    async with httpx.AsyncClient(verify=context, http2=http2) as nobody:
-                        assert (await nobody.post(url, headers=headers)).status_code == 404
-                    context.load_cert_chain(pem)
-                    url = relay.url + flow_id()
-                    async with httpx.AsyncClient(verify=context, http2=http2) as known:
-                        answer = await known.post(url, headers=headers, content=b"abc")
-                        assert answer.text == f"{sha(b'abc')} 3"
-                        assert (await known.get(url)).status_code == 200
-
-    run(scenario())
-
-
-def test_draining_finishes_what_flows_and_takes_nothing_new(tmp_path):
-    async def scenario():
-        async with relay_and_origin(tmp_path) as (relay, origin):
-            fields = [("edged-target", f"{origin.url}/poll"), ("edged-method", "GET")]
-            call = await relay.call("POST", FLOW + flow_id(), fields)
-            await until(lambda: origin.heads)
-            draining = asyncio.ensure_future(relay.daemon.drain(10))
-            await asyncio.sleep(0.05)
-            origin.go_on.set()
-            assert await call.answer() == b"news"
-            assert await draining == 0
 
     run(scenario())
