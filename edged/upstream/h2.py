@@ -24,7 +24,7 @@ from edged.upstream.connection import Owner, Report, Rest
 from edged.upstream.engines import HpackEngine
 from edged.upstream.h2_stream import WINDOW_BYTES, H2Stream
 from edged.upstream.h2_tail import TAIL_DATA, Tail
-from edged.upstream.h2_wire import CODE_NAMES, NO_ERROR, H2Wire, WireError
+from edged.upstream.h2_wire import CODE_NAMES, ENHANCE_YOUR_CALM, NO_ERROR, H2Wire, WireError
 from edged.upstream.sockets import describe, outcome_of
 from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
 
@@ -101,6 +101,8 @@ class H2Connection(asyncio.Protocol):
         self._unacked = 0
         self._held = 0
         self._settings_sent_at = 0.0
+        self.calmed = False
+        """The peer said ENHANCE_YOUR_CALM (section 7)."""
         self._pings: dict[bytes, _Ping] = {}
         self._ping_ids = itertools.count(1)
         self._tail = Tail(loop, self._send_tail)
@@ -311,6 +313,7 @@ class H2Connection(asyncio.Protocol):
 
     def goaway_received(self, last_id: int, code: int) -> None:
         """The peer takes no more: streams beyond ``last_id`` were not acted on."""
+        self.calmed = self.calmed or code == ENHANCE_YOUR_CALM
         self._last_id = min(self._last_id, last_id)
         text = "the server closes the connection (GOAWAY)"
         if code:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from edged.upstream.base import StreamEvents
 from edged.upstream.carriers import PREFERENCE
@@ -365,13 +366,12 @@ class OriginPool:
         """Nothing open, nothing wanted: the pool can be forgotten."""
         return not (self.connections or self.dialing or self.waiting)
 
-    def ping(self, timeout_s: float) -> bool:
-        """PING a warm connection; the sample is reported by it. False if there is none."""
+    def pingable(self) -> Iterator[Connection]:
+        """Open h3 and h2 connections, h3 first, the newest first."""
         for carrier in (Carrier.H3, Carrier.H2):
-            for connection in reversed(self.connections) if self.live[carrier] else ():
+            for connection in tuple(reversed(self.connections)) if self.live[carrier] else ():
                 if connection.carrier is carrier and not connection.draining:
-                    return connection.ping(_ignore, timeout_s)
-        return False
+                    yield connection
 
     def stats(self) -> PoolStats:
         """For admin; not for the hot path."""
@@ -408,7 +408,3 @@ class OriginPool:
 
 def _is_silence(failure: Failure) -> bool:
     return failure.outcome is Outcome.TIMEOUT and not failure.path_down
-
-
-def _ignore(rtt_s: float | None) -> None:
-    """The sample says it all."""

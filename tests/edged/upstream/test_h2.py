@@ -360,7 +360,7 @@ def test_ping_measures_and_reports(run, engine):
 
     async def scenario(pools, path):
         await pools.fetch(path, get())
-        assert pools.pools.ping(path.name, 5)
+        assert next(pools.pools.pingable(path.name)).ping(lambda rtt_s: None, 5)
         await eventually(lambda: any(s.kind is Kind.PING for s in pools.samples))
         sample = next(s for s in pools.samples if s.kind is Kind.PING)
         assert sample.path == path.name
@@ -383,7 +383,7 @@ def test_an_unanswered_ping_is_a_lost_sample(run, engine):
 
     async def scenario(pools, path):
         await pools.fetch(path, get())
-        assert pools.pools.ping(path.name, 0.02)
+        assert next(pools.pools.pingable(path.name)).ping(lambda rtt_s: None, 0.02)
         await eventually(lambda: any(s.kind is Kind.PING for s in pools.samples))
         sample = next(s for s in pools.samples if s.kind is Kind.PING)
         assert sample.rtt_s is None
