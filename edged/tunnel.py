@@ -229,6 +229,11 @@ class Leg(asyncio.Protocol):
         number: int = sock.fileno()
         return number if number >= 0 else None
 
+    def give_up(self, detail: str) -> None:
+        """Nothing passes any more on this connection, whatever its line does."""
+        if not self.over:
+            self.exchange.lost(TimeoutError(detail))
+
     @property
     def bytes_up_wire(self) -> int:
         """All bytes of the client, if this is the one that was connected."""
