@@ -67,6 +67,7 @@ _JITTER = 0.125
 _ORDER = {Kind.ICMP: 0, Kind.PING: 1, Kind.TCP: 2, Kind.QUIC: 3, Kind.HTTP: 4}
 _VOLLEY = {Kind.TCP: 0, Kind.PING: 1, Kind.ICMP: 2}
 _NONE: frozenset[Kind] = frozenset()
+_ALONE = frozenset((Kind.ICMP, Kind.PING))
 
 
 class Pace(enum.IntEnum):
@@ -96,7 +97,7 @@ def period_s(
 ) -> float | None:
     """The time between two runs of a probe at a pace, uncapped; ``None``: never.
 
-    ``lacks``: which of ICMP and PING say nothing on the path.
+    ``lacks``: which of ICMP, PING and KERNEL (TCP_INFO; QUIC has none) say nothing on the path.
     """
     idle_s = {
         Kind.ICMP: cadence.icmp_s,
@@ -112,7 +113,10 @@ def period_s(
     if kind is Kind.PING:
         if pace <= Pace.RECENT:
             return cadence.ping_s if pace is Pace.RECENT and Kind.ICMP in lacks else idle_s
-        return max(cadence.ping_active_s, DOUBT_PROBE_S if pace is Pace.DOUBTED else 0.0)
+        if pace is Pace.DOUBTED:
+            return max(cadence.ping_active_s, DOUBT_PROBE_S)
+        quic = pace is Pace.STIRRED and Kind.KERNEL in lacks
+        return cadence.ping_active_s / 2 if quic else cadence.ping_active_s
     if kind is Kind.HTTP:
         # Where no connection is left to PING, only a request shows that a path is back end to end.
         return min(idle_s, DOUBT_HTTP_S) if pace in _DOUBT else idle_s
@@ -132,7 +136,7 @@ def period_s(
 
 
 def _connect_period_s(pace: Pace, lacks: frozenset[Kind]) -> float:
-    mute, alone = Kind.ICMP in lacks, len(lacks) == 2
+    mute, alone = Kind.ICMP in lacks, lacks >= _ALONE
     if pace is Pace.STIRRED:
         return ALONE_TCP_S / 2 if alone else ALONE_TCP_S
     if pace <= Pace.RECENT:
@@ -296,7 +300,7 @@ class Planner:
                 self._push(task, at)
 
     def set_lacks(self, path: str, lacks: frozenset[Kind], now: float) -> None:
-        """Say which of ICMP and PING say nothing on ``path``."""
+        """Say which of ICMP, PING and TCP_INFO say nothing on ``path``."""
         for kind in (Kind.TCP, Kind.PING):
             task = self._tasks.get((path, kind))
             if task is not None and task.lacks != lacks:

@@ -94,8 +94,8 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
     ) -> None:
-        """``estimate(path)`` bounds how long a probe waits; ``lacks(path)`` says which of ICMP
-        and PING say nothing of it."""
+        """``estimate(path)`` bounds how long a probe waits; ``lacks(path)`` says which of
+        ICMP, PING and TCP_INFO say nothing of it."""
         self._probes = dict(probes)
         # Looked at once: isinstance with a protocol costs more than a probe's own work.
         self._startable = {k: p for k, p in self._probes.items() if isinstance(p, Startable)}

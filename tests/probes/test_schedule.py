@@ -188,6 +188,9 @@ def test_where_icmp_is_mute_connects_and_pings_speak():
     assert period_s(Kind.TCP, cadence, Pace.ACTIVE, alone) == 0.2
     assert period_s(Kind.TCP, cadence, Pace.STIRRED, alone) == 0.1
     assert period_s(Kind.TCP, Cadence(tcp_s=None), Pace.ACTIVE, alone) is None
+    quic = frozenset({Kind.KERNEL})
+    assert period_s(Kind.PING, cadence, Pace.STIRRED, quic) == 0.1
+    assert period_s(Kind.PING, cadence, Pace.ACTIVE, quic) == 0.2
 
 
 def test_a_path_that_lost_its_voices_is_asked_by_connects_at_once():

@@ -540,7 +540,9 @@ class Net:
 
     def _lacks(self, path):
         lacks = {Kind.ICMP} if self.table.mute(path) else set()
-        return frozenset(lacks | ({Kind.PING} if self.carrier(path) is Carrier.H1 else set()))
+        carrier = self.carrier(path)
+        more = {Carrier.H1: {Kind.PING}, Carrier.H3: {Kind.KERNEL}}
+        return frozenset(lacks | more.get(carrier, set()))
 
     # -- the watch (`probes.schedule.Watch`) -----------------------------------------------------
 
