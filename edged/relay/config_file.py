@@ -116,8 +116,9 @@ class ClientSection(_Section):
 class JournalSection(_Section):
     """What is kept of responses until a client has them."""
 
-    flow_mb: Megabytes = 1.0
-    """Of one flow."""
+    flow_mb: Megabytes = 4.0
+    """Of one flow. It bounds what a line can carry: so much a round trip, until it is
+    acknowledged."""
     total_mb: Megabytes = 256.0
     """Of all flows together."""
     flows: Count = 16384

@@ -39,7 +39,7 @@ VISITS = 8
 """Visits of one flow at a time; a further one ends the oldest."""
 FLOOR_BYTES = 4096
 """A flow may hold this much also when all journals together hold too much."""
-HISTORY = 8
+HISTORY = 2
 """Journals full that are kept behind what was sent to a client that does not acknowledge."""
 _EARLY_BYTES = 256 << 10
 

@@ -61,7 +61,7 @@ def test_the_example_is_good_but_for_its_certificate(folder):
     assert client.allow.permits("github.com", 22)
     assert not client.allow.permits("github.com", 443)
     assert client.limits.requests_per_s == 500
-    assert config.flow_limits.flow_bytes == 1 << 20
+    assert config.flow_limits.flow_bytes == 4 << 20
     assert list(config.upstreams) == ["openai"]
 
 

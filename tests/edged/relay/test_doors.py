@@ -8,6 +8,7 @@ import ssl
 import httpx
 import pytest
 
+from edged.relay.flow import HISTORY
 from tests.harness.h2client import H2Client
 from tests.harness.h3client import connect
 from tests.harness.nameserver import NameServer
@@ -61,7 +62,7 @@ def test_readers_that_stop_reading_hold_a_journal_and_no_more(tmp_path):
                 await asyncio.sleep(0.4)
             # What is not in a journal is in the buffers of sockets.
             for flow in relay.flows.ledgers["one"].flows.values():
-                most = (1 if flow.acknowledges else 9) * (256 << 10)
+                most = (1 if flow.acknowledges else 1 + HISTORY) * (256 << 10)
                 assert flow.journal.held_bytes <= most + (512 << 10)
             body = [("edged-target", f"{origin.url}/hash")]
             other = await relay.call("POST", FLOW + flow_id(), body, b"x" * 100_000)
