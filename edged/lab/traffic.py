@@ -17,14 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import httpx
-
 from edged.lab.chat import word
+from edged.lab.client import TROUBLES, Client
 
 _WORDS = 8
 _ANSWER = "".join(word(i) for i in range(_WORDS))
 _QUESTION = [{"role": "user", "content": "What is the fastest way out of here? " * 20}]
 _TIMEOUT_S = 30.0
+_CHAT = "/v1/chat/completions"
 _KEPT = 20_000
 
 
@@ -66,7 +66,6 @@ class Traffic:
         tokens_per_s: float = 20.0,
     ) -> None:
         self.tally = Tally()
-        self._url = f"{base_url}/v1/chat/completions"
         self._interval_s = 1 / requests_per_s
         self._streams = streams
         self._stream_tokens = stream_tokens
@@ -74,11 +73,7 @@ class Traffic:
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[tuple[Callable[[Done], bool], asyncio.Future[Done]]] = []
-        self._client = httpx.AsyncClient(
-            timeout=_TIMEOUT_S,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=500, max_keepalive_connections=100),
-        )
+        self._client = Client(base_url, _TIMEOUT_S)
 
     def start(self) -> None:
         """Begin."""
@@ -116,7 +111,7 @@ class Traffic:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        self._client.close()
 
     def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -145,17 +140,17 @@ class Traffic:
         trouble: str | None = "unfinished at the end"
         tally.requests += 1
         try:
-            response = await self._client.post(
-                self._url,
-                json={"model": "lab", "messages": _QUESTION},
-                headers={"x-lab-tokens": str(_WORDS), "x-lab-rate": "0"},
-            )
-            trouble = _trouble(response)
+            async with self._client.post(
+                _CHAT,
+                {"model": "lab", "messages": _QUESTION},
+                {"x-lab-tokens": str(_WORDS), "x-lab-rate": "0"},
+            ) as response:
+                trouble = _trouble(response.status, await response.read())
             if trouble is None:
                 source = response.headers.get("x-lab-client", "")
                 endpoint = response.headers.get("x-lab-endpoint", "")
                 self._answered(Done(started_at, loop.time(), source, endpoint))
-        except httpx.HTTPError as error:
+        except TROUBLES as error:
             trouble = type(error).__name__
         finally:
             tally.longest_s = max(tally.longest_s, loop.time() - started_at)
@@ -177,22 +172,21 @@ class Traffic:
         tally.streams += 1
         trouble: str | None = "stream unfinished at the end"
         try:
-            async with self._client.stream(
-                "POST",
-                self._url,
-                json={"model": "lab", "messages": _QUESTION, "stream": True},
-                headers={
+            async with self._client.post(
+                _CHAT,
+                {"model": "lab", "messages": _QUESTION, "stream": True},
+                {
                     "x-lab-tokens": str(self._stream_tokens),
                     "x-lab-rate": str(self._tokens_per_s),
                 },
             ) as response:
                 trouble = "stream cut short"
-                async for line in response.aiter_lines():
+                async for line in response.lines():
                     if line == "data: [DONE]":
                         trouble = None
                     elif text := _words_of(line):
                         got += text == word(got)
-        except httpx.HTTPError as error:
+        except TROUBLES as error:
             trouble = f"stream: {type(error).__name__}"
         finally:
             tally.tokens += got
@@ -203,12 +197,12 @@ class Traffic:
         return got
 
 
-def _trouble(response: httpx.Response) -> str | None:
+def _trouble(status: int, body: bytes) -> str | None:
     """What is wrong with an answer, if anything."""
-    if response.status_code != 200:
-        return f"status {response.status_code}"
+    if status != 200:
+        return f"status {status}"
     try:
-        text = response.json()["choices"][0]["message"]["content"]
+        text = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         return "not the expected JSON"
     return None if text == _ANSWER else "wrong words"
