@@ -10,8 +10,9 @@ import uvloop
 from edged.dialer import LineDialer
 from edged.line_sockets import HoldingTransport, LineSockets, SilentSocket
 from edged.socket_filter import supported
-from policies.model import Line, Outcome
+from policies.model import Endpoint, Line, Outcome, Path
 from probes.base import DialError
+from probes.icmp import IcmpProbe
 
 pytestmark = pytest.mark.skipif(not supported(), reason="this kernel refuses socket filters")
 
@@ -344,3 +345,27 @@ def test_silence_without_sockets_is_harmless():
     assert sockets.silent
     sockets.restore()
     assert not sockets.silent
+
+
+def test_echoes_are_neither_sent_nor_answered():
+    async def main():
+        dialer = LineDialer()
+        warnings = []
+        probe = IcmpProbe(dialer, warn=warnings.append)
+        endpoint = Endpoint("u", "e", "http", "127.0.0.1", 80, address="127.0.0.1")
+        path = Path(LINE, endpoint)
+        first = await probe.run(path, timeout_s=1)
+        if probe.permitted is False:
+            pytest.skip("this process may not send ICMP")
+        assert [s.outcome for s in first] == [Outcome.OK]
+        sockets = dialer.sockets("a")
+        sockets.silence()
+        silent = await probe.run(path, timeout_s=0.2)
+        assert [s.outcome for s in silent] == [Outcome.TIMEOUT]
+        sockets.restore()
+        again = await probe.run(path, timeout_s=1)
+        assert [s.outcome for s in again] == [Outcome.OK]
+        await probe.close()
+        await dialer.close()
+
+    run(main)
