@@ -57,6 +57,8 @@ class LiveCollector(Collector):
         yield from self._paths()
         yield from self._upstreams()
         yield from self._pools()
+        for part in self._live.parts:
+            yield from part.metrics()
 
     def _daemon(self) -> Iterator[Metric]:
         live = self._live

@@ -41,6 +41,8 @@ def _status(data: Data) -> Iterator[RenderableType]:
         f"{clients['requests_open']} requests open, {clients['requests_total']} in all; "
         f"loop lag p99 {lag['p99']:.1f} ms"
     )
+    if (relay := data.get("relay")) is not None:
+        yield from _relay(relay)
     for note in data["notes"]:
         yield Text(f"note: {note}", style="yellow")
     if (drill := data["drill"]) is not None:
@@ -59,6 +61,19 @@ def _status(data: Data) -> Iterator[RenderableType]:
     if data["unlisted"]["requests"]:
         unlisted = data["unlisted"]
         yield Text(f"unlisted hosts: {_counts(unlisted)}")
+
+
+def _relay(relay: Data) -> Iterator[RenderableType]:
+    kept, limit = relay["journal_bytes"] / 1e6, relay["journal_limit_bytes"] / 1e6
+    yield Text(
+        f"{relay['flows']} flows, {kept:.1f} of {limit:.0f} MB of responses kept, "
+        f"{relay['strangers']} requests of strangers"
+    )
+    for client in relay["clients"]:
+        yield Text(
+            f"  {client['name']}: {client['flows']} flows ({client['finished']} finished), "
+            f"{client['pulses']} lines, {client['opened']} in all, {client['refused']} refused"
+        )
 
 
 def _lines(lines: Sequence[Data]) -> Table:

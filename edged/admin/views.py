@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
 
+from prometheus_client.core import Metric
+
 from edged.accesslog import AccessLog, ExchangeRecord, attempt_json
 from edged.binding import bind, families
 from edged.config import Config
@@ -82,6 +84,18 @@ class ReloadNote:
         return {"at": self.at, "ok": self.ok, "by": self.by, "mistakes": list(self.mistakes)}
 
 
+class Part(Protocol):
+    """Something that not every kind of daemon has, and that reports of itself."""
+
+    name: str
+
+    def data(self) -> Data:
+        """Its section of ``/status``."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """Its families, fresh."""
+
+
 @dataclass(slots=True)
 class Live:
     """The live objects. The daemon fills it and changes it on reload; others read."""
@@ -102,6 +116,8 @@ class Live:
     access_log: AccessLog | None = None
     probe_bytes: Mapping[str, int] = field(default_factory=dict)
     """Line name to bytes that probes have sent and received."""
+    parts: list[Part] = field(default_factory=list)
+    """What this kind of daemon has besides."""
     listening: tuple[str, ...] = ()
     state: str = "starting"
     """``starting``, ``ready`` or ``draining``."""
@@ -154,6 +170,7 @@ def status(live: Live, now: float) -> Data:
         ],
         "unlisted": _counters(live, "*"),
         "pools": [pool._asdict() for pool in live.pools()],
+        **{part.name: part.data() for part in live.parts},
     }
 
 

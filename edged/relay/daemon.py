@@ -33,6 +33,7 @@ from edged.messages import ResponseHead
 from edged.relay.config import RelayConfig, load
 from edged.relay.flow import Flow
 from edged.relay.flows import Flows
+from edged.relay.report import RelayReport
 from edged.relay.server import Relay
 from edged.relay.targets import Guard
 from edged.relay.tokens import Register
@@ -121,6 +122,8 @@ class RelayDaemon(Daemon):
     async def start(self) -> None:
         """Listen, probe, serve. Raises OSError with a text for people; then nothing runs."""
         await super().start()
+        assert self.live is not None
+        self.live.parts.append(RelayReport(self.relay, self.flows))
         self._tick_flows()
 
     async def drain(self, grace_s: float) -> int:

@@ -1,16 +1,20 @@
 """A whole relay on real sockets: who is let in, where to, and what they may hold."""
 
 import asyncio
+import io
 import json
 import shutil
 import ssl
 
 import httpx
 import pytest
+from rich.console import Console
 
+from edged.admin.text import print_status
 from edged.relay.flow import HISTORY
 from tests.harness.h2client import H2Client
 from tests.harness.h3client import connect
+from tests.harness.live import free_port
 from tests.harness.nameserver import NameServer
 
 from .live import (
@@ -358,5 +362,32 @@ def test_0rtt_joins_flows_and_opens_none(tmp_path, engine):
                 # Once the handshake is complete it is no replay.
                 assert (await h3.request("POST", unknown, fields).until()).status == 200
             assert len(origin.heads) == 2
+
+    run(scenario())
+
+
+def test_the_admin_pages_tell_of_flows_and_clients(tmp_path):
+    async def scenario():
+        admin = free_port()
+        listen = {"relay": "127.0.0.1:0", "admin": f"127.0.0.1:{admin}"}
+        async with relay_and_origin(tmp_path, listen=listen) as (relay, origin):
+            fields = [("edged-target", f"{origin.url}/hash")]
+            await (await relay.call("POST", FLOW + flow_id(), fields, b"abc")).answer()
+            await (await relay.call("GET", "/", token=None)).answer()
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin}") as client:
+                status = (await client.get("/status")).json()
+                metrics = (await client.get("/metrics")).text
+            assert status["relay"]["flows"] == 1
+            assert status["relay"]["journal_bytes"] == relay.flows.account.used_bytes > 0
+            one = status["relay"]["clients"][0]
+            assert (one["name"], one["flows"], one["finished"], one["opened"]) == ("one", 1, 1, 1)
+            assert "edged_relay_flows 1.0" in metrics
+            assert 'edged_relay_opened_total{client="one"} 1.0' in metrics
+            assert "edged_relay_strangers_total 1.0" in metrics
+            console = Console(file=io.StringIO(), width=100)
+            print_status(console, status)
+            said = console.file.getvalue()
+            assert "1 flows, 0.0 of 268 MB of responses kept, 1 requests of strangers" in said
+            assert "one: 1 flows (1 finished)" in said
 
     run(scenario())
