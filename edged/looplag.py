@@ -2,6 +2,9 @@
 
 A timer due every ``interval_s`` notes how late it was called. The detector moves its deadlines by
 that lag, and metrics show it.
+
+After a long stall (a stopped process, a host without CPU) overdue timers run before the answers that
+wait in the sockets are read: what they report is about this host (`LoopLag.honest`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+
+from policies.model import Kind, Outcome, Sample
+
+STALL_S = 0.2
+"""Timers of probes and PINGs leave no less for an answer."""
+_TIMED_BY_KERNEL = frozenset((Kind.ICMP, Kind.TCP, Kind.KERNEL))
 
 
 class LoopLag:
@@ -22,6 +31,7 @@ class LoopLag:
         "_interval_s",
         "_last_s",
         "_recent",
+        "_stalled_until",
         "_threshold_s",
     )
 
@@ -40,6 +50,8 @@ class LoopLag:
         self._recent: deque[float] = deque(maxlen=max(1, round(window_s / interval_s)))
         self._last_s = 0.0
         self._due = 0.0
+        self._stalled_until = float("-inf")
+        """The end of the latest long stall."""
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -69,6 +81,24 @@ class LoopLag:
         ordered = sorted(self._recent)
         return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else 0.0
 
+    def honest(self, sample: Sample, now: float) -> Sample | None:
+        """``sample`` without what this host's own stall did to it; ``None`` if nothing is left.
+
+        A timeout that ran out meanwhile says nothing; an answer came, but nobody knows when.
+        """
+        self._note(now)
+        if sample.sent_at >= self._stalled_until:
+            return sample
+        if sample.outcome is Outcome.TIMEOUT:
+            return None
+        if sample.rtt_s is None or sample.kind in _TIMED_BY_KERNEL:
+            return sample
+        return sample._replace(rtt_s=None)
+
+    def _note(self, now: float) -> None:
+        if self._handle is not None and now - self._due > STALL_S:
+            self._stalled_until = now
+
     def _arm(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
         # Not loop.time(): uvloop reads its clock once an iteration, which hides the very lag.
         self._due = now + self._interval_s
@@ -76,6 +106,7 @@ class LoopLag:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
+        self._note(now)
         self._last_s = max(0.0, now - self._due)
         self._recent.append(self._last_s)
         self._arm(loop, now)

@@ -26,6 +26,7 @@ that come unasked show the way back only.
 | ... silent over another line too: the endpoint | its own | none |
 | ... nothing known of it elsewhere | its own | SUSPECT; its verdict where it has no other line |
 | line's run, one endpoint of several, that one DOWN | its own | SUSPECT until others are heard |
+| the kernel took its interface or address | | DOWN at once |
 | UNREACHABLE (local) | DOWN | DOWN at once, if the path was a witness |
 | DNS (local) | SUSPECT, a silent slot | SUSPECT at once, if the path was a witness |
 | REFUSED, TLS, PROTOCOL: two, three attempts in a row | SUSPECT, DOWN | heard: alive |
@@ -63,7 +64,17 @@ from policies.ledger import (
     layer_of,
     witness,
 )
-from policies.model import Carrier, CarrierChange, Change, Kind, Outcome, Sample, Seen, Verdict
+from policies.model import (
+    Blame,
+    Carrier,
+    CarrierChange,
+    Change,
+    Kind,
+    Outcome,
+    Sample,
+    Seen,
+    Verdict,
+)
 from policies.silence import FALSE_DOWN_IN_BURSTS_PER_S, slots_needed
 
 SAME_RUN_S: Final = 10.0
@@ -74,8 +85,6 @@ STUCK_SPACING_S: Final = 0.05
 """How often a segment might get stuck on a busy path: once each is sent."""
 STUCK_LEAST: Final = 2
 STUCK_MOST: Final = 3
-HOLE_S: Final = 5.0
-HOLE_MOST_S: Final = 300.0
 LIFE_S: Final = 2.0
 """A path that is DOWN and was silent for so long gives a sign of life when it is heard."""
 _OUTSTANDING: Final = 32
@@ -260,6 +269,15 @@ class Detector:
             changes += self._judge(line, now)
         return changes
 
+    def lost(self, line: str, why: str, now: float) -> Sequence[Change]:
+        """This host cannot send on ``line``: it is DOWN at once."""
+        if (state := self._lines.get(line)) is None:
+            return _UNCHANGED
+        state.reason, state.blame, state.accuser = f"line {line}: {why}", Blame.LINE, None
+        state.silent_at = now
+        state.gate.worsen(Verdict.DOWN, now)
+        return self._judge(state, now)
+
     def stuck(self, path: str, times: int, now: float) -> tuple[bool, Sequence[Change]]:
         """The same data was sent ``times`` on a connection of ``path``, and never answered.
 
@@ -273,10 +291,7 @@ class Detector:
         needed = slots_needed(data.loss, STUCK_SPACING_S, FALSE_DOWN_IN_BURSTS_PER_S)
         if times < min(max(STUCK_LEAST, needed), STUCK_MOST):
             return False, _UNCHANGED
-        if now >= state.hole_until:
-            again = now - state.hole_until < state.hole_s
-            state.hole_s = min(2 * state.hole_s, HOLE_MOST_S) if again else HOLE_S
-            state.hole_until = now + state.hole_s
+        state.keep_off(now)
         return True, self._judge(state.line, now)
 
     def spaced(self, path: str, kind: Kind, at: float, carrier: Carrier | None = None) -> None:

@@ -21,6 +21,8 @@ REACH: Final = ((ANY,), (ANY, SYN), (ANY, SYN, DATA), (ANY, SYN, DATA, END), (AN
 OVER_TCP: Final = (SYN, DATA, END)
 TCP_CARRIERS: Final = (Carrier.H2, Carrier.H1)
 UDP_CARRIERS: Final = (Carrier.H3,)
+HOLE_S: Final = 5.0
+HOLE_MOST_S: Final = 300.0
 ICMP_LOST_MAX: Final = 0.3
 """A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
 and their silence says nothing."""
@@ -202,6 +204,13 @@ class PathState:
         if layer == UDP and self.answered:
             return Kind.QUIC in self.answered
         return True
+
+    def keep_off(self, now: float) -> None:
+        """A connection was stuck: for a time that doubles, new ones would be, too."""
+        if now >= self.hole_until:
+            again = now - self.hole_until < self.hole_s
+            self.hole_s = min(2 * self.hole_s, HOLE_MOST_S) if again else HOLE_S
+            self.hole_until = now + self.hole_s
 
     def note_icmp(self, *, answered: bool) -> None:
         """Something was answered: the echoes silent so far were lost, few of them in an outage."""

@@ -135,6 +135,11 @@ class Scheduler:
             self._nudged = True
             self._stopped.get_loop().call_soon(self._turn)
 
+    def ask(self, line: str) -> None:
+        """Something happened to ``line``: ask all there is about it now."""
+        self._planner.stir(line, self._clock())
+        self.nudge()
+
     def interval_s(self, path: str, kind: Kind) -> float | None:
         """The present time between two runs of a probe of a path; ``None``: it is not run."""
         return self._planner.interval_s(path, kind)
