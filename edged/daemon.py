@@ -28,7 +28,8 @@ from edged.downstream.listener import Listener
 from edged.drill import Drills
 from edged.exchanges import Exchanges
 from edged.guard import forbidden
-from edged.looplag import LoopLag
+from edged.looplag import STALL_S, LoopLag
+from edged.netwatch import NetChange, NetWatch
 from edged.probing import Probing
 from edged.recent import Recent
 from edged.routes import RouteEntry, RouteTable
@@ -118,6 +119,7 @@ class Daemon:
         )
         self.drills = Drills(self.table, self.exchanges, self.dialer.sockets, self._choices)
         self.lag = LoopLag()
+        self.net = NetWatch(self._line_lost, self._net_changed)
         self.route = Route(
             _routes(config), self.exchanges, unlisted_allowed=config.unlisted_allowed
         )
@@ -166,6 +168,7 @@ class Daemon:
         self._probe_task = self._loop.create_task(self.probing.run())
         self._probe_task.add_done_callback(self._part_ended)
         self.lag.start()
+        self.net.start(self.config.topology.lines)
         self._tick()
         self._keep_house()
         live.listening = tuple(_text(*address) for address in self.proxy.addresses)
@@ -189,6 +192,7 @@ class Daemon:
                 timer.cancel()
         self.drills.end("shutdown")
         self.lag.stop()
+        self.net.close()
         tasks = [*self._tasks, *([self._probe_task] if self._probe_task else [])]
         for task in tasks:
             task.cancel()
@@ -240,6 +244,7 @@ class Daemon:
             self.live.config = config
         self.table.reload(config.topology, monotonic(), policies, config.unlisted_policy)
         self.drills.reloaded(line.name for line in config.topology.lines)
+        self.net.reload(config.topology.lines)
         self.exchanges.configure(policies, config.unlisted_policy)
         self.route.table = _routes(config)
         self.route.unlisted_allowed = config.unlisted_allowed
@@ -255,8 +260,24 @@ class Daemon:
     # -- what happens meanwhile -------------------------------------------------------------------
 
     def observe(self, sample: Sample) -> None:
-        """A sample of a probe, a connection or an exchange."""
-        self.table.observe(sample, monotonic())
+        """A sample of a probe or a connection."""
+        now = monotonic()
+        if (honest := self.lag.honest(sample, now)) is not None:
+            self.table.observe(honest, now)
+
+    def _line_lost(self, line: str, why: str) -> None:
+        self.table.lost(line, why, monotonic())
+
+    def _net_changed(self, change: NetChange) -> None:
+        """Nothing is taken for granted that was known of these lines."""
+        _log.info("%s: looking at %s anew", change.what, ", ".join(change.lines))
+        now = monotonic()
+        if change.slept:
+            self.table.lagged(STALL_S, now)
+        for line in change.lines:
+            self.dialer.resolver.expire(line)
+            self.pools.revalidate(line)
+            self.probing.scheduler.ask(line)
 
     def _record(self, record: ExchangeRecord) -> None:
         self.recent.add(record)

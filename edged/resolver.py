@@ -136,6 +136,16 @@ class Resolver:
         entry = self._entries.get(_Key(line, host))
         return entry.addresses if entry is not None else ()
 
+    def expire(self, line: str) -> None:
+        """The network changed under ``line``: ask again; what was known is good only if nobody
+        answers."""
+        now = self._clock()
+        for key, entry in tuple(self._entries.items()):
+            if key.line.name == line and entry.error:
+                del self._entries[key]
+            elif key.line.name == line:
+                entry.fresh_until = min(entry.fresh_until, now)
+
     async def close(self) -> None:
         """Give up all questions."""
         flights = list(self._flights.values())

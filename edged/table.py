@@ -155,6 +155,11 @@ class PathTable:
             record.remote.answered(answers, self._states[path].estimate.rtt_s, now)
             self._dirty.add(record)
 
+    def lost(self, line: str, why: str, now: float) -> None:
+        """This host cannot send on ``line``: it is DOWN at once."""
+        if changes := self._detector.lost(line, why, now):
+            self._publish(now, changes)
+
     def stuck(self, path: str, times: int, now: float) -> bool:
         """The same data was sent ``times`` on a connection of ``path`` without an answer.
 
