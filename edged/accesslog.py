@@ -303,7 +303,7 @@ class _Sink(threading.Thread):
 
     def __init__(self, target: str) -> None:
         super().__init__(name="access-log", daemon=True)
-        self._target = target
+        self._file = target
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._fd = _open(target)
         self._torn = False  # the last line on disk is incomplete
@@ -338,13 +338,13 @@ class _Sink(threading.Thread):
             self._torn = data[done - 1] != _LINE_FEED if done else self._torn
             if not self._complained:
                 self._complained = True
-                _log.warning("access log %s: %s; lines are lost", self._target, error.strerror)
+                _log.warning("access log %s: %s; lines are lost", self._file, error.strerror)
 
     def _reopen(self) -> None:
         try:
-            fd = _open(self._target)
+            fd = _open(self._file)
         except OSError as error:
-            _log.warning("access log %s: not reopened: %s", self._target, error.strerror)
+            _log.warning("access log %s: not reopened: %s", self._file, error.strerror)
             return
         os.close(self._fd)
         self._fd, self._torn, self._complained = fd, False, False

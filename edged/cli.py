@@ -12,11 +12,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from edged import compiled
 from edged.failure import Failed
 
 DEFAULT_CONFIG = "/etc/edged/edged.yaml"
 DEFAULT_RELAY_CONFIG = "/etc/edged/relay.yaml"
 DEFAULT_ADMIN = "127.0.0.1:7071"
+_HOT = ("run", "relay", "demo", "version")
+"""Commands that move bytes, or tell how."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(a: argparse.Namespace) -> int:
     """Import only what the command needs: most of them must start quickly."""
     command: str = a.command
+    if command in _HOT:
+        compiled.activate()
     if command == "run":
         from edged.process import run
 
@@ -69,6 +74,10 @@ def _run(a: argparse.Namespace) -> int:
         return relay(a.config, check=a.check)
     if command == "version":
         return _version()
+    if command == "compile":
+        from edged.commands.compile import compile_modules
+
+        return compile_modules(if_possible=a.if_possible)
     if command in ("check", "schema"):
         from edged.commands import config
 
@@ -100,7 +109,8 @@ def _version() -> int:
 
     from edged.version import VERSION
 
-    print(f"edged {VERSION} ({platform.python_implementation()} {platform.python_version()})")
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    print(f"edged {VERSION} ({python}, {compiled.state()})")
     return 0
 
 
@@ -230,6 +240,15 @@ def _other_commands(commands: _Commands[_Parser]) -> None:
     )
     demo.add_argument("--seconds", type=_seconds, default=None, help="end by itself after N")
     demo.add_argument("--json", action="store_true", help="no live view; the last line is JSON")
+    build = commands.add_parser(
+        "compile",
+        help="compile the hot modules for this Python",
+        description="Compile the modules on a request's way for this Python, with mypyc and a C "
+        "compiler. `edged run` uses the result as long as the sources are the same.",
+    )
+    build.add_argument(
+        "--if-possible", action="store_true", help="be content where it cannot be done"
+    )
     commands.add_parser("version", help="print the version", description="Print the version.")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import uvloop
 
+from edged import compiled
 from edged.admin.views import bind_problem
 from edged.config import Config, ConfigError
 from edged.config_policies import policy_files
@@ -109,7 +110,7 @@ class Process:
             if (problem := bind_problem(line)) is not None:
                 _log.warning("%s", problem)
         addresses = ", ".join(daemon.live.listening) if daemon.live else ""
-        _log.info("edged %s is ready on %s", VERSION, addresses)
+        _log.info("edged %s (%s) is ready on %s", VERSION, compiled.state(), addresses)
         self._notifier.ready(f"serving on {addresses}")
 
     async def _wind_down(self, daemon: Daemon, number: int) -> int:

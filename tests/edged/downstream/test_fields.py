@@ -34,7 +34,7 @@ def read(block, limits=LIMITS):
         head, keep_alive, plain = parse_head(block, limits)
     except BadMessage as error:
         return error.status, error.code
-    said = {name: getattr(head, name) for name in head.__slots__}
+    said = {name: getattr(head, name) for name in dir(head) if not name.startswith("_")}
     return said, keep_alive, plain
 
 

@@ -25,10 +25,12 @@ def answer_at_end(request) -> None:
     if request.head.body_length == 0:
         request.answer(body=b"ok")
     else:
-        request.body_end = lambda trailers: (
-            setattr(request, "ended", True),
-            request.answer(body=b"ok"),
-        )
+
+        def body_end(trailers) -> None:
+            request.ended = True
+            request.answer(body=b"ok")
+
+        request.body_end = body_end
 
 
 def check(case: Case, recorder: Recorder, output: bytes) -> None:

@@ -50,10 +50,12 @@ def answer_late(request) -> None:
     if request.head.body_length == 0:
         request.answer(body=b"ok")
     else:
-        request.body_end = lambda trailers: (
-            setattr(request, "ended", True),
-            request.answer(body=b"ok", length=None, trailers=trailers),
-        )
+
+        def body_end(trailers) -> None:
+            request.ended = True
+            request.answer(body=b"ok", length=None, trailers=trailers)
+
+        request.body_end = body_end
 
 
 @pytest.mark.parametrize("engine", [engines.PURE, engines.FAST])

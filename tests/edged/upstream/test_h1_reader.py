@@ -419,6 +419,7 @@ def test_each_event_of_a_stream_leaves_at_once():
     assert reader.feed(b"0\r\n\r\n") is Progress.COMPLETE
 
 
+@pytest.mark.sources
 def test_alternatives_are_told_of_heads_that_are_good():
     told = []
 

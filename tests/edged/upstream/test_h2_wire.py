@@ -26,7 +26,7 @@ from edged.upstream import h2_wire as w
 from edged.upstream.engines import hpack_engine
 from edged.upstream.h2_wire import H2Wire, WireError
 
-pytestmark = pytest.mark.parametrize("engine", ["pure", "fast"])
+pytestmark = [pytest.mark.sources, pytest.mark.parametrize("engine", ["pure", "fast"])]
 
 FRAME_BYTES = 16_384
 
