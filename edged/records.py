@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from policies.attribution import Finding
 from policies.breaker import Damping, Gate
 from policies.concurrency import Answer, ConcurrencyLimit
 from policies.costing import Facts
 from policies.ejection import Cohort, SuccessRate
 from policies.geo import distance_km
+from policies.ledger import Finding
 from policies.model import (
     Blame,
     Breaker,
@@ -24,7 +24,7 @@ from policies.model import (
     RequestClass,
     Verdict,
 )
-from policies.ranking import Chooser
+from policies.ranking import FLAPPING, Chooser
 from policies.schema import Policy
 from policies.score import Hazard
 from policies.window import EndpointLatency, Window
@@ -211,7 +211,7 @@ class PathRecord:
     def _held(self, now: float) -> str:
         if not self.damping.holds(now):
             return ""
-        return "flapping" if self.damping.suppressed else "recovering"
+        return FLAPPING if self.damping.suppressed else "recovering"
 
     def _reason(self, now: float) -> str:
         """The sentence that explains verdict and gates."""

@@ -187,10 +187,11 @@ class Damping:
         return self._penalty * math.exp2(-max(0.0, now - self._at) / FLAP_HALF_LIFE_S)
 
     def fell(self, old: Verdict, new: Verdict, now: float) -> None:
-        """The verdict became worse. A fall by way of SUSPECT costs as much as one at once."""
+        """The verdict became worse. A fall by way of SUSPECT costs as much as one at once, and a
+        relapse before it was UP again nothing: it is the same outage."""
         cost = FLAP_PENALTY if new is Verdict.DOWN else DOUBT_PENALTY
         if old is Verdict.SUSPECT:
-            cost -= DOUBT_PENALTY
+            cost = 0.0 if self._back_since is not None else cost - DOUBT_PENALTY
         self._penalty = min(FLAP_MAX, self.penalty(now) + cost)
         self._at = now
         self._back_since = None

@@ -7,9 +7,9 @@ Filters, in this order; who falls to a later row stands behind all before it, by
    above the 0.84 quantile and half the limit, or without the bandwidth left for this body. When
    all of row 1 are hot, none is. Traffic is meant to gather on the cheapest path, so without a
    limit being the busiest is no heat;
-3. ``recovering``: fell and has not been back for long enough, or flaps (the incumbent is exempt:
-   this is about returning, not about leaving);
-4. ``suspect`` and ``half-open``;
+3. ``recovering``: fell and has not been back for long enough (the incumbent is exempt, here and of
+   flapping: this is about returning, not about leaving);
+4. ``suspect``, ``half-open`` and ``flapping``;
 5. ``ejected``;
 6. ``breaker open``;
 7. ``down``.
@@ -52,6 +52,8 @@ REGRET_S = 10.0
 IDLE_PER_S = 1.0
 """Requests a second as which an idle upstream counts."""
 QUIET_REQUESTS = 2.0
+FLAPPING = "flapping"
+"""What ``held`` says of a path that fell too often to be returned to."""
 _SUSPECT = "suspect"
 _UP, _HOT, _RECOVERING, _DOUBTFUL, _EJECTED, _OPEN, _DOWN = range(7)
 
@@ -88,7 +90,7 @@ def _row(scored: Scored, incumbent: str | None) -> tuple[int, str]:
     if state.breaker is Breaker.HALF_OPEN:
         return _DOUBTFUL, "half-open"
     if scored.held and state.path.name != incumbent:
-        return _RECOVERING, scored.held
+        return _DOUBTFUL if scored.held == FLAPPING else _RECOVERING, scored.held
     return _UP, ""
 
 
@@ -207,7 +209,7 @@ class Chooser:
         best_row = entries[0].row
         for entry in entries:
             if entry.scored.state.path.name == self.incumbent:
-                for_now = best_row == _UP and (
+                for_now = best_row <= _RECOVERING and (
                     entry.row == _HOT or (entry.word == _SUSPECT and not entry.scored.held)
                 )
                 return entry if entry.row == best_row or for_now else None

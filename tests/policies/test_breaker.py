@@ -180,6 +180,17 @@ def test_a_single_outage_holds_the_return_for_longer_than_a_fast_flap():
     assert damping.held_until(until) is None
 
 
+def test_a_relapse_before_it_was_trusted_is_the_same_outage():
+    damping = Damping()
+    fall(damping, 0.0)
+    damping.came_back(5.0)
+    fall(damping, 5.1, Verdict.DOWN, Verdict.SUSPECT)
+    assert damping.penalty(0.0) < 1000
+    assert damping.held_until(5.2) is None
+    damping.came_back(6.0)
+    assert 7.0 < damping.held_until(6.0) < 9.5
+
+
 def test_flapping_every_two_seconds_suppresses_until_it_has_been_quiet():
     damping, now = Damping(), 0.0
     for _ in range(4):

@@ -17,7 +17,7 @@ from policies.model import (
     RequestClass,
     Verdict,
 )
-from policies.ranking import Chooser, Scored, quantile
+from policies.ranking import FLAPPING, Chooser, Scored, quantile
 from policies.schema import Failover
 
 SMALL = RequestClass(1024)
@@ -260,6 +260,17 @@ def test_a_false_alarm_is_stepped_around_and_costs_no_way_back():
     worse = [scored("a", 60, verdict=Verdict.DOWN), scored("b", 150)]
     assert lines(rank(chooser, worse, now=0.3)) == ["b", "a"]
     assert chooser.incumbent == "b>u/e"
+
+
+def test_a_doubt_is_no_way_back_for_a_path_that_flaps():
+    chooser = Chooser()
+    rank(chooser, [scored("b", 150), scored("a", 60, verdict=Verdict.DOWN)])
+    flapping, back = scored("a", 60, held=FLAPPING), scored("a", 60, held="recovering")
+    doubted = scored("b", 150, verdict=Verdict.SUSPECT)
+    assert lines(rank(chooser, [flapping, doubted], requests=2, now=0.1)) == ["b", "a"]
+    assert lines(rank(chooser, [back, doubted], now=0.2)) == ["a", "b"]
+    assert lines(rank(chooser, [back, scored("b", 150)], now=0.3)) == ["b", "a"]
+    assert lines(rank(chooser, [flapping, scored("b", 1, verdict=Verdict.DOWN)], now=0.4))[0] == "a"
 
 
 def test_what_recovers_collects_the_regret_that_takes_it_back():
