@@ -5,21 +5,7 @@ publishes a new `Snapshot` before the call returns, and then tells the subscribe
 republished at most every 100 ms, by whatever call comes next. State is keyed by path name and
 survives a reload.
 
-Evidence of one sample:
-
-==============================  =======================  ==================  =====================
-outcome                         verdict (`detector`)     breaker of path     cohort of endpoints
-==============================  =======================  ==================  =====================
-OK of TLS, HTTP, QUIC, TTFB     heard                    good                good
-OK of TCP, PING, PULSE          heard                    good                --
-OK of ICMP, KERNEL              heard                    --                  --
-HTTP_ERROR                      heard                    good                bad
-BUSY                            heard                    good                rests
-REFUSED, TLS, PROTOCOL          its rules                bad                 bad
-TIMEOUT, UNREACHABLE, DNS,      its rules                bad, unless DOWN    --
-RESET
-LOCAL                           --                       --                  --
-==============================  =======================  ==================  =====================
+What one sample is evidence of: `edged.judging`.
 """
 
 from __future__ import annotations
@@ -28,22 +14,19 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from edged import judging
 from edged.inventory import Inventory, Turnover
 from edged.records import Choice, Entry, PathRecord
-from policies.breaker import is_evidence, local_failure
 from policies.concurrency import Answer
 from policies.costing import cost
 from policies.detector import Detector
-from policies.ejection import clearly_worse
 from policies.model import (
-    Blame,
     Breaker,
     Carrier,
     CarrierChange,
     Change,
     Endpoint,
     Kind,
-    Outcome,
     PathState,
     Ranking,
     RequestClass,
@@ -54,7 +37,6 @@ from policies.model import (
     Verdict,
 )
 from policies.schema import Policy
-from policies.window import is_exchange
 
 REPUBLISH_S = 0.1
 """Pure changes of estimates are published at most this often."""
@@ -63,8 +45,6 @@ REFRESH_S = 2.0
 SAME_SIGN_S = 0.005
 """Exchanges that succeed within this span are one sign of life, so that thousands a second cost
 little; their times to first byte are all counted."""
-
-_ANSWERED = frozenset({Kind.TLS, Kind.HTTP, Kind.QUIC, Kind.TTFB})
 
 
 class PathTable:
@@ -118,7 +98,7 @@ class PathTable:
         self._dirty.add(record)
         changes: Sequence[Change] = ()
         if sample.kind is Kind.TTFB:
-            self._learn(record, sample, now)
+            judging.learn(record, sample, self._states[sample.path].estimate.rtt_s, now)
         if sample.kind is not Kind.TTFB or not sample.outcome.ok or now >= record.heard_until:
             record.heard_until = now + SAME_SIGN_S
             record.window.observe(sample, now)
@@ -364,59 +344,16 @@ class PathTable:
             self._detector.watch(path.name, path.line.name, path.endpoint.key, listed=listed)
         self._dirty.update(turnover.placed)
 
-    def _learn(self, record: PathRecord, sample: Sample, now: float) -> None:
-        """What an exchange tells of its endpoint's latency and limit."""
-        remote = record.remote
-        if sample.outcome is Outcome.BUSY:
-            remote.busy(now)
-        elif is_exchange(sample) and sample.rtt_s is not None:
-            remote.latency.observe(sample.rtt_s, now)
-            if sample.outcome is Outcome.OK and sample.found is not None:
-                answer = (sample.rtt_s, sample.found)
-                remote.answered((answer,), self._states[sample.path].estimate.rtt_s, now)
-
     def _judge(self, record: PathRecord, sample: Sample, now: float) -> bool:
         """Breaker and cohort; says whether a gate or an exclusion changed."""
-        outcome, kind = sample.outcome, sample.kind
-        if outcome is Outcome.OK and kind is Kind.TTFB:
-            record.goods += 1
-            return record.gate.good(now)
-        if not is_evidence(kind):
-            return False
-        record.settle(now)
-        cohort, endpoint = record.upstream.cohort, record.endpoint
-        moved = False
-        if not local_failure(outcome):
-            record.rate.add(True, now)
-            moved = record.gate.good(now)
-        elif self._detector.finding(record.path.name).verdict is not Verdict.DOWN:
-            record.rate.add(False, now)
-            moved = record.gate.bad(outcome, now, self._rng) or self._outlier(record, now)
-        if outcome is Outcome.OK and kind in _ANSWERED:
-            cohort.good(endpoint, now)
-        elif outcome is Outcome.BUSY:
-            moved = cohort.busy(endpoint, sample.retry_after_s, now) or moved
-        elif outcome.blame is Blame.ENDPOINT:
-            moved = cohort.bad(endpoint, outcome.value, now, self._rng) or moved
+        down = self._detector.finding(record.path.name).verdict is Verdict.DOWN
+        moved = judging.judge(record, sample, now, self._rng, down=down)
         if moved:
             # An exclusion concerns all paths of the endpoint.
-            same = [r for r in record.upstream.paths if r.endpoint == endpoint]
+            same = [r for r in record.upstream.paths if r.endpoint == record.endpoint]
             self._dirty.update(same)
             self._troubled.update(same)
         return moved
-
-    def _outlier(self, record: PathRecord, now: float) -> bool:
-        """The cohort rule among the paths of an upstream."""
-        others = [r for r in record.upstream.paths if r is not record]
-        if not others:
-            return False
-        for other in others:
-            other.settle(now)
-        best = max(others, key=lambda r: r.rate.mean)
-        if not clearly_worse(record.rate, best.rate, now):
-            return False
-        share = f"{record.rate.mean:.0%} against {best.rate.mean:.0%} of {best.path.name}"
-        return record.gate.outlier(f"succeeds far less often: {share}", now, self._rng)
 
     def _apply(self, change: Change) -> None:
         """What a verdict means for damping and hazard."""
@@ -425,19 +362,8 @@ class PathTable:
             return
         self._dirty.add(record)
         self._troubled.add(record)
-        if change.old is Verdict.UP:
-            record.window.mark()
-        elif change.old is Verdict.DOWN:
-            record.window.rewind()
-        if change.new > change.old:
-            record.damping.fell(change.old, change.new, change.at)
-        elif record.damping.fallen:
-            record.damping.came_back(change.at)
-        line = record.line
-        down = self._detector.line_verdict(line.line.name) is Verdict.DOWN
-        if down and not line.was_down and not line.drilled:
-            line.hazard.outage(change.at)
-        line.was_down = down
+        down = self._detector.line_verdict(record.line.line.name) is Verdict.DOWN
+        judging.changed(record, change, line_down=down)
 
     def _stale(self, now: float) -> bool:
         """Whether there is anything to publish; lets all estimates decay now and then."""
