@@ -749,3 +749,35 @@ def test_a_lost_carrier_changes_nothing_while_another_attempt_is_live():
     machine.path_suspect("a", 0.1)
     assert machine.carrier_lost(1, 0.2, "datagrams vanish") == ()
     assert machine.head_received(2, 0.3) == (Commit(2), Cancel(1))
+
+
+# -- migration -----------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_moved_goes_down_with_the_path_it_came_to():
+    machine = exchange(safe=True)
+    assert machine.begin(0) == (Start(1, "a"),)
+    machine.sent(1, 0)
+    machine.moved(1, "b")
+    assert machine.path_down("a", 1) == ()
+    assert machine.starts == 1
+    assert machine.path_down("b", 2) == (Cancel(1), Start(2, "c", "failover"))
+
+
+def test_an_attempt_that_moved_is_not_joined_on_the_path_it_came_to():
+    machine = exchange(safe=True)
+    machine.begin(0)
+    machine.sent(1, 0)
+    machine.moved(1, "b")
+    machine.reroute(("b", "c"))
+    assert machine.path_suspect("b", 1) == (Start(2, "c", "hedge"),)
+    assert machine.head_received(1, 2) == (Commit(1), Cancel(2))
+
+
+def test_what_is_over_does_not_move():
+    machine = exchange(safe=True)
+    machine.begin(0)
+    machine.sent(1, 0)
+    machine.head_received(1, 1)
+    machine.moved(1, "b")
+    assert machine.path_down("b", 2) == ()

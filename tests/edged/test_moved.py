@@ -1,0 +1,101 @@
+"""An exchange whose stream goes on over another line: what it says, counts and does afterwards."""
+
+from __future__ import annotations
+
+from edged.accesslog import format_line
+from policies.model import Blame, Change, Kind, Outcome, Verdict
+from tests.edged.test_exchange import down
+from tests.harness.scripted import Stage, make_path, staged
+
+CN2, BGP = "cn2>up/e1", "bgp>up/e1"
+
+
+def move(stage, stream, line="bgp"):
+    stream.events.moved(next(p for p in stage.paths if p.line.name == line))
+
+
+@staged
+async def test_a_response_that_moved_is_one_answer_of_two_legs():
+    stage = Stage()
+    client = stage.request()
+    (stream,) = stage.streams
+    stream.answer(200, (), 4)
+    stream.events.data(b"ab")
+    move(stage, stream)
+    assert stage.table.in_flight == {CN2: 0, BGP: 1}
+    down(stage, CN2)  # nobody is there any more
+    assert not stream.cancelled
+    stream.events.data(b"cd")
+    stream.events.end(None)
+    assert (client.over, client.body) == ("end", b"abcd")
+    (record,) = stage.records
+    assert record.path_name == BGP
+    legs = [(t.path, t.why, t.moved, t.cancelled, t.failure) for t in record.tries]
+    assert legs == [(CN2, "first", True, False, None), (BGP, "migration", False, False, None)]
+    assert record.tries[1].reason == "the connection moved from line cn2"
+    assert record.tries[0].ended_s == record.tries[1].started_s
+    line = format_line(record)
+    assert '"path":"bgp>up/e1"' in line
+    assert '"outcome": "moved"' in line
+    assert stage.counters.migrations == 1
+    assert stage.counters.failovers == stage.counters.double_executions == 0
+    assert stage.idle()
+
+
+@staged
+async def test_an_unanswered_request_that_moved_is_not_repeated():
+    stage = Stage()
+    client = stage.request(b"POST", length=5)
+    client.sink.body(b"hello")
+    client.sink.body_end(None)
+    (stream,) = stage.streams
+    move(stage, stream)
+    down(stage, CN2)
+    assert not stream.cancelled
+    assert len(stage.streams) == 1
+    stream.answer(200, (), 2, b"ok")
+    assert client.over == "end"
+    # How long the answer took says nothing of the endpoint: an outage was in it.
+    (sample,) = [s for s in stage.table.samples if s.kind is Kind.TTFB]
+    assert (sample.path, sample.rtt_s, sample.outcome) == (BGP, None, Outcome.OK)
+    assert stage.counters.double_executions == 0
+    assert stage.idle()
+
+
+@staged
+async def test_the_death_of_the_line_that_it_came_to_is_its_own():
+    stage = Stage(paths=[make_path("cn2"), make_path("bgp"), make_path("hk")])
+    client = stage.request()
+    (stream,) = stage.streams
+    move(stage, stream)
+    stage.table.order([stage.paths[2], *stage.paths[:2]], last_resorts=2)
+    change = Change(BGP, Verdict.UP, Verdict.DOWN, Blame.LINE, "silence", 0.0)
+    stage.exchanges.path_changed(change)
+    assert stream.cancelled
+    assert stage.streams[1].path.name == "hk>up/e1"
+    stage.streams[1].answer(200, (), 2, b"ok")
+    assert client.over == "end"
+    assert [(t.path, t.why) for t in stage.records[0].tries] == [
+        (CN2, "first"),
+        (BGP, "migration"),
+        ("hk>up/e1", "failover"),
+    ]
+    assert stage.idle()
+
+
+@staged
+async def test_a_body_in_flight_moves_with_it():
+    stage = Stage()
+    client = stage.request(b"POST", length=6)
+    client.sink.body(b"abc")
+    client.sink.body(b"def")
+    client.sink.body_end(None)
+    (stream,) = stage.streams
+    move(stage, stream)
+    assert stream.body == b"abcdef"
+    stream.fail(Outcome.TIMEOUT, "the server did not follow to line bgp", path_down=True)
+    # A safe end of a move that failed: the replay table decides.
+    assert len(stage.streams) == 2
+    stage.streams[1].answer(200, (), 2, b"ok")
+    assert client.over == "end"
+    assert stage.idle()
