@@ -36,7 +36,7 @@ from edged.routes import RouteEntry, RouteTable
 from edged.stages import Access, AccessRules, Route
 from edged.table import PathTable
 from edged.upstream.h3 import H3Connector
-from edged.upstream.migration import MigrationTools, Refusals
+from edged.upstream.migration import MigrationTools
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
 from policies.model import (
@@ -388,7 +388,7 @@ class Daemon:
                 self.dialer,
                 self.observe,
                 ca_file=ca_file,
-                migration=MigrationTools(self._alternatives, self.dialer.open_udp, Refusals()),
+                migration=MigrationTools(self._alternatives, self.dialer.open_udp),
             ),
             connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
             set_warm=self.table.set_warm,

@@ -26,6 +26,11 @@ from aioquic.tls import Epoch
 
 from edged.upstream.quic_engines import Address
 
+_ABLE = all(
+    hasattr(QuicConnection, name)
+    for name in ("_send_probing_frames", "_use_reserved_peer_cid", "_path_validation_deadline")
+)
+"""Older than 1.7 it has less than is needed here."""
 _UNLIMITED = 1 << 60
 _RESET_BYTES = 21
 _TOKEN_BYTES = 16
@@ -61,7 +66,7 @@ class PathConnection(QuicConnection):
     def may_migrate(self) -> bool:
         """See `quic_engines.Engine`."""
         refused = self._migration_refused and self.preferred_address is None
-        return self._handshake_confirmed and not refused and bool(self._peer_cid.cid)
+        return _ABLE and self._handshake_confirmed and not refused and bool(self._peer_cid.cid)
 
     def address_of(self, number: int) -> Any:
         """What the engine is to be told that datagrams of that path come from."""

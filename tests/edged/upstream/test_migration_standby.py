@@ -20,6 +20,7 @@ def certificates():
 def soon(monkeypatch):
     monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
     monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(migration, "PROBE_GAP_S", 0.0)
 
 
 def test_a_standby_is_validated_while_all_is_well(certificates, monkeypatch):
@@ -43,6 +44,14 @@ def test_a_standby_is_validated_while_all_is_well(certificates, monkeypatch):
         connection.close()
 
     run("pure", certificates, body)
+
+
+def test_all_connections_together_validate_one_standby_in_half_a_second(monkeypatch):
+    monkeypatch.undo()
+    pace = migration.Pace()
+    taken = [i / 100 for i in range(1000) if pace.take(i / 100)]
+    assert len(taken) == 10 / migration.PROBE_GAP_S
+    assert 2400 * 8 / migration.PROBE_GAP_S < 64_000
 
 
 def test_short_requests_have_no_standby(certificates, monkeypatch):
