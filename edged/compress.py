@@ -65,13 +65,20 @@ class Encoder(Protocol):
         """The rest."""
 
 
-class _ZstdDecoder:
+class ZstdDecoder:
     """A zstd block of four bytes can stand for 128 KiB, and the library has no output limit per
     call: input goes in by slices that grow only while they do not expand much.
     """
 
-    def __init__(self) -> None:
-        self._context = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    def __init__(
+        self, dictionary: bytes | None = None, *, max_window_bytes: int = _MAX_WINDOW_BYTES
+    ) -> None:
+        """``dictionary``: the raw content that the encoder had as its past."""
+        raw = None
+        if dictionary:
+            kind = zstandard.DICT_TYPE_RAWCONTENT
+            raw = zstandard.ZstdCompressionDict(dictionary, dict_type=kind)
+        self._context = zstandard.ZstdDecompressor(dict_data=raw, max_window_size=max_window_bytes)
         self._frame = self._context.decompressobj()
         self._inside = False
         self._slice_bytes = _MIN_SLICE_BYTES
@@ -164,8 +171,8 @@ def decoder(coding: str) -> Decoder:
     return _DECODERS[coding]()
 
 
-_DECODERS: dict[str, type[_ZstdDecoder] | type[_GzipDecoder] | type[_BrotliDecoder]] = {
-    "zstd": _ZstdDecoder,
+_DECODERS: dict[str, type[ZstdDecoder] | type[_GzipDecoder] | type[_BrotliDecoder]] = {
+    "zstd": ZstdDecoder,
     "br": _BrotliDecoder,
     "gzip": _GzipDecoder,
     "x-gzip": _GzipDecoder,
