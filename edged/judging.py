@@ -61,7 +61,8 @@ def judge(
         moved = record.gate.good(now)
     elif not down:
         record.rate.add(False, now)
-        moved = record.gate.bad(outcome, now, rng) or _outlier(record, now, rng)
+        opened = record.gate.bad(outcome, now, rng, sent_at=sample.sent_at)
+        moved = opened or _outlier(record, now, rng)
     if outcome is Outcome.OK and kind in _ANSWERED:
         cohort.good(endpoint, now)
     elif outcome is Outcome.BUSY:

@@ -16,6 +16,9 @@ HALF_OPEN  bad                                         OPEN       for the next p
 HALF_OPEN  third good in a row since the pause         CLOSED
 =========  ==========================================  =========  ================================
 
+What fails together fails once: while CLOSED only an attempt that was made after the last failure
+was known counts again. (One lost packet holds up every PING behind it on a connection.)
+
 Bad samples of a path that is DOWN are not shown to its breaker: the verdict already holds it back,
 and the length of an outage must not prolong the way back.
 
@@ -96,7 +99,16 @@ class Backoff:
 class Gate:
     """The breaker of one path. Every method says whether `state` changed."""
 
-    __slots__ = ("_backoff", "_bad", "_good", "_tested_at", "open_until", "reason", "state")
+    __slots__ = (
+        "_backoff",
+        "_bad",
+        "_bad_at",
+        "_good",
+        "_tested_at",
+        "open_until",
+        "reason",
+        "state",
+    )
 
     def __init__(self) -> None:
         self.state = Breaker.CLOSED
@@ -106,6 +118,7 @@ class Gate:
         """Why it is not CLOSED, for people."""
         self._backoff = Backoff()
         self._bad = 0
+        self._bad_at = float("-inf")
         self._good = 0
         self._tested_at = 0.0
 
@@ -122,10 +135,15 @@ class Gate:
             return self._close()
         return self._half_open()
 
-    def bad(self, outcome: Outcome, now: float, rng: random.Random) -> bool:
-        """An attempt or a probe failed by the path's own doing."""
+    def bad(
+        self, outcome: Outcome, now: float, rng: random.Random, *, sent_at: float | None = None
+    ) -> bool:
+        """An attempt or a probe, made at ``sent_at``, failed by the path's own doing."""
         self._good = 0
         if self.state is Breaker.CLOSED:
+            if sent_at is not None and sent_at < self._bad_at:
+                return False
+            self._bad_at = now
             self._bad += 1
             if self._bad < BAD_TO_OPEN:
                 return False
@@ -187,11 +205,12 @@ class Damping:
         return self._penalty * math.exp2(-max(0.0, now - self._at) / FLAP_HALF_LIFE_S)
 
     def fell(self, old: Verdict, new: Verdict, now: float) -> None:
-        """The verdict became worse. A fall by way of SUSPECT costs as much as one at once, and a
-        relapse before it was UP again nothing: it is the same outage."""
+        """The verdict became worse. A fall by way of SUSPECT costs as much as one at once. A
+        relapse before it was UP again is the same outage, which only counts from now on."""
         cost = FLAP_PENALTY if new is Verdict.DOWN else DOUBT_PENALTY
         if old is Verdict.SUSPECT:
-            cost = 0.0 if self._back_since is not None else cost - DOUBT_PENALTY
+            relapse = self._back_since is not None
+            cost = max(0.0, cost - self.penalty(now)) if relapse else cost - DOUBT_PENALTY
         self._penalty = min(FLAP_MAX, self.penalty(now) + cost)
         self._at = now
         self._back_since = None

