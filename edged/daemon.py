@@ -134,10 +134,7 @@ class Daemon:
         self.table.subscribe(self.exchanges.path_changed)
         self.table.subscribe(self.pools.path_changed)
         self.table.subscribe(self._path_changed)
-        self.table.subscribe_carriers(self.pools.carrier_leaving)
-        self.table.subscribe_carriers(self.exchanges.carrier_changed)
-        self.table.subscribe_carriers(self.pools.carrier_changed)
-        self.table.subscribe_carriers(_tell_carrier)
+        self.table.subscribe_carriers(self._carrier_changed)
 
     # -- start and stop ---------------------------------------------------------------------------
 
@@ -291,6 +288,16 @@ class Daemon:
         _log.log(
             level, "%s: %s -> %s: %s", change.path, change.old.name, change.new.name, change.reason
         )
+
+    def _carrier_changed(self, change: CarrierChange) -> None:
+        if self.pools.carrier_leaving(change):
+            self.exchanges.carrier_changed(change)
+            self.pools.carrier_changed(change)
+        names = " and ".join(change.carriers)
+        if change.blocked:
+            _log.warning("%s: %s blocked: %s", change.path, names, change.reason)
+        else:
+            _log.info("%s: %s works: %s", change.path, names, change.reason)
 
     def _tick(self) -> None:
         now = monotonic()
@@ -453,14 +460,6 @@ class Daemon:
             routes.by_host(host) if host else routes.by_prefix(path.encode("latin-1", "replace"))
         )
         return None if routed is None else routed.upstream
-
-
-def _tell_carrier(change: CarrierChange) -> None:
-    names = " and ".join(change.carriers)
-    if change.blocked:
-        _log.warning("%s: %s blocked: %s", change.path, names, change.reason)
-    else:
-        _log.info("%s: %s works: %s", change.path, names, change.reason)
 
 
 def _policies(config: Config) -> dict[str, Policy]:

@@ -236,15 +236,14 @@ class Exchanges:
                 attempt.exchange.path_suspect(change)
 
     def carrier_changed(self, change: CarrierChange) -> None:
-        """A carrier stopped or began to work on a path where others work.
+        """A carrier stopped working on a path where others work: those on it hear of it now.
 
-        Subscribe this between `Pools.carrier_leaving` and `Pools.carrier_changed`.
+        Call this before `Pools.carrier_changed`, which ends what is left on it.
         """
-        if change.blocked:
-            for attempt in self.targets.live_on(change.path):
-                tunnel = isinstance(attempt.exchange, Tunnel)
-                if (Carrier.H1 if tunnel else attempt.carrier) in change.carriers:
-                    attempt.exchange.carrier_lost(attempt.number, change)
+        for attempt in self.targets.live_on(change.path):
+            tunnel = isinstance(attempt.exchange, Tunnel)
+            if (Carrier.H1 if tunnel else attempt.carrier) in change.carriers:
+                attempt.exchange.carrier_lost(attempt.number, change)
 
     def drain(self) -> None:
         """The end is near: from now on `tick` closes tunnels that carry nothing."""

@@ -145,10 +145,11 @@ class Pools:
         else:
             pool.up()
 
-    def carrier_leaving(self, change: CarrierChange) -> None:
+    def carrier_leaving(self, change: CarrierChange) -> bool:
         """A carrier stopped or began to work on a path where others work
-        (`PathTable.subscribe_carriers`). Subscribe this before whoever acts on those in flight:
-        from now on no request takes a blocked carrier.
+        (`PathTable.subscribe_carriers`): from now on no request takes a blocked one. Whether those
+        in flight on it should be told, and then `carrier_changed` be called: not where the
+        endpoint speaks nothing else.
         """
         carriers = frozenset(change.carriers)
         blocked = self._blocked.get(change.path, frozenset())
@@ -161,13 +162,13 @@ class Pools:
             self.carriers.silenced.add(change.path)
         else:
             self.carriers.silenced.discard(change.path)
-        if (pool := self._pools.get(change.path)) is not None:
-            pool.block(blocked)
+        pool = self._pools.get(change.path)
+        return pool is not None and pool.block(blocked) and change.blocked
 
     def carrier_changed(self, change: CarrierChange) -> None:
         """After `carrier_leaving`: what still runs on a blocked carrier goes on over another line,
         or ends now."""
-        if change.blocked and (pool := self._pools.get(change.path)) is not None:
+        if (pool := self._pools.get(change.path)) is not None:
             pool.desert(frozenset(change.carriers), change.reason)
 
     def revalidate(self, line: str | None = None) -> None:

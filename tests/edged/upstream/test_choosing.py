@@ -218,8 +218,10 @@ def test_a_pool_that_nobody_uses_opens_nothing_beside():
 
 def block(pools, path, *carriers, yes=True):
     change = CarrierChange(path.name, carriers, yes, "datagrams vanish", 0.0)
-    pools.pools.carrier_leaving(change)
-    pools.pools.carrier_changed(change)
+    told = pools.pools.carrier_leaving(change)
+    if told:
+        pools.pools.carrier_changed(change)
+    return told
 
 
 async def both(pools, path):
@@ -269,6 +271,19 @@ def test_a_carrier_that_is_back_is_opened_in_the_background():
             assert first.stream.carrier is H2, "no request is the first to try it"
             only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
             await eventually(lambda: pools.stat(path).connections.get("h3") == 1)
+
+    asyncio.run(main())
+
+
+def test_the_only_carrier_of_an_endpoint_is_never_given_up():
+    async def main():
+        async with setup(h3=FakeH3()) as pools:
+            path = path_to(1, scheme="https", protocols=(H3,))
+            await pools.open(path, get()).until(lambda e: e.stream)
+            assert not block(pools, path, H3)
+            assert pools.open(path, get()).stream.carrier is H3
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+            assert pools.open(path, get()).stream.carrier is H3
 
     asyncio.run(main())
 
