@@ -1,0 +1,217 @@
+"""Connections that do not go on over another line: they may not, or the server does not follow."""
+
+import asyncio
+from time import monotonic
+
+import pytest
+from aioquic.buffer import Buffer
+from aioquic.quic.connection import QuicConnectionId
+from aioquic.quic.events import ConnectionIdIssued
+from aioquic.quic.packet import (
+    QuicPreferredAddress,
+    pull_quic_transport_parameters,
+    push_quic_transport_parameters,
+)
+
+from edged.upstream import h3_connection
+from edged.upstream.migration import LINES_TO_CONVICT_AN_ORIGIN, REFUSED_S, Refusals
+from policies.model import Carrier, Endpoint, Line, Outcome, Path
+from tests.harness.h3 import Certificates, both_engines, until
+from tests.harness.migrating import over, run, talking
+
+
+@pytest.fixture(scope="module")
+def certificates():
+    return Certificates()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
+    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+
+
+# When it does not move
+
+
+@both_engines
+def test_an_idle_connection_does_not_move(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        await over(talk, attempt)
+        assert not connection.leave()
+        assert connection.path is mobile.paths["a"]
+        connection.close()
+
+    run(engine, certificates, body)
+
+
+@both_engines
+def test_nowhere_to_go(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        mobile.die("b")
+        assert not connection.leave()
+        connection.close()
+        await attempt.done
+
+    run(engine, certificates, body)
+
+
+def telling(**parameters):
+    """An origin with these transport parameters."""
+
+    def tweak(origin):
+        protocol = origin._protocol
+
+        def tweaked(quic, stream_handler=None):
+            serialize = quic._serialize_transport_parameters
+
+            def changed():
+                found = pull_quic_transport_parameters(Buffer(data=serialize()))
+                for name, value in parameters.items():
+                    setattr(found, name, value)
+                out = Buffer(capacity=1024)
+                push_quic_transport_parameters(out, found)
+                return out.data
+
+            quic._serialize_transport_parameters = changed
+            if "preferred_address" in parameters:
+                given = parameters["preferred_address"]
+                cid = QuicConnectionId(given.connection_id, 1, given.stateless_reset_token)
+                cid.was_sent = True
+                quic._host_cids.append(cid)
+                quic._host_cid_seq = 2
+                quic._events.append(ConnectionIdIssued(connection_id=given.connection_id))
+            return protocol(quic, stream_handler)
+
+        origin._protocol = tweaked
+
+    return tweak
+
+
+@both_engines
+def test_a_server_that_forbids_it(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        await asyncio.sleep(0.1)
+        assert not connection.leave()
+        assert not mobile.opened
+        connection.close()
+        await attempt.done
+
+    run(engine, certificates, body, tweak=telling(disable_active_migration=True))
+
+
+@both_engines
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_a_preferred_address_is_where_it_moves(engine, certificates, forbidden):
+    preferred = QuicPreferredAddress(("127.0.0.9", 4433), None, b"preferre", bytes(16))
+
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        # The server binds the address of the handshake only (RFC 9000 section 18.2), but one of
+        # the engines cannot tell one address from another.
+        moves = not (forbidden and engine == "fast")
+        assert connection.leave() == moves
+        if moves:
+            assert mobile.opened == [("b", "127.0.0.9", 4433)]
+            await over(talk, attempt)
+        connection.close()
+        await attempt.done
+
+    tweak = telling(preferred_address=preferred, disable_active_migration=forbidden)
+    run(engine, certificates, body, tweak=tweak)
+
+
+# Servers that do not follow
+
+
+@both_engines
+def test_a_server_that_does_not_follow_is_remembered(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        mobile.wires["b"].dead = True  # yet UP for all that is known
+        assert connection.leave()
+        failure = await asyncio.wait_for(attempt.done, 5)
+        assert failure.path_down
+        assert failure.outcome is Outcome.TIMEOUT
+        assert failure.detail == "the server did not follow to line b"
+        assert not mobile.refusals.allowed(mobile.paths["b"], monotonic())
+        assert mobile.pool.ended == [failure]
+
+    run(engine, certificates, body)
+
+
+@both_engines
+def test_it_goes_on_to_the_next_line_if_one_does_not_answer(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        mobile.wires["b"].dead = True
+        assert connection.leave()
+        await until(lambda: connection.path is mobile.paths["c"])
+        await over(talk, attempt)
+        connection.close()
+
+    run(engine, certificates, body, rtts_s={"a": 0.01, "b": 0.012, "c": 0.014})
+
+
+@both_engines
+def test_a_line_that_dies_meanwhile_says_nothing_of_the_server(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        mobile.wires["b"].dead = True
+        assert connection.leave()
+        mobile.die("b")
+        assert (await asyncio.wait_for(attempt.done, 5)).path_down
+        assert mobile.refusals.allowed(mobile.paths["b"], monotonic())
+
+    run(engine, certificates, body)
+
+
+@both_engines
+def test_a_stateless_reset_ends_it(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        mobile.wires["b"].deaf = True
+        tokens = {cid.stateless_reset_token for cid in origin.protocols[0]._quic._host_cids}
+        assert connection.leave()
+        await until(lambda: mobile.wires["b"].up)
+        client = next(iter(mobile.wires["b"]._links))
+        for token in tokens:
+            mobile.wires["b"]._front.sendto(b"\x40" + bytes(30) + token, client)
+        failure = await asyncio.wait_for(attempt.done, 5)
+        assert failure.outcome is Outcome.RESET
+        assert failure.path_down
+        assert not mobile.refusals.allowed(mobile.paths["b"], monotonic())
+
+    run(engine, certificates, body)
+
+
+def test_refusals_are_forgotten_and_two_lines_convict_an_origin():
+    endpoint = Endpoint("up", "e", "https", "h", 1, protocols=(Carrier.H3,))
+    a, b, c = (Path(Line(name), endpoint) for name in "abc")
+    refusals = Refusals()
+    refusals.failed(a, 0.0)
+    assert not refusals.allowed(a, 1.0)
+    assert refusals.allowed(b, 1.0)
+    assert refusals.allowed(a, REFUSED_S)
+    refusals.failed(a, REFUSED_S)
+    assert not refusals.allowed(a, 2.9 * REFUSED_S)  # twice as long
+    assert refusals.allowed(a, 3 * REFUSED_S)
+    assert LINES_TO_CONVICT_AN_ORIGIN == 2
+    refusals.failed(a, 0.0)
+    refusals.failed(b, 0.0)
+    assert not refusals.allowed(c, 1.0)
+    refusals.worked(b)
+    assert refusals.allowed(c, 1.0)
+    for i in range(2000):
+        refusals.failed(Path(Line("a"), Endpoint("up", "e", "https", f"h{i}", 1)), 0.0)
+    assert len(refusals._refused) <= 1024
