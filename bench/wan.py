@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,16 +35,26 @@ from tests.netns.lab import missing
 from tests.netns.site import Site
 
 ROOT = Path(__file__).resolve().parents[1]
+_STARTING = threading.Lock()
+"""Runs may overlap, but their interpreters do not all start at once."""
 NAMES = ("edged", "haproxy", "envoy", "sing-box", "direct")
 
 
 def measure(
     row: Row, name: str, seed: int, directory: Path, reference: dict[str, Figures] | None = None
 ) -> tuple[Figures, Run | None]:
-    """One run; ``reference``: medians of rows measured before, of the same peer or of none."""
-    options = {k: v for k, v in row.site.items() if name == "edged" or k in ("lines", "caddy")}
+    """One run; ``reference``: the least medians of rows measured before, by key."""
+    options = {
+        k: v
+        for k, v in row.site.items()
+        if name == "edged" or k in ("lines", "caddy", "congestion")
+    }
     site = Site(directory, seed=seed, edged=name == "edged", **options)
-    with site, running(name, site, row.prefix) as peer, site.lab.edge:
+    with contextlib.ExitStack() as stack:
+        with _STARTING:
+            stack.enter_context(site)
+            peer = stack.enter_context(running(name, site, row.prefix))
+        stack.enter_context(site.lab.edge)
         if row.cases:
             return asyncio.run(wan_attribution.play(peer, site, seed, row.cases)), None
         run = asyncio.run(_act(row, peer, site, seed))
@@ -117,7 +129,11 @@ class Bench:
 
     def _one(self, row: Row, name: str, seed: int, keep: Path | None) -> None:
         with tempfile.TemporaryDirectory(prefix="edged-wan-") as directory:
-            figures, run = measure(row, name, seed, Path(directory), self._reference(name))
+            try:
+                figures, run = measure(row, name, seed, Path(directory), self._reference())
+            except (AssertionError, OSError, RuntimeError) as error:
+                print(f"{row.key} {name} seed {seed} could not be measured: {error}", flush=True)
+                return
             if keep is not None:
                 there = keep / f"{row.key}-{name}-{seed}".replace(" ", "-")
                 shutil.rmtree(there, ignore_errors=True)
@@ -127,14 +143,16 @@ class Bench:
         self.results.setdefault(row.key, {}).setdefault(name, []).append(figures)
         print(wan_table.line(row, name, seed, figures), flush=True)
 
-    def _reference(self, name: str) -> dict[str, Figures]:
+    def _reference(self) -> dict[str, Figures]:
+        """What a line alone does: of whoever does best on it."""
         found: dict[str, Figures] = {}
         for key, by_peer in self.results.items():
-            runs = by_peer.get(name) or by_peer.get("direct")
-            if runs and key.startswith("B"):
-                names = runs[0]
-                middles = {n: wan_figures.spread([run.get(n) for run in runs]) for n in names}
-                found[key] = {n: middle[0] if middle else None for n, middle in middles.items()}
+            if key.startswith("B"):
+                middles = [wan_figures.middle(runs) for runs in by_peer.values()]
+                found[key] = {
+                    name: min((v for m in middles if (v := m.get(name)) is not None), default=None)
+                    for name in middles[0]
+                }
         return found
 
 
@@ -181,8 +199,8 @@ def main() -> None:
         bench.run(arguments.keep)
     finally:
         print(wan_table.markdown(ROWS, bench.results))
-    if arguments.write:
-        wan_table.write(ROOT / "docs" / "failover.md", ROWS, bench.results)
+        if arguments.write:
+            wan_table.write(ROOT / "docs" / "failover.md", ROWS, bench.results)
 
 
 def _wanted(key: str, only: str | None) -> bool:

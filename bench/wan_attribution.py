@@ -64,15 +64,16 @@ async def play(peer: Peer, site: Site, seed: int, count: int) -> Figures:
     flow = Steady("r", rate=5.0, count=100_000)
     traffic = asyncio.ensure_future(flow.run(peer.client, begun, shots))
     found_s: list[float] = []
+    healed_s: list[float] = []
     wrong: list[str] = []
     try:
         await asyncio.sleep(5)
         for case in cases(seed, count):
-            seconds, mistake = await _try(site, case)
+            found, healed, mistake = await _try(site, case)
             if mistake:
                 wrong.append(f"{case}: {mistake}")
-            if seconds is not None:
-                found_s.append(seconds)
+            found_s += [found] if found is not None else []
+            healed_s += [healed] if healed is not None else []
     finally:
         traffic.cancel()
         await asyncio.gather(traffic, return_exceptions=True)
@@ -88,10 +89,12 @@ async def play(peer: Peer, site: Site, seed: int, count: int) -> Figures:
         "wrong": len(wrong),
         "found in": sorted(found_s)[len(found_s) // 2] if found_s else None,
         "found at the latest in": max(found_s, default=None),
+        "trusted again in": sorted(healed_s)[len(healed_s) // 2] if healed_s else None,
     }
 
 
-async def _try(site: Site, case: Case) -> tuple[float | None, str | None]:
+async def _try(site: Site, case: Case) -> tuple[float | None, float | None, str | None]:
+    """Seconds until the guilty was found out, and until it was used again; what went wrong."""
     _silence(site, case)
     died, found_s, mistake = time.monotonic(), None, None
     while found_s is None and time.monotonic() - died < _FIND_LIMIT_S:
@@ -107,14 +110,12 @@ async def _try(site: Site, case: Case) -> tuple[float | None, str | None]:
         mistake = mistake or _mistake(case, await _paths(site))
     for line in case.lines:
         site.lab.restore(line)
-    healed = time.monotonic() + _HEAL_LIMIT_S
-    while time.monotonic() < healed:
+    back = time.monotonic()
+    while time.monotonic() - back < _HEAL_LIMIT_S:
         await asyncio.sleep(_STEP_S)
-        if all(_usable(path) and path["verdict"] == "UP" for path in await _paths(site)):
-            break
-    else:
-        mistake = mistake or "not healed"
-    return found_s, mistake
+        if all(_usable(path) for path in await _paths(site)):
+            return found_s, time.monotonic() - back, mistake
+    return found_s, None, mistake or "not healed"
 
 
 def _silence(site: Site, case: Case) -> None:

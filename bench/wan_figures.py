@@ -37,7 +37,7 @@ class Run:
     """The edge's address by line."""
     access_log: list[dict[str, Any]] = field(default_factory=list)
     reference: dict[str, Figures] = field(default_factory=dict)
-    """Medians of rows measured before, by key, of the same peer."""
+    """By key, the best medians of rows measured before: what a line alone does."""
 
     @property
     def died(self) -> float | None:
@@ -233,3 +233,10 @@ def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
     if not there:
         return None
     return statistics.median(there), max(there)
+
+
+def middle(runs: Sequence[Figures]) -> Figures:
+    """The median of each figure."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    spreads = {name: spread([run.get(name) for run in runs]) for name in names}
+    return {name: both[0] if both else None for name, both in spreads.items()}

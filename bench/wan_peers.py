@@ -234,7 +234,7 @@ def _peer_process(name: str, site: Site) -> subprocess.Popen[Any]:
             ENVOY_CLUSTER.format(**named, name=line, source=lab.source(at), patience_s=patience_s)
             for line, at, patience_s in (("a", names[0], 0.4), ("b", names[-1], 0.8))
         )
-        config.write_text(ENVOY.format(**named, clusters=clusters))
+        config.write_text(ENVOY.format(**named, clusters=clusters, manager=_ENVOY_MANAGER))
         command = [
             binary,
             "-c",

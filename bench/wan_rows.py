@@ -192,7 +192,7 @@ BROWN = (
             Bar("failed", 0, 0),
             Bar("moved", 2.0, 2.0),
             Bar("p99 ratio", 1.25, None),
-            Bar("doubled", 0, 0),
+            Bar("doubled", 0, 2),
         ),
         (figures.moved, figures.against_b),
     ),
@@ -270,7 +270,7 @@ UPLOADS = (
         Row(
             key,
             f"answers that the origin breaks off, {carrier}",
-            (Cuts("c", count=20),),
+            (Cuts("c", target="", count=20),),
             (),
             (Bar("whole", 0, 0),),
             (figures.broken,),
@@ -296,24 +296,28 @@ STEADY_STATE = (
         (figures.steady_state,),
         site={"lines": PER_LINE, "protocols": ("h3", "h2", "h1")},
     ),
-    Row(
-        "8b",
-        "the same: 200 KB JSON uploads",
-        (Documents("d", start_s=2.0),),
-        (),
-        (Bar("failed", 0, 0), Bar("document", 1.0, None)),
-        (figures.documents,),
-        site={"lines": PER_LINE, "protocols": ("h3", "h2", "h1")},
-    ),
-    Row(
-        "8c",
-        "the same, to an endpoint that accepts zstd",
-        (Documents("d", start_s=2.0),),
-        (),
-        (Bar("failed", 0, 0), Bar("document", 0.5, None)),
-        (figures.documents,),
-        site={"lines": PER_LINE, "protocols": ("h3", "h2", "h1"), "accepts": ("zstd",)},
-        peers=EDGED,
+    *(
+        Row(
+            key,
+            f"200 KB JSON uploads, {control}{', endpoint takes zstd' if accepts else ''}",
+            (Documents("d", start_s=2.0),),
+            (),
+            (Bar("failed", 0, 0), Bar("document", 0.5 if accepts else 1.0, None)),
+            (figures.documents,),
+            site={
+                "lines": PER_LINE,
+                "protocols": ("h3", "h2", "h1"),
+                "congestion": control,
+                **({"accepts": accepts} if accepts else {}),
+            },
+            peers=EDGED if accepts else ALL,
+        )
+        for key, control, accepts in (
+            ("8b", "bbr", ()),
+            ("8c", "bbr", ("zstd",)),
+            ("8d", "cubic", ()),
+            ("8e", "cubic", ("zstd",)),
+        )
     ),
 )
 

@@ -338,7 +338,7 @@ class Cuts(Flow):
 
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
         for number in range(self.count):
-            target = f"/cut?n={1000 * (number + 1)}&framed={number % 2}"
+            target = f"{self.target}/cut?n={1000 * (number + 1)}&framed={number % 2}"
             flow = Flow(self.name, method="GET", target=target)
             await flow.at(client, max(time.monotonic(), begun + self.start_s), shots)
 
