@@ -140,12 +140,13 @@ class PathTable:
         if changes := self._detector.lost(line, why, now):
             self._publish(now, changes)
 
-    def stuck(self, path: str, times: int, now: float) -> bool:
-        """The same data was sent ``times`` on a connection of ``path`` without an answer.
+    def stuck(self, path: str, times: int, lost: int, now: float) -> bool:
+        """The same data was sent ``times`` on a connection of ``path`` without an answer, and
+        ``lost`` segments are missing there.
 
         Whether that is more than loss: the connection is of no use, and the path is SUSPECT.
         """
-        convincing, changes = self._detector.stuck(path, times, now)
+        convincing, changes = self._detector.stuck(path, times, lost, now)
         if changes:
             self._now = max(self._now, now)
             self._publish(now, changes)
