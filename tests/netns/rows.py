@@ -21,14 +21,14 @@ from bench.wan_traffic import Steady
 BY_KEY = {row.key: row for row in ROWS}
 B_ALONE: dict[str, Figures] = {"B": {"p99 before": 0.45}, "B upload": {"upload": 3.7}}
 """What line B does by itself; of few requests, p99 is the slowest."""
-NOT_MET: dict[str, str] = {
-    "5a": "moved in 2.0 to 3.0 s of 2.0 when the machine is busy",
-    "7a": "2.0 to 2.4 times what line B takes alone, of 2.0",
-    "8d": "1.5 to 2.3 s of 1.0 with cubic",
-    "8e": "0.6 to 0.8 s of 0.5 with cubic",
-    "11a": "60 MB a day of 10: a lost probe on an idle line is followed by seconds of fast ones",
+NOT_MET: dict[str, tuple[set[str], str]] = {
+    "5a": ({"moved", "p99 ratio"}, "moved in 2.0 to 3.0 s of 2.0 when the machine is busy"),
+    "7a": ({"upload ratio"}, "2.0 to 2.4 times what line B takes alone, of 2.0"),
+    "8d": ({"document"}, "1.5 to 2.3 s of 1.0 with cubic"),
+    "8e": ({"document"}, "0.6 to 0.8 s of 0.5 with cubic"),
+    "11a": ({"MB a day"}, "60 to 330 MB a day of 10: a lost probe is followed by seconds of them"),
 }
-"""Rows that miss a bar by what edged is, with what was measured: docs/failover.md says more."""
+"""Bars that a row misses by what edged is, with what was measured; docs/failover.md says more."""
 _CUT_S = 4.0
 _SEEDS = (1, 2)
 
@@ -49,14 +49,14 @@ def _shorter(flow):
     return replace(flow, count=flow.count - int(2 * _CUT_S * flow.rate))
 
 
-def misses(row: Row, figures: Figures) -> list[str]:
-    """Bars that a run does not meet, by the limit of the worst."""
-    missed = []
+def misses(row: Row, figures: Figures) -> dict[str, str]:
+    """Bars that a run does not meet, by the limit of the worst: figure, and by how much."""
+    missed = {}
     for bar in row.bars:
         limit = bar.worst if bar.worst is not None else bar.median
         value = figures.get(bar.figure)
         if value is not None and limit is not None and value > limit:
-            missed.append(f"{bar.figure} {value:.3f} > {limit:.3f}")
+            missed[bar.figure] = f"{bar.figure} {value:.3f} > {limit:.3f}"
     return missed
 
 
@@ -69,9 +69,10 @@ def play(row: Row, directory: Path, seeds: Sequence[int] = _SEEDS) -> Figures:
         missed = misses(row, figures)
         if not missed:
             return figures
-        told.append(f"seed {seed}: {', '.join(missed)}; all figures: {figures}")
-    if row.key in NOT_MET:
-        pytest.xfail(f"row {row.key}: {NOT_MET[row.key]}; here {told[-1]}")
+        told.append(f"seed {seed}: {'; '.join(missed.values())}; all figures: {figures}")
+    known, why = NOT_MET.get(row.key, (set(), ""))
+    if missed.keys() <= known:
+        pytest.xfail(f"row {row.key}: {why}; here {told[-1]}")
     raise AssertionError(f"row {row.key}, {row.title}: " + "\n".join(told))
 
 
