@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from edged.compress import Encoder, encoder, request_coding
 from edged.messages import Headers, RequestHead, ResponseHead
-from edged.tails import MOST_FRESH
 from edged.targets import Target
 from edged.upstream.base import Pending, Stream
 from policies.commands import Start
@@ -260,12 +259,10 @@ class Attempt:
         target = self.target
         asked_at = self.asked_at
         if outcome is Outcome.OK and asked_at is not None:
-            fresh = self.exchange.plan.tails[target.path.endpoint.name]
-            if len(fresh) < MOST_FRESH:
-                fresh.append(now - asked_at)
             if now < target.report_at:
                 target.answers.append((now - asked_at, self.found))
                 return
+            self.exchange.plan.tails[target.path.endpoint.name].append(now - asked_at)
         target.report_at = now + REPORT_S
         if outcome is Outcome.OK and self.carrier is not None and self.sent_at is not None:
             house = self.exchange.house
