@@ -18,7 +18,7 @@ class Tails:
 
     def __init__(self) -> None:
         self.fresh: defaultdict[str, list[float]] = defaultdict(list)
-        """By endpoint name: what was measured since the last `flush`; of many answers one in 20 ms."""
+        """By endpoint name: what came since the last `flush`; of many answers one in 20 ms."""
         self._latencies: defaultdict[str, EndpointLatency] = defaultdict(EndpointLatency)
 
     def flush(self, now: float) -> None:
