@@ -65,6 +65,7 @@ def load(file: Path | str) -> RelayConfig:
         flow_limits=FlowLimits(
             flow_bytes=int(journal.flow_mb * (1 << 20)),
             total_bytes=int(journal.total_mb * (1 << 20)),
+            dictionary_bytes=int(journal.dictionaries_mb * (1 << 20)),
             flows=journal.flows,
             linger_s=journal.linger_s,
         ),

@@ -121,6 +121,8 @@ class JournalSection(_Section):
     acknowledged."""
     total_mb: Megabytes = 256.0
     """Of all flows together."""
+    dictionaries_mb: Megabytes = 64.0
+    """Of earlier request bodies, against which clients code the next ones."""
     flows: Count = 16384
     """Flows at a time."""
     linger_s: Seconds = 30.0

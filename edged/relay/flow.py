@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 from edged.downstream.base import RequestSink, Responder
 from edged.messages import Headers, ResponseHead
 from edged.relay import wire
+from edged.relay.coding import Inflow, response_encoder
+from edged.relay.dictionary import FlushingEncoder, decoder
 from edged.relay.journal import Journal
 from edged.relay.upload import Inconsistent, Upload
 
@@ -57,14 +59,17 @@ class Flow:
     """See the module. The attributes without a line below are for `Flows` and `Visit`."""
 
     __slots__ = (
+        "_accepts",
         "_acknowledged",
         "_deaf",
         "_early",
         "_early_end",
         "_head",
         "_held",
+        "_inflow",
         "_limit",
         "_opaque",
+        "_outflow",
         "_sent",
         "_throttled",
         "_trailers",
@@ -94,10 +99,12 @@ class Flow:
         opaque: bool = False,
         switches: bool = False,
         acknowledges: bool = False,
+        accepts: bool = False,
     ) -> None:
         """``opaque``: bytes both ways; ``switches``: they begin only when the origin agrees (101).
 
         ``acknowledges``: the client says what it has, so that all it has not said is kept.
+        ``accepts``: the response may be coded.
         """
         self.flows = flows
         self.ledger = ledger
@@ -118,6 +125,9 @@ class Flow:
         """The response's bytes."""
         self.acknowledges = acknowledges
         """The client says what it has."""
+        self._inflow: Inflow | None = None
+        self._accepts = accepts
+        self._outflow: FlushingEncoder | None = None
         self._opaque = opaque
         self._early: list[bytes] | None = [] if switches else None
         self._early_end = False
@@ -132,6 +142,24 @@ class Flow:
         self._upload_paused = False
         self._visits: tuple[Visit, ...] = ()
 
+    def decode(self, length: int | None, scope: bytes | None, dictionary: bytes | None) -> None:
+        """The request body is coded, with ``dictionary`` as its past; ``length`` is what it has
+        without. Once complete it is kept as a dictionary under ``scope``.
+        """
+        store, ledger = self.flows.dictionaries, self.ledger
+
+        def keep(body: bytes) -> None:
+            store.put(ledger.scope(scope or b""), body)
+
+        self._inflow = Inflow(
+            decoder(dictionary),
+            length,
+            self.upload_broken,
+            self.flows.account,
+            None if scope is None else keep,
+            self.ledger.coded,
+        )
+
     # -- the exchange's side (Responder) ----------------------------------------------------------
 
     @property
@@ -144,6 +172,8 @@ class Flow:
         if self.over:
             return
         self.sink = sink
+        if self._inflow is not None:
+            self._inflow.sink = sink
         if self._held or self._throttled:
             sink.pause_response()
 
@@ -159,6 +189,8 @@ class Flow:
             return
         self._head = head
         self.state = State.STREAMING
+        if self._accepts and (encoder := response_encoder(head)) is not None:
+            self._outflow = encoder
         for visit in self._visits:
             visit.tell_head(head)
         early, self._early = self._early, None
@@ -177,9 +209,17 @@ class Flow:
                 self._end_upload(None)
 
     def data(self, data: bytes) -> None:
-        """Response bytes: to those who wait for just these, and into the journal."""
-        if self.state is not State.STREAMING:
-            return
+        """Response bytes."""
+        if self.state is State.STREAMING:
+            if self._outflow is not None:
+                plain = len(data)
+                data = self._outflow.feed(data)
+                self.ledger.coded(plain, len(data))
+            if data:
+                self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Bytes as they are sent: to those who wait for just these, and into the journal."""
         journal, flows = self.journal, self.flows
         at = journal.end
         journal.append(data)
@@ -197,6 +237,8 @@ class Flow:
         """The response is complete."""
         if self.state is State.WAITING or self.state is State.STREAMING:
             self._trailers = trailers
+            if self._outflow is not None:
+                self._keep(self._outflow.finish())
             self._finished(State.COMPLETE)
 
     def abort(self) -> None:
@@ -207,6 +249,8 @@ class Flow:
     def pause_body(self) -> None:
         """The origin takes request bytes more slowly than they come."""
         self._upload_paused = True
+        if self._inflow is not None:
+            self._inflow.pause()
         for visit in self._visits:
             if visit.sends:
                 visit.responder.pause_body()
@@ -214,6 +258,8 @@ class Flow:
     def resume_body(self) -> None:
         """It takes them again."""
         self._upload_paused = False
+        if self._inflow is not None:
+            self._inflow.resume()
         self._let_send()
 
     def _let_send(self) -> None:
@@ -233,6 +279,9 @@ class Flow:
         self.over = True
         self.sink = None
         self._early = None
+        if self._inflow is not None:
+            self._inflow.close()
+            self._inflow = None
         self.flows.account.forget(self)
         self.ledger.waiting.pop(self, None)
 
@@ -373,6 +422,8 @@ class Flow:
             self._early.append(new)
             if self.upload.offset > _EARLY_BYTES:
                 raise Inconsistent("the origin has not agreed to the other protocol yet")
+        elif self._inflow is not None:
+            self._inflow.data(new)
         elif self.sink is not None and not self._deaf:
             self.sink.body(new)
 
@@ -387,10 +438,24 @@ class Flow:
 
     def _end_upload(self, trailers: Headers | None) -> None:
         sink = self.sink
+        if self._inflow is not None:
+            self._inflow.end(trailers)
+            return
         if self.state is State.COMPLETE:
             self._close_upstream()
         if sink is not None and not self._deaf:
             sink.body_end(trailers)
+
+    def upload_broken(self, text: str) -> None:
+        """The request body cannot be decoded: nothing can come of this flow."""
+        for visit in self._visits:
+            visit.refuse(self.flows.bad_request(text))
+        self.flows.remove(self)
+
+    @property
+    def coded(self) -> bool:
+        """The journal holds a zstd stream, not the response's own bytes."""
+        return self._outflow is not None
 
     def cancel(self) -> None:
         """Give up: the exchange ends, every visit breaks off, nothing is kept."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from edged.headers import error_response
 from edged.messages import ResponseHead
+from edged.relay.dictionary import Store
 from edged.relay.flow import Flow, State
 from edged.relay.journal import Account
 from policies.budget import Bucket
@@ -31,6 +32,8 @@ class FlowLimits:
     carries 21 Mbit/s of the 39 that TCP with bbr reaches, 4 MiB all of them."""
     total_bytes: int = 256 << 20
     """Response bytes kept for all flows; each may still hold 4 KiB when they hold too much."""
+    dictionary_bytes: int = 64 << 20
+    """Earlier request bodies, against which the next ones are decoded."""
     flows: int = 16384
     linger_s: float = 30.0
     """How long a flow is kept that no line carries."""
@@ -74,8 +77,9 @@ class Ledger:
     __slots__ = (
         "_bytes",
         "_requests",
-        "bytes_down",
-        "bytes_up",
+        "bodies_coded",
+        "bodies_plain",
+        "dictionaries_missed",
         "done",
         "flows",
         "followers",
@@ -94,6 +98,11 @@ class Ledger:
         self.waiting: dict[Flow, None] = {}
         """Flows held back by the byte rate."""
         self.followers: dict[Follower, None] = {}
+        self.dictionaries_missed = 0
+        self.bodies_plain = 0
+        """Bytes of bodies that were coded on the line, as they were before or after that."""
+        self.bodies_coded = 0
+        """The same, as they were on the line."""
         self.opened = 0
         self.refused = 0
         self.configure(limits)
@@ -118,6 +127,15 @@ class Ledger:
             return False
         bucket.take(now, size, overdraft=INFINITE)
         return bucket.available(now) < 0
+
+    def scope(self, word: bytes) -> bytes:
+        """What a scope that this client named is called among those of all clients."""
+        return self.name.encode() + b" " + word
+
+    def coded(self, plain: int, coded: int) -> None:
+        """Bytes were, or had been, coded for the line."""
+        self.bodies_plain += plain
+        self.bodies_coded += coded
 
     def moved(self, flow: Flow) -> None:
         """An upload took bytes."""
@@ -145,6 +163,8 @@ class Flows:
         self.clock = clock
         self.limits = limits or FlowLimits()
         self.account = Account(self.limits.total_bytes)
+        self.dictionaries = Store(self.limits.dictionary_bytes)
+        """Earlier request bodies of all clients, each in scopes of its client's own."""
         self.ledgers: dict[str, Ledger] = {}
         self.count = 0
         """Flows there are."""
@@ -178,6 +198,7 @@ class Flows:
         """Take other limits; flows that exist keep their own share."""
         self.limits = limits
         self.account.resize(limits.total_bytes)
+        self.dictionaries.resize(limits.dictionary_bytes)
 
     # -- flows ------------------------------------------------------------------------------------
 

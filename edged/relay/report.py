@@ -30,6 +30,7 @@ class RelayReport:
             "flows": flows.count,
             "journal_bytes": flows.account.used_bytes,
             "journal_limit_bytes": flows.account.limit_bytes,
+            "dictionary_bytes": flows.dictionaries.used_bytes,
             "joined": relay.joined,
             "strangers": relay.strangers,
             "clients": [
@@ -41,6 +42,9 @@ class RelayReport:
                     "opened": ledger.opened,
                     "refused": ledger.refused,
                     "slowed": len(ledger.waiting),
+                    "bodies_plain": ledger.bodies_plain,
+                    "bodies_coded": ledger.bodies_coded,
+                    "dictionaries_missed": ledger.dictionaries_missed,
                 }
                 for ledger in flows.ledgers.values()
             ],
@@ -68,8 +72,19 @@ class RelayReport:
         pulses = GaugeMetricFamily(
             "edged_relay_pulses", "Lines that clients hold a pulse over.", labels=["client"]
         )
+        bodies = CounterMetricFamily(
+            "edged_relay_coded_bytes",
+            "Bodies that were coded between client and relay, before and after.",
+            labels=["client", "size"],
+        )
+        missed = CounterMetricFamily(
+            "edged_relay_dictionaries_missed", "Bodies to be sent again.", labels=["client"]
+        )
         for ledger in flows.ledgers.values():
+            bodies.add_metric([ledger.name, "plain"], ledger.bodies_plain)
+            bodies.add_metric([ledger.name, "coded"], ledger.bodies_coded)
+            missed.add_metric([ledger.name], ledger.dictionaries_missed)
             opened.add_metric([ledger.name], ledger.opened)
             refused.add_metric([ledger.name], ledger.refused)
             pulses.add_metric([ledger.name], len(ledger.followers))
-        yield from (opened, refused, pulses)
+        yield from (opened, refused, pulses, bodies, missed)

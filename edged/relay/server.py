@@ -162,21 +162,31 @@ class Relay:
             return answer(responder, refusal)
         if self.draining:
             return answer(responder, _full(503, "The relay is stopping."))
+        dictionary = None
+        if said.dictionary is not None and said.scope is not None:
+            dictionary = flows.dictionaries.get(ledger.scope(said.scope), said.dictionary)
+            if dictionary is None:
+                ledger.dictionaries_missed += 1
+                return answer(responder, _no_dictionary())
         try:
             flows.admit(ledger)
         except TooMany as error:
             return answer(responder, _full(error.status, f"No further flow: {error}."))
         opaque = inner.method == b"CONNECT" or inner.upgrade is not None
+        length = None if opaque else wire.body_length(head, said)
         flow = Flow(
             flows,
             ledger,
             flow_id,
-            Upload(None if opaque else inner.body_length),
+            Upload(length),
             client=f"{client.name}@{responder.client}",
             opaque=opaque,
             switches=inner.upgrade is not None,
             acknowledges=said.ack is not None,
+            accepts=said.accepts and not opaque,
         )
+        if said.coded and length != 0:
+            flow.decode(said.length, said.scope, dictionary)
         flows.add(flow)
         visit = Visit(
             flow,
@@ -280,6 +290,17 @@ def _gone(used: bool) -> Answer:
         "The flow is over or was given up." if used else "There is no such flow.",
         "Begin another one with a POST under a new id; a relay that restarts forgets its flows.",
         proxy_error="http_request_error",
+    )
+
+
+def _no_dictionary() -> Answer:
+    return error_response(
+        412,
+        "no_dictionary",
+        "The dictionary of this body is not kept here (any more).",
+        "Send the body again without edged-dictionary, under the same id.",
+        proxy_error="http_request_error",
+        fields=[(wire.UNPROCESSED, wire.TRUE)],
     )
 
 

@@ -96,7 +96,9 @@ class Visit:
         """Send the response's head."""
         if self.reads:
             flow = self.flow
-            outer = wire.outer_response(head, self.offset, unprocessed=flow.unprocessed)
+            outer = wire.outer_response(
+                head, self.offset, unprocessed=flow.unprocessed, coded=flow.coded
+            )
             self.responder.head(outer)
 
     def pass_on(self, data: bytes) -> None:

@@ -16,6 +16,11 @@ edged-unprocessed answer   ?1: the relay answers itself, and the origin saw noth
 upload-offset     both     the offset of the first request byte sent; how many were taken
 upload-complete   both     ?0: more of the body will follow in other requests
 upload-length     request  bytes of the whole request body
+edged-coding      both     zstd: the body here is coded; offsets and upload-length count coded bytes
+edged-dictionary  request  the SHA-256 of the earlier body that it was coded with
+edged-scope       request  a word: bodies are kept, and found, as dictionaries under it only
+edged-length      request  bytes of a coded request body when it is decoded
+edged-accept      request  zstd: the response may be coded
 edged-inner-NAME  both     an inner field that would be taken for one of these
 ================  =======  ==========================================================
 
@@ -35,9 +40,14 @@ ROOT = b"/.well-known/edged/"
 FLOW = ROOT + b"flow/"
 PULSE = ROOT + b"pulse"
 
+ACCEPT = b"edged-accept"
 ACK = b"edged-ack"
+CODING = b"edged-coding"
+DICTIONARY = b"edged-dictionary"
+LENGTH = b"edged-length"
 METHOD = b"edged-method"
 OFFSET = b"edged-offset"
+SCOPE = b"edged-scope"
 STATUS = b"edged-status"
 TARGET = b"edged-target"
 UNPROCESSED = b"edged-unprocessed"
@@ -49,13 +59,19 @@ AUTHORIZATION = b"proxy-authorization"
 """Carries the relay's token (Bearer): Authorization is the inner request's."""
 
 INNER = b"edged-inner-"
+ZSTD = b"zstd"
 TRUE, FALSE = b"?1", b"?0"
 
 _OWN = frozenset(
     (
+        ACCEPT,
         ACK,
+        CODING,
+        DICTIONARY,
+        LENGTH,
         METHOD,
         OFFSET,
+        SCOPE,
         STATUS,
         TARGET,
         UNPROCESSED,
@@ -68,6 +84,8 @@ _OWN = frozenset(
 )
 _CONTENT_LENGTH = INNER + b"content-length"
 _ID = re.compile(rb"[0-9a-f]{32}")
+_SHA256 = re.compile(rb"[0-9a-f]{64}")
+_WORD = re.compile(rb"[!-~]{1,128}")
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _URL = re.compile(rb"(https?)://([^/?#]+)(/[^#]*|\?[^#]*)?")
@@ -89,6 +107,21 @@ class Control(NamedTuple):
     upload_offset: int = 0
     upload_complete: bool = True
     upload_length: int | None = None
+    coded: bool = False
+    dictionary: bytes | None = None
+    scope: bytes | None = None
+    length: int | None = None
+    accepts: bool = False
+
+
+class InnerResponse(NamedTuple):
+    """An inner response's head as its client reads it."""
+
+    head: ResponseHead
+    offset: int
+    """Of the first byte that follows."""
+    coded: bool
+    """The bytes are a zstd stream, and the offset is one in that."""
 
 
 def flow_path(flow_id: bytes) -> bytes:
@@ -125,6 +158,11 @@ def control(headers: Headers) -> tuple[Control, Headers]:
         _number(own, UPLOAD_OFFSET) or 0,
         _boolean(own, UPLOAD_COMPLETE),
         _number(own, UPLOAD_LENGTH),
+        _is_zstd(own, CODING),
+        _digest(own),
+        _scope(own),
+        _number(own, LENGTH),
+        _is_zstd(own, ACCEPT),
     ), inner
 
 
@@ -147,6 +185,29 @@ def _boolean(own: dict[bytes, bytes], name: bytes) -> bool:
     return value == TRUE
 
 
+def _is_zstd(own: dict[bytes, bytes], name: bytes) -> bool:
+    value = own.get(name)
+    if value not in (None, ZSTD):
+        raise BadFlow(f"{name.decode()} is not zstd")
+    return value is not None
+
+
+def _digest(own: dict[bytes, bytes]) -> bytes | None:
+    value = own.get(DICTIONARY)
+    if value is None:
+        return None
+    if not _SHA256.fullmatch(value) or CODING not in own or SCOPE not in own:
+        raise BadFlow("edged-dictionary is a SHA-256 and needs edged-coding and edged-scope")
+    return bytes.fromhex(value.decode())
+
+
+def _scope(own: dict[bytes, bytes]) -> bytes | None:
+    value = own.get(SCOPE)
+    if value is not None and not _WORD.fullmatch(value):
+        raise BadFlow("edged-scope is not a word")
+    return value
+
+
 def inner_request(head: RequestHead, said: Control, fields: Headers) -> RequestHead:
     """The inner request of an opening POST. Raises `BadFlow`."""
     if said.target is None:
@@ -156,10 +217,12 @@ def inner_request(head: RequestHead, said: Control, fields: Headers) -> RequestH
         raise BadFlow("edged-method is not a method")
     if method == b"TRACE":
         raise BadFlow("TRACE would show a request's secrets and is not served")
+    if said.coded and (method == b"CONNECT" or said.upgrade is not None):
+        raise BadFlow("opaque bytes are not coded")
     if method == b"CONNECT":
         return RequestHead(method, b"", _host_port(said.target), b"", fields, version=head.version)
     scheme, target, path = _url(said.target)
-    length = _body_length(head, said)
+    length = said.length if said.coded else body_length(head, said)
     if said.upgrade is not None:
         if not _TOKEN.fullmatch(said.upgrade):
             raise BadFlow("edged-upgrade is not a protocol's name")
@@ -177,8 +240,8 @@ def inner_request(head: RequestHead, said: Control, fields: Headers) -> RequestH
     )
 
 
-def _body_length(head: RequestHead, said: Control) -> int | None:
-    """Of the whole inner body, as far as its first part tells."""
+def body_length(head: RequestHead, said: Control) -> int | None:
+    """Of the whole body as it is sent, as far as its first part tells. Raises `BadFlow`."""
     known = head.body_length if said.upload_complete else None
     if said.upload_length is None:
         return known
@@ -235,10 +298,13 @@ def outer_request(inner: RequestHead, token: bytes | None = None) -> tuple[bytes
     return target, fields
 
 
-def outer_response(inner: ResponseHead, offset: int, *, unprocessed: bool = False) -> ResponseHead:
+def outer_response(
+    inner: ResponseHead, offset: int, *, unprocessed: bool = False, coded: bool = False
+) -> ResponseHead:
     """The head of a response that continues ``inner``'s body from ``offset``.
 
     ``unprocessed``: the relay made it itself, and no origin saw anything of the request.
+    ``coded``: the body is a zstd stream; its length is not known.
     """
     status, length = inner.status, inner.body_length
     fields = escaped(inner.headers)
@@ -250,18 +316,20 @@ def outer_response(inner: ResponseHead, offset: int, *, unprocessed: bool = Fals
     if unprocessed:
         fields.append((UNPROCESSED, TRUE))
     fields.append((OFFSET, b"%d" % offset))
-    if length is not None:
+    if coded:
+        fields.append((CODING, ZSTD))
+        if length is not None:
+            fields.append((_CONTENT_LENGTH, b"%d" % length))
+        length = None
+    elif length is not None:
         if inner.declared_length is not None and length != inner.declared_length:
             fields.append((_CONTENT_LENGTH, b"%d" % inner.declared_length))
         length -= offset
     return ResponseHead(status, fields, length, reason=inner.reason, version=inner.version)
 
 
-def inner_response(outer: ResponseHead) -> tuple[ResponseHead, int] | None:
-    """The inner response's head and the offset of the body that follows.
-
-    ``None``: it is the relay's own. Raises `BadFlow`.
-    """
+def inner_response(outer: ResponseHead) -> InnerResponse | None:
+    """The inner response, or ``None``: it is the relay's own. Raises `BadFlow`."""
     own: dict[bytes, bytes] = {}
     fields: Headers = []
     for field in outer.headers:
@@ -282,14 +350,17 @@ def inner_response(outer: ResponseHead) -> tuple[ResponseHead, int] | None:
         version=outer.version,
         declared_length=outer.declared_length,
     )
+    coded = _is_zstd(own, CODING)
     declared = _number(own, _CONTENT_LENGTH)
-    if declared is not None:
+    if coded:
+        head.body_length = declared
+    elif declared is not None:
         head.declared_length = declared
     if own.get(STATUS) == b"101":
         head.status, head.body_length = 101, None
         if UPGRADE in own:
             fields.append((b"upgrade", own[UPGRADE]))
-    return head, offset
+    return InnerResponse(head, offset, coded)
 
 
 def escaped(headers: Headers) -> Headers:

@@ -1,0 +1,312 @@
+"""Bodies as differences from earlier ones, and responses coded for the line."""
+
+import gzip
+import hashlib
+import json
+import random
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edged.compress import CodingError
+from edged.messages import ResponseHead
+from edged.relay import wire
+from edged.relay.dictionary import (
+    CANDIDATES,
+    LEAST_BYTES,
+    MOST_BYTES,
+    Conversations,
+    Keeper,
+    Store,
+    common_prefix,
+    decoder,
+    encode,
+    name_of,
+)
+
+from .test_server import TARGET, A, B, House
+
+WORDS = [f"w{n:x}{n * 7919 % 1000}" for n in range(2000)]
+
+
+def text(rng, size):
+    """Words with the frequencies of words (Zipf)."""
+    out = []
+    while sum(map(len, out)) + len(out) < size:
+        out.append(WORDS[min(int(rng.paretovariate(0.6)), len(WORDS)) - 1])
+    return " ".join(out)[:size]
+
+
+def chat(turns, seed=3):
+    """The bodies of a conversation that grows."""
+    rng = random.Random(seed)
+    messages = [{"role": "system", "content": text(rng, 1800)}]
+    for _ in range(turns):
+        messages.append({"role": "user", "content": text(rng, rng.randrange(200, 1500))})
+        yield json.dumps({"model": "m", "stream": True, "messages": messages}).encode()
+        messages.append({"role": "assistant", "content": text(rng, rng.randrange(3000, 11000))})
+
+
+def decoded(coded, dictionary=None):
+    state = decoder(dictionary)
+    body = b"".join(state.feed(coded))
+    state.finish()
+    return body
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_common_prefix(one, other):
+    n = common_prefix(one, other)
+    assert one[:n] == other[:n]
+    assert n == min(len(one), len(other)) or one[n] != other[n]
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=5000), st.binary(max_size=5000), st.booleans())
+def test_what_was_coded_is_decoded(past, new, related):
+    body = past[:4000] + new if related else new
+    assert decoded(encode(body, past), past) == body
+    assert decoded(encode(body, None)) == body
+
+
+def test_the_wrong_past_is_noticed():
+    bodies = list(chat(3))
+    coded = encode(bodies[2], bodies[1])
+    with pytest.raises(CodingError):
+        decoded(coded, bodies[0])
+    with pytest.raises(CodingError):
+        decoded(coded)
+
+
+def test_a_conversation_costs_what_is_new():
+    conversations, store = Conversations(), Store()
+    plain = coded = zipped = 0
+    for body in chat(40):
+        best = conversations.best(b"k", b"/chat", body)
+        past = None if best is None else store.get(b"k", best[0])
+        frame = encode(body, past)
+        assert decoded(frame, past) == body
+        store.put(b"k", body)
+        conversations.sent(b"k", b"/chat", body)
+        plain, coded = plain + len(body), coded + len(frame)
+        zipped += len(gzip.compress(body, 6))
+    assert len(body) > 250_000
+    assert plain > 20 * coded
+    assert zipped > 6 * coded
+
+
+def test_the_best_past_is_the_longest_common_prefix_of_the_same_scope_and_path():
+    conversations = Conversations()
+    one, two = list(chat(4, seed=1)), list(chat(4, seed=2))
+    for first, second in zip(one[:3], two[:3], strict=True):
+        conversations.sent(b"k", b"/chat", first)
+        conversations.sent(b"k", b"/chat", second)
+    assert conversations.best(b"k", b"/chat", one[3])[1] == one[2]
+    assert conversations.best(b"k", b"/chat", two[3])[1] == two[2]
+    assert conversations.best(b"other", b"/chat", one[3]) is None
+    assert conversations.best(b"k", b"/other", one[3]) is None
+    assert conversations.best(b"k", b"/chat", b"x" * 5000) is None
+    conversations.missed(b"k", name_of(one[2]))
+    assert conversations.best(b"k", b"/chat", one[3])[1] == one[1]
+
+
+def test_stores_are_bounded_and_forget_the_least_used():
+    store = Store(100_000)
+    bodies = [bytes([n]) * 10_000 for n in range(20)]
+    for body in bodies:
+        store.put(b"a", body)
+        store.get(b"a", name_of(bodies[0]))
+        assert store.used_bytes <= 100_000
+    assert store.get(b"a", name_of(bodies[0])) == bodies[0]
+    assert store.get(b"a", name_of(bodies[1])) is None
+    assert store.get(b"b", name_of(bodies[0])) is None
+    assert store.put(b"a", b"x" * (LEAST_BYTES - 1)) is None
+    assert store.put(b"a", bodies[0]) == name_of(bodies[0])
+    assert store.used_bytes == 100_000
+
+
+def test_only_so_many_candidates_are_compared():
+    conversations = Conversations()
+    for n in range(100):
+        conversations.sent(b"k", b"/", bytes([n]) * 5000)
+    assert len(conversations._recent[b"k", b"/"]) == CANDIDATES
+
+
+def test_long_bodies_are_not_gathered():
+    keeper = Keeper()
+    keeper.add(b"x" * MOST_BYTES)
+    assert keeper.size == MOST_BYTES
+    keeper.add(b"x")
+    assert (keeper.size, keeper.body()) == (0, None)
+
+
+def coded_fields(body, past=None, scope="k1"):
+    frame = encode(body, past)
+    fields = [TARGET, ("edged-coding", "zstd"), ("edged-length", str(len(body)))]
+    if scope:
+        fields.append(("edged-scope", scope))
+    if past is not None:
+        fields.append(("edged-dictionary", hashlib.sha256(past).hexdigest()))
+    return frame, fields
+
+
+def test_a_relay_decodes_and_keeps_what_it_decoded():
+    house = House()
+    ledger = house.flows.ledgers["one"]
+    bodies = list(chat(3))
+    past = None
+    for n, body in enumerate(bodies):
+        frame, fields = coded_fields(body, past)
+        house.flow("POST", *fields, body=frame, flow_id=f"{n:032x}")
+        inner = house.inner[n]
+        assert inner.head.body_length == len(body)
+        assert (inner.received, inner.ends) == (body, 1)
+        assert not [name for name, _ in inner.head.headers if name.startswith(b"edged")]
+        past = body
+    assert ledger.bodies_plain == sum(map(len, bodies))
+    assert ledger.bodies_coded < ledger.bodies_plain / 2
+    assert house.flows.account.used_bytes == 0
+    # Another scope, and another client, do not find it.
+    frame, fields = coded_fields(bodies[2], bodies[1], scope="k2")
+    assert house.flow("POST", *fields, body=frame, flow_id=A).status == 412
+    frame, fields = coded_fields(bodies[2], bodies[1])
+    assert house.flow("POST", *fields, body=frame, flow_id=A, token="token-two").status == 412
+    assert len(house.inner) == 3
+    # The id was not used up by the miss.
+    missed, fields = coded_fields(bodies[2])
+    house.flow("POST", *fields, body=missed, flow_id=A)
+    assert house.inner[3].received == bodies[2]
+
+
+def test_coded_uploads_are_carried_on_by_coded_offsets():
+    house = House()
+    body = b"".join(chat(4))
+    frame, fields = coded_fields(body)
+    first = house.flow("POST", *fields, length=len(frame))
+    first.sink.body(frame[:1000])
+    first.sink.gone()
+    assert house.flow("HEAD").headers[b"upload-offset"] == b"1000"
+    house.flow("PATCH", ("upload-offset", "900"), body=frame[900:])
+    assert (house.inner[0].received, house.inner[0].ends) == (body, 1)
+
+
+def test_an_origin_that_pauses_pauses_the_decoder():
+    house = House()
+    body = bytes(10 << 20)  # a small frame
+    frame, fields = coded_fields(body)
+    house.on_open = lambda head, flow: flow.pause_body()
+    house.flow("POST", *fields, body=frame)
+    inner = house.inner[0]
+    assert inner.received == b""
+    inner.responder.resume_body()
+    assert (len(inner.received), inner.ends) == (len(body), 1)
+
+
+@pytest.mark.parametrize("change", ["corrupt", "short", "long", "cut"])
+def test_a_body_that_cannot_be_decoded_ends_its_flow(change):
+    house = House()
+    body = next(chat(1))
+    frame, fields = coded_fields(body)
+    if change == "corrupt":
+        frame = frame[:-3] + b"xyz"
+    elif change == "cut":
+        frame = frame[:-3]
+    else:
+        wrong = len(body) + (1 if change == "short" else -1)
+        fields[2] = ("edged-length", str(wrong))
+    reader = house.flow("POST", *fields, body=frame)
+    assert reader.status == 400
+    assert house.inner[0].left
+    assert house.inner[0].ends == 0
+    assert house.flows.count == 0
+    assert house.flows.account.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("edged-coding", "br")],
+        [("edged-dictionary", "0" * 64)],
+        [("edged-coding", "zstd"), ("edged-dictionary", "0" * 64)],
+        [("edged-coding", "zstd"), ("edged-scope", "a b")],
+        [("edged-accept", "gzip")],
+        [("edged-coding", "zstd"), ("edged-method", "CONNECT"), ("edged-target", "x:1")],
+        [("edged-coding", "zstd"), ("edged-upgrade", "websocket")],
+    ],
+)
+def test_what_cannot_be_meant_is_refused(fields):
+    house = House()
+    fields = fields if any(n == "edged-target" for n, _ in fields) else [TARGET, *fields]
+    assert house.flow("POST", *fields, body=b"x").status == 400
+    assert house.inner == []
+
+
+def sse(n):
+    return b'data: {"id":"x","choices":[{"delta":{"content":" word%d"}}]}\n\n' % n
+
+
+def test_each_event_of_a_coded_response_can_be_decoded_at_once():
+    house = House()
+    reader = house.flow("POST", TARGET, ("edged-accept", "zstd"))
+    flow = house.inner[0].responder
+    flow.head(ResponseHead(200, [(b"content-type", b"text/event-stream")]))
+    assert reader.headers[b"edged-coding"] == b"zstd"
+    state = zstandard.ZstdDecompressor().decompressobj()
+    seen = plain = b""
+    for n in range(200):
+        flow.data(sse(n))
+        plain += sse(n)
+        new = reader.received[len(seen) :]
+        seen = reader.received
+        assert state.decompress(new) == sse(n)
+    flow.end()
+    assert len(reader.received) < len(plain) / 3
+    assert decoded(reader.received) == plain
+    half = len(reader.received) // 2
+    rest = house.flow("GET", ("edged-offset", str(half)))
+    assert rest.headers[b"edged-coding"] == b"zstd"
+    assert rest.received == reader.received[half:]
+
+
+def test_the_length_of_a_coded_response_is_told_apart():
+    house = House()
+    reader = house.flow("POST", TARGET, ("edged-accept", "zstd"))
+    flow = house.inner[0].responder
+    body = next(chat(1))
+    flow.head(ResponseHead(200, [(b"content-type", b"application/json")], len(body)))
+    flow.data(body)
+    flow.end()
+    assert reader.length is None
+    assert decoded(reader.received) == body
+    outer = ResponseHead(200, list(reader.headers.items()))
+    inner = wire.inner_response(outer)
+    assert (inner.head.body_length, inner.offset, inner.coded) == (len(body), 0, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "length"),
+    [
+        (200, [(b"content-type", b"image/png")], None),
+        (200, [], None),
+        (200, [(b"content-type", b"text/html"), (b"content-encoding", b"gzip")], None),
+        (200, [(b"content-type", b"text/html"), (b"cache-control", b"no-transform")], None),
+        (200, [(b"content-type", b"text/html")], 100),
+        (206, [(b"content-type", b"text/html")], None),
+        (304, [(b"content-type", b"text/html")], 0),
+    ],
+)
+def test_what_coding_would_not_help_goes_plain(status, headers, length):
+    house = House()
+    reader = house.flow("POST", TARGET, ("edged-accept", "zstd"), flow_id=B)
+    house.inner[0].responder.head(ResponseHead(status, headers, length))
+    assert b"edged-coding" not in reader.headers
+
+
+def test_nobody_gets_a_coded_response_unasked():
+    house = House()
+    reader = house.flow("POST", TARGET)
+    head = ResponseHead(200, [(b"content-type", b"text/event-stream")])
+    house.inner[0].responder.head(head)
+    assert b"edged-coding" not in reader.headers
