@@ -149,7 +149,7 @@ class InUse:
 
     def _give_up(self, stuck: Stuck, now: float) -> None:
         """Close a connection that is stuck, if that is more than loss: its exchanges move."""
-        if not self._table.stuck(stuck.path, stuck.times, now):
+        if not self._table.stuck(stuck.path, stuck.times, stuck.lost, now):
             return
         detail = (
             f"the connection is stuck for {now - stuck.since:.1f} s although {stuck.path} is not "

@@ -52,7 +52,6 @@ from typing import Final
 from policies.attribution import blocked_carriers, judge
 from policies.ledger import (
     ANY,
-    DATA,
     END,
     REACH,
     SYN,
@@ -75,16 +74,11 @@ from policies.model import (
     Seen,
     Verdict,
 )
-from policies.silence import FALSE_DOWN_IN_BURSTS_PER_S, slots_needed
 
 SAME_RUN_S: Final = 10.0
 """A timeout reported so long after an announced slot is a slot of its own."""
 STALL_S: Final = 0.2
 """After the loop stood still for so long, timers have beaten the answers that wait to be read."""
-STUCK_SPACING_S: Final = 0.05
-"""How often a segment might get stuck on a busy path: once each is sent."""
-STUCK_LEAST: Final = 2
-STUCK_MOST: Final = 3
 LIFE_S: Final = 2.0
 """A path that is DOWN and was silent for so long gives a sign of life when it is heard."""
 _OUTSTANDING: Final = 32
@@ -278,18 +272,16 @@ class Detector:
         state.gate.worsen(Verdict.DOWN, now)
         return self._judge(state, now)
 
-    def stuck(self, path: str, times: int, now: float) -> tuple[bool, Sequence[Change]]:
-        """The same data was sent ``times`` on a connection of ``path``, and never answered.
+    def stuck(self, path: str, times: int, lost: int, now: float) -> tuple[bool, Sequence[Change]]:
+        """The same segment was sent ``times`` on a connection of ``path`` and never answered, and
+        ``lost`` are missing there although others came.
 
         Whether that is more than loss: then the connection is of no use, and the path SUSPECT for
         a time that doubles, because large packets may vanish on it.
         """
-        state = self._paths.get(path)
-        if state is None:
+        if (state := self._paths.get(path)) is None:
             return False, _UNCHANGED
-        data = state.channels[DATA]
-        needed = slots_needed(data.loss, STUCK_SPACING_S, FALSE_DOWN_IN_BURSTS_PER_S)
-        if times < min(max(STUCK_LEAST, needed), STUCK_MOST):
+        if not state.more_than_loss(times, lost, now):
             return False, _UNCHANGED
         state.keep_off(now)
         return True, self._judge(state.line, now)

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from policies.model import Blame, Carrier, Kind, Outcome, Verdict
-from policies.silence import Channel, Gate
+from policies.silence import FALSE_DOWN_IN_BURSTS_PER_S, Channel, Gate, slots_needed
 
 ANY, SYN, DATA, END, UDP = range(5)
 """Layers: ICMP; TCP connects; TCP data and its acknowledgements; end to end over TCP; QUIC."""
@@ -21,6 +21,11 @@ REACH: Final = ((ANY,), (ANY, SYN), (ANY, SYN, DATA), (ANY, SYN, DATA, END), (AN
 OVER_TCP: Final = (SYN, DATA, END)
 TCP_CARRIERS: Final = (Carrier.H2, Carrier.H1)
 UDP_CARRIERS: Final = (Carrier.H3,)
+STUCK_SPACING_S: Final = 0.05
+"""How often a segment might get stuck on a busy path: once each is sent."""
+STUCK_LEAST: Final = 2
+STUCK_MOST: Final = 3
+STUCK_TOGETHER: Final = 4
 HOLE_S: Final = 5.0
 HOLE_MOST_S: Final = 300.0
 ICMP_LOST_MAX: Final = 0.3
@@ -204,6 +209,18 @@ class PathState:
         if layer == UDP and self.answered:
             return Kind.QUIC in self.answered
         return True
+
+    def more_than_loss(self, times: int, lost: int, now: float) -> bool:
+        """Whether a segment sent ``times`` in vain, with ``lost`` missing in all, is no accident."""
+        data = self.channels[DATA]
+        alone = slots_needed(data.loss, STUCK_SPACING_S, FALSE_DOWN_IN_BURSTS_PER_S)
+        alone = STUCK_LEAST if now < self.hole_until else min(alone, STUCK_MOST)
+        together = slots_needed(
+            data.loss, STUCK_SPACING_S, FALSE_DOWN_IN_BURSTS_PER_S, data.loss_after_loss
+        )
+        return times >= max(STUCK_LEAST, alone) or (
+            times + lost - 1 >= max(STUCK_TOGETHER, together)
+        )
 
     def keep_off(self, now: float) -> None:
         """A connection was stuck: for a time that doubles, new ones would be, too."""

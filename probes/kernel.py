@@ -49,7 +49,9 @@ class TcpInfo(NamedTuple):
     rto_s: float
     mss_bytes: int
     unacked: int
-    """Segments in flight."""
+    """Segments in flight, those received beyond a gap included."""
+    sacked: int
+    """Of them, those that the peer has beyond a gap."""
     lost: int
     """Segments in flight that are believed lost."""
     last_data_sent_s: float
@@ -102,6 +104,7 @@ def parse(raw: bytes) -> TcpInfo | None:
         rto_s=base[8] / 1e6,
         mss_bytes=base[10],
         unacked=base[12],
+        sacked=base[13],
         lost=base[14],
         last_data_sent_s=base[17] / 1e3,
         last_data_recv_s=base[19] / 1e3,

@@ -30,6 +30,8 @@ MERGE_S: Final = 0.02
 SOCKETS_PER_PATH: Final = 16
 """At most so many are looked at in one go; further ones take turns."""
 SAMPLE_S: Final = 0.25
+REPAIR_ROUNDS: Final = 2.25
+"""A loss that others show is repeated a quarter round trip later (RFC 8985), and lost again."""
 GAP_S: Final = 0.8
 GAP_RTTS: Final = 6.0
 GAP_TIMES: Final = 3
@@ -55,7 +57,9 @@ class Stuck(NamedTuple):
     path: str
     fd: int
     times: int
-    """How often it was sent without an answer (of a gap: as far as can be told)."""
+    """How often the oldest was sent without an answer (of a gap: as far as can be told)."""
+    lost: int
+    """Segments missing while others sent with them came: lost too, by the same chance."""
     since: float
     """When there was last any progress, or the first of it was seen."""
 
@@ -74,6 +78,8 @@ class _Slot(NamedTuple):
     sent_at: float
     reply_at: float
     due: float
+    repeats: bool
+    """Only repetitions were sent."""
 
 
 class _Socket:
@@ -82,16 +88,19 @@ class _Socket:
     __slots__ = (
         "acked",
         "delivered",
+        "expired_at",
+        "expiries",
         "gap_since",
         "ooo",
         "path",
         "progress_at",
         "received",
         "received_at",
-        "repeated_at",
+        "resent",
+        "retrans",
+        "segments",
         "sent_at",
         "slots",
-        "times",
         "told",
     )
 
@@ -102,13 +111,18 @@ class _Socket:
         self.sent_at = float("-inf")
         """The latest transmission that is a slot."""
         self.slots: deque[_Slot] = deque(maxlen=_SLOTS)
+        self.segments = info.data_segs_out or 0
+        self.retrans = info.total_retrans
+        """Segments sent, and how many of them again, as of the latest slot."""
         self.received_at = now
         self.progress_at = now
-        self.times = 0
-        self.repeated_at = now
-        """How often its oldest segment was sent, and when last."""
-        self.told = 0
-        """The transmissions of the oldest segment that were told as stuck."""
+        self.resent = info.total_retrans
+        """Repetitions until there was progress."""
+        self.expiries = 0
+        self.expired_at = now
+        """How often the retransmission timer ran out since, and when last."""
+        self.told = (0, 0)
+        """What was last told as stuck."""
         self.received = info.bytes_received
         self.ooo = info.rcv_ooopack
         self.gap_since: float | None = None
@@ -203,8 +217,12 @@ class ConnectionWatch:
             socket.sent_at = sent_at
             reply_at = sent_at + rtt_s
             if len(socket.slots) < _SLOTS:
-                socket.slots.append(_Slot(sent_at, reply_at, reply_at + slack_s))
+                repeats = info.data_segs_out is not None and (
+                    info.data_segs_out - socket.segments == info.total_retrans - socket.retrans
+                )
+                socket.slots.append(_Slot(sent_at, reply_at, reply_at + slack_s, repeats))
                 found.sent.append(path)
+            socket.segments, socket.retrans = info.data_segs_out or 0, info.total_retrans
         self._judge_progress(socket, fd, info, rtt_s + slack_s, now, found)
         self._judge_gap(socket, fd, info, rtt_s, now, found)
 
@@ -234,6 +252,8 @@ class ConnectionWatch:
             found.seen.append(Seen(socket.path, Kind.KERNEL, acked_at, slot.sent_at))
         while slots and slots[0].due <= now:
             slot = slots.popleft()
+            if slot.repeats and info.sacked:
+                continue  # what came beyond the gap shows the line alive; the gap is another matter
             found.seen.append(Seen(socket.path, Kind.KERNEL, now, slot.sent_at, slot.reply_at))
 
     @staticmethod
@@ -241,18 +261,23 @@ class ConnectionWatch:
         socket: _Socket, fd: int, info: TcpInfo, patience_s: float, now: float, found: Look
     ) -> None:
         """Whether the oldest segment was sent again and again while nothing before it moved."""
-        if not info.unacked or info.bytes_acked != socket.acked or not info.retransmits:
-            if info.bytes_acked != socket.acked or not info.unacked:
-                socket.progress_at = now
-            socket.acked = info.bytes_acked
-            socket.told = socket.times = 0
+        if info.bytes_acked != socket.acked or not info.unacked:
+            socket.acked, socket.progress_at = info.bytes_acked, now
+            socket.resent = info.total_retrans
+            socket.expiries = 0
+            socket.told = (0, 0)
             return
-        times = info.retransmits + 1
-        if times != socket.times:
-            socket.times, socket.repeated_at = times, now - info.last_data_sent_s
-        if times > socket.told and now - socket.repeated_at >= patience_s:
-            socket.told = times
-            found.stuck.append(Stuck(socket.path, fd, times, socket.progress_at))
+        if info.total_retrans == socket.resent:
+            return
+        if info.retransmits != socket.expiries:
+            socket.expiries, socket.expired_at = info.retransmits, now - info.last_data_sent_s
+        times = socket.expiries + (now - socket.expired_at >= patience_s)
+        if info.sacked and now - socket.progress_at >= REPAIR_ROUNDS * patience_s:
+            times = max(times, 2)
+        told = (times, min(info.lost, info.unacked - info.sacked))
+        if times > 1 and told > socket.told:
+            socket.told = told
+            found.stuck.append(Stuck(socket.path, fd, *told, socket.progress_at))
 
     @staticmethod
     def _judge_gap(
@@ -268,5 +293,5 @@ class ConnectionWatch:
                 socket.gap_since = now
         elif now - socket.gap_since >= max(GAP_S, GAP_RTTS * rtt_s):
             # By now the peer has sent it, again after a round trip, and by its timer.
-            found.stuck.append(Stuck(socket.path, fd, GAP_TIMES, socket.gap_since))
+            found.stuck.append(Stuck(socket.path, fd, GAP_TIMES, 0, socket.gap_since))
             socket.gap_since = None

@@ -195,6 +195,37 @@ def test_a_segment_sent_again_and_again_without_progress_is_stuck():
     assert host.look(101.15).stuck == []
 
 
+def test_large_segments_that_vanish_among_small_ones_are_counted_together():
+    host = Host(s5=Socket())
+    sock = host.sockets[5]
+    sock.send(100.0, segments=6)
+    host.look(100.01)
+    sock.acked_at, sock.sent_at = 100.06, 100.08  # two came; the rest is repeated, in vain
+    sock.info = sock.info._replace(
+        sacked=2, lost=4, delivered=sock.info.delivered + 2, total_retrans=4
+    )
+    assert host.look(100.1).stuck == []
+    assert host.look(100.2).stuck == []
+    (stuck,) = host.look(100.27).stuck
+    assert (stuck.times, stuck.lost) == (2, 4)
+    assert host.look(100.3).stuck == []
+
+
+def test_repetitions_alone_convict_no_line_that_brought_what_was_sent_with_them():
+    host = Host(s5=Socket(data_segs_out=10))
+    sock = host.sockets[5]
+    sock.send(100.0, segments=3)
+    sock.info = sock.info._replace(data_segs_out=13)
+    host.look(100.01)
+    sock.acked_at, sock.sent_at = 100.06, 100.08
+    sock.info = sock.info._replace(
+        sacked=1, lost=2, delivered=sock.info.delivered + 1, total_retrans=2, data_segs_out=15
+    )
+    (answer,) = host.look(100.09).seen
+    assert answer.reply_at is None
+    assert host.look(100.3).seen == []
+
+
 def test_a_gap_that_stays_open_is_stuck_and_a_pause_is_not():
     host = Host(s5=Socket(), s6=Socket())
     gap, pause = host.sockets[5], host.sockets[6]

@@ -186,7 +186,7 @@ class Half:
             self.acked_bytes += self.flying.pop(min(self.flying))[0]
             self.rtos, progress = 0, True
         for lost in self.open:  # RACK: something sent later has come
-            if self.flying[lost][1] + self.srtt / 4 < self.newest:
+            if self.late(lost):
                 self._transmit(lost)
         if progress or not self.open:
             self._arm()
@@ -216,6 +216,10 @@ class Half:
             self._transmit(self.open[0])
         self.timer += 1
         self._arm_rto()
+
+    def late(self, number):
+        """RACK: something sent later has come."""
+        return self.flying[number][1] + self.srtt / 4 < self.newest
 
     @property
     def open(self):
@@ -273,7 +277,9 @@ class Connection:
             backoff=up.rtos,
             rto_s=up.srtt + 0.2,
             mss_bytes=MSS,
-            unacked=len(up.open),
+            unacked=len(up.flying),
+            sacked=len(up.flying) - len(up.open),
+            lost=sum(up.flying[n][2] > 1 or up.late(n) for n in up.open),
             last_data_sent_s=now - up.sent_at,
             last_data_recv_s=now - self.down.got_at,
             last_ack_recv_s=now - up.acked_at,
@@ -562,7 +568,10 @@ class Net:
             self._report(sample)
         for stuck in look.stuck:
             self.stuck.append((now, stuck))
-            if self.table.stuck(stuck.path, stuck.times, now) and stuck.fd in self.sockets:
+            if (
+                self.table.stuck(stuck.path, stuck.times, stuck.lost, now)
+                and stuck.fd in self.sockets
+            ):
                 self._close(self.sockets[stuck.fd])
 
     # -- what the table tells --------------------------------------------------------------------
