@@ -72,9 +72,7 @@ class Client:
         self.pools.open(self.path, events, early_data=False)
 
     def head(self, flow: bytes) -> RequestHead:
-        return RequestHead(
-            b"POST", b"https", b"localhost", wire.flow_path(flow), self.fields, 0
-        )
+        return RequestHead(b"POST", b"https", b"localhost", wire.flow_path(flow), self.fields, 0)
 
     def close(self) -> None:
         Events.closing = True
@@ -360,7 +358,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                         note(f"small {carrier}", bench.run("small", carrier, small_target, **load))
                     if arguments.only in (None, "latency"):
                         load = {"concurrency": 4, "seconds": seconds, "pace": 0.02}
-                        note(f"latency {carrier}", bench.run("small", carrier, small_target, **load))
+                        paced = bench.run("small", carrier, small_target, **load)
+                        note(f"latency {carrier}", paced)
                     if arguments.only in (None, "bulk"):
                         target = f"http://127.0.0.1:{files}/"
                         note(f"bulk {carrier}", bench.run("bulk", carrier, target))
