@@ -406,7 +406,7 @@ class Daemon:
 
     def _alternatives(self, path: Path) -> list[PathState]:
         """Where a connection on ``path`` can go on, best first: other lines to the same endpoint
-        that are UP and let UDP pass.
+        that are not DOWN and let UDP pass.
         """
         upstream, now = path.endpoint.upstream, monotonic()
         usual = self.recent.usual_classes().get(upstream, SHOWN_CLASS)
@@ -419,7 +419,6 @@ class Daemon:
             for state in (candidate.state for candidate in order)
             if state.path.endpoint.key == path.endpoint.key
             and state.path.line.name != path.line.name
-            and state.verdict is Verdict.UP
             and state.usable
             and self.pools.carriers.blocked_until(state.path) <= now
         ]

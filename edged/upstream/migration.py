@@ -2,8 +2,9 @@
 
 1. A connection moves for its streams, never to be better off: when its path is DOWN, or SUSPECT
    and another answers sooner. It does not move back; the pool of the path it came to has it then.
-2. Where to: the best alternative that is told (another UP line to the same endpoint, with UDP) and
-   has not refused lately. The server's preferred address is used if it gave one (section 9.6).
+2. Where to: the best alternative that is told (another line to the same endpoint, with UDP) and
+   has not refused lately; only off a path that is DOWN may it be one that is SUSPECT itself. The
+   server's preferred address is used if it gave one (section 9.6).
 3. Standby. Once streams have been open for a second, one alternative has a socket and a connection
    id of its own and is validated now and then (section 8.2), so that a move costs no round trip.
    It is kept while it is an alternative at all. Only on engines that can probe, and not more
@@ -33,7 +34,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from edged.upstream.quic import PING_OF_NOBODY
-from policies.model import Carrier, Failure, Kind, Line, Outcome, Path, PathState, Sample
+from policies.model import Carrier, Failure, Kind, Line, Outcome, Path, PathState, Sample, Verdict
 from probes.base import DialError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class MigrationTools:
     """What the migrations of all connections share."""
 
     alternatives: Callable[[Path], Sequence[PathState]]
-    """Paths over other UP lines with UDP to the endpoint of a path, best first."""
+    """Paths over other lines with UDP to the endpoint of a path that are not DOWN, best first."""
     open_udp: OpenUdp
     refusals: Refusals = field(default_factory=Refusals)
     pace: Pace = field(default_factory=Pace)
@@ -195,7 +196,7 @@ class Migration:
         if self.moving or not (connection.engine.probes and connection.engine.may_migrate()):
             return
         standby = self._standby
-        if standby is not None and not self._is_alternative(standby):
+        if standby is not None and self._verdict(standby) is None:
             self._drop_standby()
             standby = None
         now = monotonic()
@@ -203,7 +204,7 @@ class Migration:
             standby.asked_at is None and now - (standby.validated_at or 0.0) >= PROBE_EVERY_S
         )
         if due and self._tools.pace.take(now):
-            standby = self._standby = standby or self._open_best()
+            standby = self._standby = standby or self._open_best(Verdict.UP)
             if standby is not None:
                 self._challenge(standby)
 
@@ -225,7 +226,7 @@ class Migration:
             return
         now = monotonic()
         if self._standby is None:
-            self._standby = self._open_best()
+            self._standby = self._open_best(Verdict.UP)
         if self._standby is None:
             return
         self._doubted_at = now
@@ -244,11 +245,11 @@ class Migration:
         if not connection.in_flight or not connection.engine.may_migrate():
             return False
         way, self._standby = self._standby, None
-        if way is not None and not self._is_alternative(way):
+        if way is not None and self._verdict(way) is not Verdict.UP:
             way.stop()
             connection.driver.drop(way.number)
             way = None
-        way = way or self._open_best()
+        way = way or self._open_best(Verdict.UP) or self._open_best(Verdict.SUSPECT)
         return way is not None and self._move(way)
 
     def heard(self) -> None:
@@ -298,15 +299,17 @@ class Migration:
 
     # Standby
 
-    def _is_alternative(self, way: _Way) -> bool:
-        """Whether ``way`` is still told to those on the path that it was opened from."""
-        found = self._tools.alternatives(way.left)
-        return any(state.path.line.name == way.path.line.name for state in found)
+    def _verdict(self, way: _Way) -> Verdict | None:
+        """Of ``way``; ``None``: it is not told any more to those on the path it was opened from."""
+        for state in self._tools.alternatives(way.left):
+            if state.path.line.name == way.path.line.name:
+                return state.verdict
+        return None
 
-    def _open_best(self) -> _Way | None:
+    def _open_best(self, verdict: Verdict) -> _Way | None:
         now, allowed = monotonic(), self._tools.refusals.allowed
         for state in self._tools.alternatives(self._connection.path):
-            if not allowed(state.path, now):
+            if state.verdict is not verdict or not allowed(state.path, now):
                 continue
             way = self._open(state)
             if way is not None:
@@ -357,7 +360,7 @@ class Migration:
 
     def _refused(self, way: _Way) -> None:
         """No answer on ``way``: remember it if the line is not to blame."""
-        if self._is_alternative(way):
+        if self._verdict(way) is Verdict.UP:
             self._tools.refusals.failed(way.path, monotonic())
 
     # Doubt

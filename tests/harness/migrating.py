@@ -64,7 +64,9 @@ class Mobile:
         endpoint = Endpoint("up", "e", "https", "localhost", port, protocols=(Carrier.H3,))
         self.paths = {name: Path(Line(name), endpoint) for name in rtts_s}
         self.up = set(rtts_s)
-        """Lines that are UP."""
+        """Lines that are not DOWN."""
+        self.suspect = set()
+        """Of these, lines that are SUSPECT."""
         self.opened = []
         """(line, address, port) of each socket for a move."""
         self.samples = []
@@ -91,7 +93,9 @@ class Mobile:
 
     def alternatives(self, path):
         return [
-            state_of(other, self.rtts_s[name])
+            state_of(
+                other, self.rtts_s[name], Verdict.SUSPECT if name in self.suspect else Verdict.UP
+            )
             for name, other in self.paths.items()
             if name in self.up and name != path.line.name
         ]

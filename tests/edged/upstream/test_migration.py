@@ -166,6 +166,23 @@ def test_what_is_under_way_on_the_old_path_is_taken(engine, certificates):
     run(engine, certificates, body, rtts_s={"a": 0.02, "b": 0.2})
 
 
+@both_engines
+def test_a_line_in_doubt_is_better_than_none(engine, certificates):
+    async def body(mobile, origin, talk):
+        mobile.suspect.add("b")
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        assert connection.leave()
+        assert connection.path is mobile.paths["c"]  # b would be quicker
+        mobile.die("c")
+        assert connection.leave()
+        assert connection.path is mobile.paths["b"]
+        await over(talk, attempt)
+        connection.close()
+
+    run(engine, certificates, body, rtts_s={"a": 0.01, "b": 0.012, "c": 0.05})
+
+
 # What the pools and the table see
 
 

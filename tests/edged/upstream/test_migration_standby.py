@@ -158,6 +158,19 @@ def test_suspect_moves_when_the_standby_answers_first(certificates, is_prepared)
     run("pure", certificates, body)
 
 
+def test_a_line_in_doubt_is_nobodys_standby(certificates):
+    async def body(mobile, origin, talk):
+        mobile.suspect.add("b")
+        connection, attempt = await talking(mobile, talk)
+        connection.doubt()
+        await asyncio.sleep(0.2)
+        assert not mobile.opened
+        await over(talk, attempt)
+        connection.close()
+
+    run("pure", certificates, body)
+
+
 def test_suspect_stays_when_the_old_path_answers(certificates):
     async def body(mobile, origin, talk):
         connection, attempt = await talking(mobile, talk)
