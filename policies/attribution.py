@@ -99,6 +99,9 @@ def judge(
     line.calm = line.is_calm()
     for path in line.paths:
         path.calm = path.is_calm()
+    line.doubted = any(
+        path.finding.verdict is not Verdict.UP or path.unproven for path in line.paths
+    )
     return changes
 
 

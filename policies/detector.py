@@ -156,9 +156,7 @@ class Detector:
     def doubted(self, line: str) -> bool:
         """Whether anything on the line is worse than UP: reason to probe for its return."""
         state = self._lines.get(line)
-        return state is not None and any(
-            p.finding.verdict is not Verdict.UP or p.unproven for p in state.paths
-        )
+        return state is not None and state.doubted
 
     def stirred(self, line: str) -> int:
         """`stirs` of one line."""

@@ -82,6 +82,7 @@ class LineState:
         "blame",
         "calm",
         "channels",
+        "doubted",
         "gate",
         "name",
         "paths",
@@ -105,6 +106,8 @@ class LineState:
         """Whose local error put it DOWN."""
         self.calm = True
         """Nothing is silent and nothing is held against it, as of the last `judge`."""
+        self.doubted = False
+        """It or a path on it is worse than UP, as of the last `judge`."""
 
     def is_calm(self) -> bool:
         """What ``calm`` is set to."""
@@ -211,7 +214,7 @@ class PathState:
         return True
 
     def more_than_loss(self, times: int, lost: int, now: float) -> bool:
-        """Whether a segment sent ``times`` in vain, with ``lost`` missing in all, is no accident."""
+        """Whether a segment sent ``times`` in vain, with ``lost`` missing, is no accident."""
         data = self.channels[DATA]
         alone = slots_needed(data.loss, STUCK_SPACING_S, FALSE_DOWN_IN_BURSTS_PER_S)
         alone = STUCK_LEAST if now < self.hole_until else min(alone, STUCK_MOST)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How often the lines are asked whether they are busy; `Scheduler.nudge` is faster."""
+ASK_S = 0.05
+"""No more often, unless there is a nudge or a look."""
 LOOK_S = 0.05
 """How often connections in use are looked at; less often where that takes longer than 1/20."""
 VOICES_S = 0.5
@@ -105,6 +107,7 @@ class Scheduler:
         self._watch = watch
         self._lacks = lacks
         self._clock = clock
+        self._ask_at = 0.0
         self._look_at = 0.0
         self._closely = False
         """Whether any line is ACTIVE, doubted or stirred."""
@@ -165,14 +168,15 @@ class Scheduler:
     def _turn(self) -> None:
         if self._stopped is None or self._stopped.done():
             return
-        self._nudged = False
+        nudged, self._nudged = self._nudged, False
         if self._timer is not None:
             self._timer.cancel()
         now = self._clock()
         try:
             # First what is known already: it may show a line in a new light.
             looked = self._look(now) if self._watch is not None else None
-            self._ask_lines(now)
+            if nudged or now >= self._ask_at:
+                self._ask_lines(now)
             for job in self._planner.due(now):
                 self._start(job)
         except Exception as error:  # noqa: BLE001 - not swallowed: `run` raises it
@@ -186,6 +190,7 @@ class Scheduler:
 
     def _ask_lines(self, now: float) -> None:
         activity, planner = self._activity, self._planner
+        self._ask_at = now + ASK_S
         ask_voices = now >= self._voices_at
         if ask_voices:
             self._voices_at = now + VOICES_S
@@ -212,6 +217,7 @@ class Scheduler:
         due = watch.next_due()
         if now >= self._look_at or (due is not None and due <= now):
             watch.look(now)
+            self._ask_at = now
             self._look_at = now + max(LOOK_S, 20 * (self._clock() - now))
             due = watch.next_due()
         return self._look_at if due is None else min(due, self._look_at)

@@ -535,6 +535,10 @@ class Net:
         down = self.table.snapshot.paths[path].verdict is Verdict.DOWN
         return next(iter(self.pools.get(path, ())), None) if down else self.connection(path)
 
+    def sample(self, path, kind, rtt_s, **more):
+        """One that just arrived."""
+        return Sample(path, kind, self.now - rtt_s, rtt_s, **more)
+
     def _report(self, sample):
         if sample.kind is Kind.QUIC:
             sample = sample._replace(carrier=Carrier.H3)
