@@ -123,7 +123,10 @@ class AioquicEngine:
         return self._quic.get_next_available_stream_id(is_unidirectional=True)
 
     def send(self, stream_id: int, data: bytes, fin: bool) -> None:
-        self._quic.send_stream_data(stream_id, data, fin)
+        stream = self._quic._streams.get(stream_id)
+        # A STOP_SENDING that came may not be told yet: the bytes have no taker.
+        if stream is None or stream.sender._reset_error_code is None:
+            self._quic.send_stream_data(stream_id, data, fin)
 
     def reset(self, stream_id: int, code: int) -> None:
         stream = self._quic._streams.get(stream_id)

@@ -210,8 +210,8 @@ class Qh3Engine:
             return
         try:
             self._core.send_stream(stream_id, data, fin)
-        except RuntimeError:
-            # A STOP_SENDING may wait untold while stalled: the bytes have no taker.
+        except (RuntimeError, ValueError):
+            # A STOP_SENDING that came may not be told yet: the bytes have no taker.
             if self._core.can_send_stream(stream_id):
                 raise
 

@@ -539,3 +539,37 @@ def test_retry_tokens_are_bound_to_address_id_and_time():
     assert tokens.read(b"", peer, b"chosen12", 101.0) is None
     assert tokens.read(b"x" * 60, peer, b"chosen12", 101.0) is None
     assert RetryTokens().read(token, peer, b"chosen12", 101.0) is None
+
+
+@ENGINES
+def test_what_nobody_wants_any_more_is_dropped_before_it_is_told(engine):
+    """Two datagrams at once: a request that is answered on a stream given up in the other."""
+    held = []
+
+    def script(request):
+        if request.head.path == b"/held":
+            held.append(request)
+            request.responder.head(ResponseHead(200, []))
+        else:
+            for other in held:
+                other.responder.data(b"too late")
+                other.responder.end()
+            request.answer(b"ok")
+
+    async def scenario(house):
+        async with house.connect() as connection:
+            given_up = connection.request("GET", "/held")
+            await given_up.until(lambda r: r.status)
+            now, transmit = connection._loop.time(), connection.transmit
+            connection.transmit = lambda: None
+            later = connection.request("GET", "/other")
+            datagrams = connection._quic.datagrams_to_send(now)
+            connection._quic.stop_stream(given_up.id, 0x10C)
+            datagrams += connection._quic.datagrams_to_send(now)
+            for data, address in datagrams:
+                connection._transport.sendto(data, address)
+            connection.transmit = transmit
+            assert (await later.until()).body == b"ok"
+            assert connection.closed is None
+
+    go(scenario, engine, script)
