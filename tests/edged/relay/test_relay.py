@@ -9,12 +9,14 @@ import ssl
 import httpx
 import pytest
 
+from tests.harness.h3 import FAST
 from tests.harness.h3client import connect
 
 from .live import (
     FLOW,
     PULSE,
     TOKEN,
+    H3Calls,
     Origin,
     Relay,
     content,
@@ -110,7 +112,10 @@ def test_a_response_cut_short_is_an_error_for_curl(tmp_path):
 
 
 async def exchange(relay, origin, rng, name):
-    """One flow with random sizes both ways, broken off at random; how often it was."""
+    """One flow with random sizes both ways, broken off at random; how often it was.
+
+    ``relay`` makes the calls: over connections of their own, or as streams of one.
+    """
     path = FLOW + flow_id()
     up, down = (rng.choice([0, rng.randrange(3000), rng.randrange(800_000)]) for _ in range(2))
     seed = rng.randrange(1 << 30)
@@ -185,6 +190,32 @@ def test_flows_survive_breaks_at_random_byte_for_byte(tmp_path):
             assert set(origin.executed.values()) == {1}
             assert relay.flows.count == 0
             assert relay.flows.account.used_bytes == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("server", [FAST, "pure"])
+def test_flows_survive_broken_streams_and_connections_of_h3(tmp_path, monkeypatch, server):
+    monkeypatch.setenv("EDGED_ENGINES", server)
+
+    async def several(relay, origin, seed):
+        calls = H3Calls(relay)
+        rng = random.Random(seed)
+        breaks = 0
+        for n in range(4):
+            breaks += await exchange(calls, origin, rng, f"{seed}-{n}")
+            if rng.random() < 0.5:
+                await calls.hang_up()
+        await calls.hang_up()
+        return breaks
+
+    async def scenario():
+        async with relay_and_origin(tmp_path) as (relay, origin):
+            breaks = await asyncio.gather(*(several(relay, origin, seed) for seed in range(3)))
+            assert sum(breaks) > 12
+            assert set(origin.executed.values()) == {1}
+            assert relay.flows.count == 0
+            await until(lambda: not relay.daemon.proxy.hub.connections)
 
     run(scenario())
 
