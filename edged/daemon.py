@@ -40,6 +40,7 @@ from edged.upstream.migration import MigrationTools
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
 from policies.model import (
+    Blame,
     CarrierChange,
     Change,
     Line,
@@ -290,9 +291,17 @@ class Daemon:
         )
 
     def _carrier_changed(self, change: CarrierChange) -> None:
-        if self.pools.carrier_leaving(change):
+        if self.pools.can_spare(change):
+            self.pools.carrier_leaving(change)
             self.exchanges.carrier_changed(change)
             self.pools.carrier_changed(change)
+        else:
+            # Others work there, but the endpoint speaks none of them.
+            old, new = (Verdict.UP, Verdict.DOWN)[:: 1 if change.blocked else -1]
+            verdict = Change(change.path, old, new, Blame.UNKNOWN, change.reason, change.at)
+            self.pools.path_leaving(verdict)
+            self.exchanges.path_changed(verdict)
+            self.pools.path_changed(verdict)
         names = " and ".join(change.carriers)
         if change.blocked:
             _log.warning("%s: %s blocked: %s", change.path, names, change.reason)

@@ -240,7 +240,7 @@ class Exchanges:
 
         Call this before `Pools.carrier_changed`, which ends what is left on it.
         """
-        for attempt in self.targets.live_on(change.path):
+        for attempt in self.targets.live_on(change.path) if change.blocked else ():
             tunnel = isinstance(attempt.exchange, Tunnel)
             if (Carrier.H1 if tunnel else attempt.carrier) in change.carriers:
                 attempt.exchange.carrier_lost(attempt.number, change)

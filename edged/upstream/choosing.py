@@ -66,7 +66,7 @@ class Choosing:
         pool, tools = self._pool, self._tools
         open_now = {carrier for carrier, count in pool.live.items() if count}
         known = tools.carriers.usable(pool.path, now) | open_now
-        usable = known - self.blocked or known
+        usable = known - self.blocked or known  # the last one is never given up
         in_flight = sum(connection.in_flight for connection in pool.connections)
         self._peak = max(float(in_flight), self._peak * _PEAK_KEPT)
         paced = tools.paced()
@@ -131,14 +131,9 @@ class Choosing:
         """A request was answered ``latency_s`` after it was sent."""
         self._chooser.observe(carrier, group, latency_s, now)
 
-    def block(self, carriers: frozenset[Carrier], now: float) -> bool:
-        """These do not work on the path from now on, all others do. False, and no change, where
-        the endpoint speaks nothing else: then it is the path that does not work.
-        """
-        if carriers and not self._tools.carriers.usable(self._pool.path, now) - carriers:
-            return False
+    def block(self, carriers: frozenset[Carrier], now: float) -> None:
+        """These do not work on the path from now on, all others do."""
         for carrier in self.blocked - carriers:
             self._chooser.forget(carrier)
         self.blocked = carriers
         self.refresh(now)
-        return True

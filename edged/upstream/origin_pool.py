@@ -326,10 +326,9 @@ class OriginPool:
         self.trust.revalidate()
         self.dialing.again()
 
-    def block(self, carriers: frozenset[Carrier]) -> bool:
-        """These carriers do not work on the path, although others do (none: all work again);
-        False where the endpoint speaks nothing else."""
-        return self.choosing.block(carriers, self._loop.time())
+    def block(self, carriers: frozenset[Carrier]) -> None:
+        """These carriers do not work on the path, although others do (none: all work again)."""
+        self.choosing.block(carriers, self._loop.time())
 
     def desert(self, carriers: frozenset[Carrier], reason: str) -> None:
         """What runs on these carriers goes on over another line, or ends now."""

@@ -145,11 +145,19 @@ class Pools:
         else:
             pool.up()
 
-    def carrier_leaving(self, change: CarrierChange) -> bool:
+    def can_spare(self, change: CarrierChange) -> bool:
+        """Whether the endpoint of the path speaks any other carrier; if not, it is the path that
+        does not work."""
+        pool = self._pools.get(change.path)
+        if pool is None:
+            return True
+        usable = self.carriers.usable(pool.path, self._loop.time())
+        return bool(usable - frozenset(change.carriers))
+
+    def carrier_leaving(self, change: CarrierChange) -> None:
         """A carrier stopped or began to work on a path where others work
-        (`PathTable.subscribe_carriers`): from now on no request takes a blocked one. Whether those
-        in flight on it should be told, and then `carrier_changed` be called: not where the
-        endpoint speaks nothing else.
+        (`PathTable.subscribe_carriers`): from now on no request takes a blocked one. Call this
+        before those in flight on it are told, and `carrier_changed` after.
         """
         carriers = frozenset(change.carriers)
         blocked = self._blocked.get(change.path, frozenset())
@@ -162,13 +170,13 @@ class Pools:
             self.carriers.silenced.add(change.path)
         else:
             self.carriers.silenced.discard(change.path)
-        pool = self._pools.get(change.path)
-        return pool is not None and pool.block(blocked) and change.blocked
+        if (pool := self._pools.get(change.path)) is not None:
+            pool.block(blocked)
 
     def carrier_changed(self, change: CarrierChange) -> None:
         """After `carrier_leaving`: what still runs on a blocked carrier goes on over another line,
         or ends now."""
-        if (pool := self._pools.get(change.path)) is not None:
+        if change.blocked and (pool := self._pools.get(change.path)) is not None:
             pool.desert(frozenset(change.carriers), change.reason)
 
     def revalidate(self, line: str | None = None) -> None:

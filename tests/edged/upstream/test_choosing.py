@@ -218,10 +218,9 @@ def test_a_pool_that_nobody_uses_opens_nothing_beside():
 
 def block(pools, path, *carriers, yes=True):
     change = CarrierChange(path.name, carriers, yes, "datagrams vanish", 0.0)
-    told = pools.pools.carrier_leaving(change)
-    if told:
-        pools.pools.carrier_changed(change)
-    return told
+    pools.pools.carrier_leaving(change)
+    pools.pools.carrier_changed(change)
+    return pools.pools.can_spare(change)
 
 
 async def both(pools, path):
@@ -280,7 +279,9 @@ def test_the_only_carrier_of_an_endpoint_is_never_given_up():
         async with setup(h3=FakeH3()) as pools:
             path = path_to(1, scheme="https", protocols=(H3,))
             await pools.open(path, get()).until(lambda e: e.stream)
-            assert not block(pools, path, H3)
+            change = CarrierChange(path.name, (H3,), True, "datagrams vanish", 0.0)
+            assert not pools.pools.can_spare(change)
+            pools.pools.carrier_leaving(change)
             assert pools.open(path, get()).stream.carrier is H3
             only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
             assert pools.open(path, get()).stream.carrier is H3
