@@ -1,5 +1,6 @@
 # make run    the demo: emulated lines, a failover, a live view
-# make test   what CI runs: check, then all tests, then those of the hot modules once more, compiled
+# make test   what CI runs: check, then all tests, on the sources as they are
+# make test-compiled  the tests of the hot modules once more, compiled
 # make check  lint, format, types
 # make fast   compile the hot modules, where there is a C compiler; what starts later uses them
 # make bench  edged beside its peers, compiled if that is possible
@@ -15,17 +16,16 @@ HOT_TESTS := tests/edged/downstream tests/edged/upstream tests/edged/hostile tes
     tests/edged/test_tunnel.py tests/edged/test_accesslog.py tests/edged/test_daemon.py \
     tests/policies/test_attempts.py
 
-.PHONY: run test check fast bench clean
+.PHONY: run test test-compiled check fast bench clean
 
 run: $(READY)
 	@$(BIN)/edged demo
 
 test: check
 	@EDGED_COMPILED=0 $(BIN)/pytest -n 2 --dist loadfile
-	@$(BIN)/edged compile --if-possible
-	@if $(BIN)/edged version | grep -q ', compiled)'; then \
-	    EDGED_COMPILED=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not sources' $(HOT_TESTS); \
-	fi
+
+test-compiled: fast
+	@EDGED_COMPILED=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not sources' $(HOT_TESTS)
 
 check: $(READY)
 	@$(BIN)/ruff check .

