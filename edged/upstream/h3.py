@@ -13,11 +13,12 @@ from typing import Any
 import certifi
 
 from edged.upstream.connection import Owner, Report
+from edged.upstream.dialed import dial
 from edged.upstream.h3_connection import H3Connection
 from edged.upstream.migration import NO_MIGRATION, MigrationTools
 from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import ClientSettings, make_engine
-from policies.model import Carrier, Kind, Path, Sample
+from policies.model import Carrier, Kind, Path
 from probes.base import Dialer, DialError
 
 IDLE_TIMEOUT_S = 120.0
@@ -107,23 +108,12 @@ class H3Connector:
         """See `Connector.connect`. ``upgrade`` cannot be had here (`DialError`, PROTOCOL)."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        endpoint = path.endpoint
-        try:
-            dialed = await self._dialer.connect_udp(
-                path.line,
-                endpoint.host,
-                endpoint.port,
-                address=endpoint.address,
-                timeout_s=timeout_s,
-            )
-        except DialError as error:
-            self._report(Sample(path.name, Kind.QUIC, started_at, None, error.outcome))
-            raise
+        dialed = await dial(self._dialer.connect_udp, self._report, Kind.QUIC, path, timeout_s)
         ticket = self.tickets.get(path)
         try:
             engine = make_engine(
                 ClientSettings(
-                    server_name=server_name(endpoint.host),
+                    server_name=server_name(path.endpoint.host),
                     alpn=_ALPN,
                     cafile=system_store(),
                     cadata=self._cadata,

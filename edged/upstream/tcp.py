@@ -10,6 +10,7 @@ from time import monotonic
 from typing import cast
 
 from edged.upstream.connection import Owner, Report
+from edged.upstream.dialed import dial
 from edged.upstream.engines import HpackEngine, hpack_engine
 from edged.upstream.h1 import H1Connection
 from edged.upstream.h2 import STREAMS_ASSUMED, H2Connection
@@ -82,20 +83,8 @@ class TcpConnector:
         return opening.connection
 
     async def _dial(self, path: Path, timeout_s: float) -> Dialed:
-        endpoint = path.endpoint
         sent_at = monotonic()
-        try:
-            dialed = await self._dialer.connect_tcp(
-                path.line,
-                endpoint.host,
-                endpoint.port,
-                address=endpoint.address,
-                timeout_s=timeout_s,
-            )
-        except DialError as error:
-            if error.outcome is not Outcome.LOCAL:
-                self._report(Sample(path.name, Kind.TCP, sent_at, None, error.outcome))
-            raise
+        dialed = await dial(self._dialer.connect_tcp, self._report, Kind.TCP, path, timeout_s)
         self._report(Sample(path.name, Kind.TCP, sent_at, dialed.connect_s))
         self.paced = _measures_bandwidth(dialed.sock)
         return dialed
