@@ -28,6 +28,8 @@ PREFERENCE = (Carrier.H3, Carrier.H2, Carrier.H1)
 NO_H2_S = 3600.0
 """How long an origin that chose http/1.1 although h2 was offered is taken to know only that."""
 
+_H1, _H2 = frozenset((Carrier.H1,)), frozenset((Carrier.H2,))
+
 _ALTERNATIVE = re.compile(
     rb"""\s*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)="([^"]*)"((?:\s*;\s*[\w-]+=(?:"[^"]*"|[^;,"\s]*))*)\s*(?:,|$)"""
 )
@@ -77,7 +79,7 @@ class Carriers:
         """The carriers that requests on ``path`` may take now."""
         endpoint = path.endpoint
         if endpoint.scheme != "https":
-            return frozenset((Carrier.H2, Carrier.H1))
+            return _H1 if Carrier.H1 in endpoint.protocols else _H2
         found = set(endpoint.protocols)
         if found == {Carrier.H3}:
             return frozenset(found)

@@ -28,6 +28,7 @@ from policies.model import Carrier, Path
 
 LOSSY = 0.002
 """Loss from which it is worth a packet more to learn of it sooner."""
+_H1_ALONE = frozenset((Carrier.H1,))
 _PEAK_KEPT = 0.95
 """Of the greatest concurrency, from one second to the next."""
 
@@ -50,6 +51,7 @@ class Choosing:
         self._chooser = Chooser(PREFERENCE)
         self._peak = 0.0
         self._turn = 0
+        self._usable: frozenset[Carrier] = frozenset()
         self.blocked: frozenset[Carrier] = frozenset()
         """Carriers that do not work on this path although others do."""
         every = tuple(pool.shelves.values())
@@ -67,6 +69,11 @@ class Choosing:
         open_now = {carrier for carrier, count in pool.live.items() if count}
         known = tools.carriers.usable(pool.path, now) | open_now
         usable = known - self.blocked or known  # the last one is never given up
+        facts = self._facts()
+        self.rtt_s = 0.0 if facts is None else facts.rtt_s
+        if usable == _H1_ALONE == self._usable:
+            return  # nothing to choose, and nothing to share
+        self._usable = usable
         in_flight = sum(connection.in_flight for connection in pool.connections)
         self._peak = max(float(in_flight), self._peak * _PEAK_KEPT)
         paced = tools.paced()
@@ -76,8 +83,6 @@ class Choosing:
             Carrier.H2: Load(beside, paced=paced),
             Carrier.H1: Load(paced=paced),
         }
-        facts = self._facts()
-        self.rtt_s = 0.0 if facts is None else facts.rtt_s
         self._expect_loss(facts is not None and facts.loss >= LOSSY)
         self.choice = choice = self._chooser.choose(facts, usable, loads, now)
         shelves = pool.shelves

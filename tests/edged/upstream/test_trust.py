@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from edged.upstream.pool_types import PoolLimits
-from policies.model import Carrier, Outcome, Verdict
+from policies.model import Carrier, Estimate, Outcome, Verdict
 from tests.edged.upstream.h2_peer import Peer
 from tests.edged.upstream.real_servers import nginx
 from tests.edged.upstream.support import eventually, get, path_to, server, setup
@@ -126,6 +126,25 @@ def test_what_the_server_announces_is_believed():
             assert patience(pools, path) == 1.0
             await asyncio.sleep(0.85)
             assert not (await pools.fetch(path, POST)).stream.reused
+
+    asyncio.run(main())
+
+
+def test_a_round_trip_is_taken_off_the_patience():
+    """The server closes while the request is on its way to it."""
+
+    async def main():
+        estimate = Estimate()
+        options = {"estimate": lambda path: estimate}
+        async with server(polite) as port, setup(**options) as pools:
+            path = path_to(port, protocols=(H1,))
+            await pools.fetch(path, get())
+            trust = only_pool(pools).trust
+            tick(pools)
+            before_s = trust._h1_rest_s
+            estimate = Estimate(rtt_s=0.3)
+            tick(pools)
+            assert trust._h1_rest_s == pytest.approx(before_s - 0.3, abs=0.01)
 
     asyncio.run(main())
 
