@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from edged.downstream.fields import BadMessage, parse_trailers
 from edged.downstream.limits import Limits
@@ -15,12 +16,16 @@ _SIZE_LINE = re.compile(
     % (_TOKEN, _TOKEN, _QUOTED)
 )
 _PLAIN_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
-_LINE_BYTES = 1024
-_OVERHEAD_BYTES = 65536
+_LINE_BYTES: Final = 1024
+_OVERHEAD_BYTES: Final = 65536
 
-_REMEMBERED = 4096
+_REMEMBERED: Final = 4096
 
-_SIZE, _DATA, _DATA_END, _TRAILERS, _DONE = range(5)
+_SIZE: Final = 0
+_DATA: Final = 1
+_DATA_END: Final = 2
+_TRAILERS: Final = 3
+_DONE: Final = 4
 
 
 class _Sizes(dict[bytes, int]):
@@ -35,7 +40,7 @@ class _Sizes(dict[bytes, int]):
         return size
 
 
-_size_of = _Sizes().__getitem__
+_size_of: Final = _Sizes().__getitem__
 
 
 class ChunkedDecoder:

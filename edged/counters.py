@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from functools import partial
+from typing import Final
 
-BUCKETS_S = (
+BUCKETS_S: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),
     *(0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 """Upper bounds of the latency histograms, in seconds."""
+
+_bucket: Final = partial(bisect_left, BUCKETS_S)
 
 
 class Histogram:
@@ -23,7 +27,7 @@ class Histogram:
 
     def add(self, value_s: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BUCKETS_S, value_s)] += 1
+        self.counts[_bucket(value_s)] += 1
         self.sum_s += value_s
 
 

@@ -11,24 +11,24 @@ import json
 import secrets
 import time
 from email.utils import formatdate
+from typing import Final
 
 from edged.downstream.base import Responder
 from edged.messages import Headers, ResponseHead
 
-NAME = "edged"
+NAME: Final = "edged"
 """Who answers, in Proxy-Status and Server."""
-REQUEST_ID = b"edged-request-id"
+REQUEST_ID: Final = b"edged-request-id"
 
-NOT_FORWARDED = frozenset((b"proxy-authorization",))
+NOT_FORWARDED: Final = frozenset((b"proxy-authorization",))
 """Meant for this proxy (RFC 9110 section 11.7.2). A client's Via stays: ours is added to it."""
 
-_id_prefix = secrets.token_hex(4)
-_id_counter = itertools.count(1)
+_next_id: Final = map(f"{secrets.token_hex(4)}-%x".__mod__, itertools.count(1)).__next__
 
 
 def new_request_id() -> str:
     """An id that is unique over daemons and restarts; short enough to be typed."""
-    return f"{_id_prefix}-{next(_id_counter):x}"
+    return _next_id()
 
 
 def via_value(version: bytes, pseudonym: bytes) -> bytes:

@@ -13,34 +13,32 @@ _LATELY = 1000
 
 
 class Recent:
-    """A bounded memory of records. Only references are kept; nothing is rendered until asked."""
+    """A bounded memory of records. Only references are kept; nothing is rendered until asked.
 
-    __slots__ = ("_by_id", "_order")
+    There is no index: every exchange is remembered, and hardly one of them is ever asked for.
+    """
+
+    __slots__ = ("_records",)
 
     def __init__(self, size: int = 4096) -> None:
-        self._by_id: dict[str, ExchangeRecord] = {}
-        self._order: deque[str] = deque(maxlen=size)
+        self._records: deque[ExchangeRecord] = deque(maxlen=size)
 
     def add(self, record: ExchangeRecord) -> None:
         """Remember ``record``; the oldest is forgotten."""
-        order = self._order
-        if len(order) == order.maxlen:
-            self._by_id.pop(order[0], None)
-        order.append(record.request_id)
-        self._by_id[record.request_id] = record
+        self._records.append(record)
 
     def get(self, request_id: str) -> ExchangeRecord | None:
         """The record of an exchange that is over, or ``None`` if it is unknown or forgotten."""
-        return self._by_id.get(request_id)
+        latest_first = reversed(self._records)
+        return next((record for record in latest_first if record.request_id == request_id), None)
 
     def usual_classes(self) -> dict[str, RequestClass]:
         """By upstream, the class that most of its last exchanges had; none had any: no entry."""
         counts: defaultdict[str, Counter[RequestClass]] = defaultdict(Counter)
-        for request_id in islice(reversed(self._order), _LATELY):
-            record = self._by_id.get(request_id)
-            if record is not None and record.ranking is not None:
+        for record in islice(reversed(self._records), _LATELY):
+            if record.ranking is not None:
                 counts[record.upstream][record.ranking.request_class] += 1
         return {upstream: count.most_common(1)[0][0] for upstream, count in counts.items()}
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self._records)

@@ -15,7 +15,7 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from edged.downstream.base import Handler, RequestSink, Responder
 from edged.guard import forbidden
@@ -27,8 +27,8 @@ __all__ = ["Access", "AccessRules", "Credentials", "Route", "Routed", "forbidden
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_MOST_CLIENTS = 4096
-_USUAL = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+_MOST_CLIENTS: Final = 4096
+_USUAL: Final = frozenset((b"GET", b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _METADATA_NAMES = frozenset(
     (
         "instance-data",

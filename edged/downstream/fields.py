@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from edged.downstream.limits import Limits
 from edged.messages import Headers, RequestHead, index
@@ -42,13 +42,13 @@ _AUTHORITY = re.compile(
 )
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _BAD_CONTROL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_HARMLESS = bytes(b for b in range(256) if b == 9 or (b >= 32 and b != 127))
+_HARMLESS: Final = bytes(b for b in range(256) if b == 9 or (b >= 32 and b != 127))
 """Without these a block must be nothing but the CRLF pairs it was split at."""
 
 _USUAL_LINE = re.compile(
     rb"(GET|POST|HEAD|PUT|PATCH|DELETE|OPTIONS) (/[!-\"$-~]*) HTTP/1\.1"
 ).fullmatch
-_SPECIAL = frozenset(
+_SPECIAL: Final = frozenset(
     (
         b"connection",
         b"content-length",
@@ -78,15 +78,15 @@ _NOT_IN_TRAILERS = _SPECIAL | {
 
 # Memos. Clients repeat themselves: all but a few lines of a head are, byte for byte, lines met
 # before, and what one of them was read as needs no second reading. A memo that is full starts anew.
-_CACHE_SIZE = 1024
-_KEPT_BYTES = 200
-_names: dict[bytes, bytes] = {}
-_authorities: dict[bytes, bytes] = {}
-_host_lines: dict[bytes, bytes] = {}
-_field_lines: dict[bytes, Field | tuple[()]] = {}
+_CACHE_SIZE: Final = 1024
+_KEPT_BYTES: Final = 200
+_names: Final[dict[bytes, bytes]] = {}
+_authorities: Final[dict[bytes, bytes]] = {}
+_host_lines: Final[dict[bytes, bytes]] = {}
+_field_lines: Final[dict[bytes, Field | tuple[()]]] = {}
 """Good lines as HTTP/1.1 reads them, none of them special; ``()``: one that says nothing new."""
-_known_field: Callable[[bytes], Any] = _field_lines.get
-_KEPT = frozenset(
+_known_field: Final[Callable[[bytes], Any]] = _field_lines.get
+_KEPT: Final = frozenset(
     (
         b"accept",
         b"accept-encoding",
@@ -105,7 +105,7 @@ _KEPT = frozenset(
         b"via",
     )
 )
-_KEPT_PREFIXES = (b"x-stainless-", b"sec-ch-", b"sec-fetch-")
+_KEPT_PREFIXES: Final = (b"x-stainless-", b"sec-ch-", b"sec-fetch-")
 """What clients say alike in every request. Nothing else is kept: a secret would outlive its own."""
 
 

@@ -16,7 +16,7 @@ was killed looks the same.
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 from edged.chunked import ChunkedDecoder
 from edged.downstream.fields import BadMessage, first_defect, parse_head
@@ -29,7 +29,12 @@ from edged.downstream.sockets import client_address, reset
 from edged.headers import answer
 from edged.messages import RequestHead
 
-_HEAD, _BODY, _WAIT, _REFUSED, _LINGER, _CLOSED = range(6)
+_HEAD: Final = 0
+_BODY: Final = 1
+_WAIT: Final = 2
+_REFUSED: Final = 3
+_LINGER: Final = 4
+_CLOSED: Final = 5
 
 
 class H1Connection(HeldOutput):

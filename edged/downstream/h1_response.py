@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edged.downstream.base import RequestSink
 from edged.downstream.sockets import client_certificate
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 _REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
 _STATUS_LINES = {s: b"HTTP/1.1 %d %b" % (s, r) for s, r in _REASONS.items()}
 _WITH_BODY = [s for s in _REASONS if s >= 200 and s not in (204, 304)]
-_PLAIN_LINES = {(s, r): _STATUS_LINES[s] for s in _WITH_BODY for r in (b"", _REASONS[s])}
+_PLAIN_LINES: Final = {(s, r): _STATUS_LINES[s] for s in _WITH_BODY for r in (b"", _REASONS[s])}
 """Status lines by status and reason, of responses whose length alone says how they end."""
-_HARMLESS = bytes(set(range(256)) - set(b"\r\n\0"))
-_field_line = b": ".join
-_join_lines = b"\r\n".join
-_LARGE = 32768
+_HARMLESS: Final = bytes(set(range(256)) - set(b"\r\n\0"))
+_field_line: Final = b": ".join
+_join_lines: Final = b"\r\n".join
+_LARGE: Final = 32768
 
-_UNSTARTED, _OVER, _CHUNKED, _UNTIL_CLOSE, _RAW = range(-5, 0)
+_UNSTARTED: Final = -5
+_OVER: Final = -4
+_CHUNKED: Final = -3
+_UNTIL_CLOSE: Final = -2
+_RAW: Final = -1
 """What stands in `H1Exchange.left` where no number of bytes is owed."""
 
 _NO_REQUEST = RequestHead(b"", b"", b"", b"", [])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from edged.downstream.base import Handler
 from edged.downstream.fields import BadMessage
@@ -16,8 +16,8 @@ from edged.downstream.limits import Limits
 from edged.headers import error_response
 from edged.messages import ResponseHead
 
-NEVER = float("inf")
-SWEEP_S = 0.5
+NEVER: Final = float("inf")
+SWEEP_S: Final = 0.5
 
 
 class Connection(Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from edged.downstream.hub import Hub
 
-_LARGE = 16384
+_LARGE: Final = 16384
 
 
 class HeldOutput(asyncio.Protocol):

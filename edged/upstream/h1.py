@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from edged.messages import Headers, RequestHead
 from edged.upstream.base import StreamEvents
@@ -19,15 +20,15 @@ from edged.upstream.h1_reader import Progress, ResponseReader
 from edged.upstream.sockets import describe, outcome_of
 from policies.model import Carrier, Failure, Outcome, Path
 
-WRITE_HIGH_BYTES = 1 << 18
-_JOIN_BELOW_BYTES = 1 << 14
-_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
-_PLAIN_METHODS = frozenset((b"GET", b"DELETE", b"OPTIONS"))
-_FIELD = b": ".join
+WRITE_HIGH_BYTES: Final = 1 << 18
+_JOIN_BELOW_BYTES: Final = 1 << 14
+_METHODS_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+_PLAIN_METHODS: Final = frozenset((b"GET", b"DELETE", b"OPTIONS"))
+_FIELD: Final = b": ".join
 _KEEP_ALIVE = re.compile(rb"(?i)keep-alive:.*\btimeout=(\d{1,6})").match
-_COMPLETE = Progress.COMPLETE
-_MORE = Progress.MORE
-_SHUTDOWN = Failure(Outcome.LOCAL, "the connection was closed by this host")
+_COMPLETE: Final = Progress.COMPLETE
+_MORE: Final = Progress.MORE
+_SHUTDOWN: Final = Failure(Outcome.LOCAL, "the connection was closed by this host")
 
 
 class H1Stream(ResponseReader):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from edged.messages import Headers
 
@@ -37,14 +37,14 @@ class StatusLine(NamedTuple):
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
 _BAD_CONTROL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_HARMLESS = bytes(b for b in range(256) if b == 9 or (b >= 32 and b != 127))
+_HARMLESS: Final = bytes(b for b in range(256) if b == 9 or (b >= 32 and b != 127))
 _START = b"HTTP/1."
 
-_READ_HERE = frozenset(
+_READ_HERE: Final = frozenset(
     (b"alt-svc", b"connection", b"content-length", b"transfer-encoding", b"upgrade")
 )
-_DROPPED = frozenset((b"keep-alive", b"proxy-connection", b"te"))
-_REPEATING = frozenset(
+_DROPPED: Final = frozenset((b"keep-alive", b"proxy-connection", b"te"))
+_REPEATING: Final = frozenset(
     (
         b"accept-ranges",
         b"access-control-allow-credentials",
@@ -74,14 +74,16 @@ _REPEATING = frozenset(
         b"x-xss-protection",
     )
 )
-_REMEMBERED = 2048
-_REMEMBERED_BYTES = 128
+_REMEMBERED: Final = 2048
+_REMEMBERED_BYTES: Final = 128
 
-_SELDOM, _OFTEN, _HERE = range(3)
+_SELDOM: Final = 0
+_OFTEN: Final = 1
+_HERE: Final = 2
 """How a field is treated: read anew each time, remembered, remembered and read by the connection
 or dropped."""
 
-_names: dict[bytes, tuple[bytes, int]] = {}
+_names: Final[dict[bytes, tuple[bytes, int]]] = {}
 
 
 def _field_name(raw: bytes) -> tuple[bytes, int]:
@@ -145,13 +147,13 @@ class _StatusLines(dict[bytes, StatusLine]):
 _lines = _Lines()
 _status_lines = _StatusLines()
 
-read_line = _lines.__getitem__
+read_line: Final = _lines.__getitem__
 """What a field line means. Raises `Malformed`."""
-read_status_line = _status_lines.__getitem__
+read_status_line: Final = _status_lines.__getitem__
 """What a status line says. Raises `Malformed`."""
-field_of = itemgetter(0)
+field_of: Final = itemgetter(0)
 """Of a `Line`."""
-special_of = itemgetter(1)
+special_of: Final = itemgetter(1)
 """Of a `Line`."""
 
 

@@ -8,6 +8,7 @@ ambiguous is refused (`edged.upstream.h1_head`), and so is a transfer coding oth
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from edged.chunked import ChunkedDecoder
 from edged.downstream.limits import Limits
@@ -28,9 +29,9 @@ from edged.upstream.h1_head import (
     without,
 )
 
-HEAD_BYTES_MAX = 1 << 18
+HEAD_BYTES_MAX: Final = 1 << 18
 """All heads of one response together, interim ones included."""
-_TRAILER_LIMITS = Limits()
+_TRAILER_LIMITS: Final = Limits()
 
 
 class Progress(enum.Enum):
@@ -44,8 +45,8 @@ class Progress(enum.Enum):
     """``fault`` says why. Nothing may be read from the connection any more."""
 
 
-_MORE = Progress.MORE
-_COMPLETE = Progress.COMPLETE
+_MORE: Final = Progress.MORE
+_COMPLETE: Final = Progress.COMPLETE
 
 
 class ResponseReader:
