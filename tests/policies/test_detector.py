@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.detector import Detector
-from policies.model import Blame, Kind, Outcome, Sample, Verdict
+from policies.model import Blame, Carrier, Kind, Outcome, Sample, Seen, Verdict
 
 LOST = Outcome.TIMEOUT
 
@@ -503,6 +503,176 @@ def test_without_the_lag_the_same_silence_convicts():
         detector.sent("a>x", Kind.PING, 1.2 + 0.2 * i, 0.06, 0.03)
     assert detector.tick(2.3, lag_s=0.01)
     assert detector.finding("a>x").verdict is Verdict.DOWN
+
+
+def test_after_a_long_stall_what_was_outstanding_says_nothing():
+    detector = settled(lines=("a",), endpoints=("x",))
+    for i in range(5):
+        detector.sent("a>x", Kind.PING, 1.2 + 0.2 * i, 0.06, 0.03)
+    detector.lagged(5.0, 7.0)
+    assert detector.next_deadline() is None
+    assert not detector.tick(7.0)
+    assert not fail(detector, "a>x", Outcome.TIMEOUT, 1.2, 1.4, 1.6, 1.8, kind=Kind.PING)
+    silent = [Seen("a>x", Kind.KERNEL, 7.1, at, at + 0.06) for at in (6.0, 6.2, 6.4, 6.6)]
+    assert not detector.saw(silent, 7.1)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+def test_a_line_that_lost_its_interface_is_down_at_once_and_heard_again_later():
+    detector = settled()
+    changes = detector.lost("a", "interface eth0 is down", 2.0)
+    assert {c.path for c in changes if c.new is Verdict.DOWN} == {"a>x", "a>y"}
+    assert all(c.blame is Blame.LINE and "eth0" in c.reason for c in changes)
+    assert detector.finding("b>x").verdict is Verdict.UP
+    assert not detector.lost("nowhere", "", 2.0)
+    for at in (3.0, 3.1, 3.2):
+        detector.heard("a>x", Kind.TLS, at)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+# -- ways there and back ---------------------------------------------------------------------
+
+
+def ping(detector, at, *, answered=True, carrier=None, path="a>x"):
+    detector.sent(path, Kind.PING, at, 0.06, 0.03, carrier)
+    if answered:
+        sample = Sample(path, Kind.PING, at, 0.06, carrier=carrier)
+        return list(detector.observe(sample, at + 0.06))
+    return list(detector.tick(at + 0.1))
+
+
+def test_an_answer_to_what_was_sent_before_the_silence_does_not_end_it():
+    detector = settled(lines=("a",), endpoints=("x",))
+    for i in range(20):
+        ping(detector, 1.0 + 0.2 * i)
+    for at in (5.0, 5.2, 5.4, 5.6):  # the way there died at 4.9
+        ping(detector, at, answered=False)
+        # A response to a request of 4.0, from a model that had thought, still arrives.
+        detector.observe(Sample("a>x", Kind.TTFB, 4.0, at + 0.1 - 4.0), at + 0.1)
+    detector.tick(6.0)
+    assert detector.finding("a>x").verdict is Verdict.DOWN
+
+
+def test_bytes_that_still_arrive_hold_down_off_for_half_a_second():
+    verdicts = {}
+    for receiving in (False, True):
+        detector = settled(lines=("a",), endpoints=("x",))
+        for i in range(20):
+            ping(detector, 1.0 + 0.2 * i)
+        for i in range(12):
+            at = 5.0 + 0.1 * i
+            if receiving:  # each 20 ms
+                detector.saw([Seen("a>x", Kind.TTFB, at + 0.08)], at + 0.08)
+            ping(detector, at, answered=False)
+            verdicts.setdefault((receiving, detector.finding("a>x").verdict), at)
+    assert verdicts[False, Verdict.DOWN] < 5.5
+    assert 5.4 <= verdicts[True, Verdict.DOWN] < 5.9
+
+
+def test_silence_end_to_end_while_data_is_acknowledged_is_a_repair_first():
+    detector = settled(lines=("a",), endpoints=("x",))
+    for i in range(20):
+        ping(detector, 1.0 + 0.2 * i)
+    seen = {}
+    for i in range(14):
+        at = 5.0 + 0.2 * i
+        ping(detector, at, answered=False)
+        detector.saw([Seen("a>x", Kind.KERNEL, at + 0.06, at)], at + 0.1)
+        seen.setdefault(detector.finding("a>x").verdict, at - 5.0)
+    assert seen[Verdict.SUSPECT] >= 0.5
+    assert 1.0 <= seen[Verdict.DOWN] < 1.6
+
+
+def settled_h3():
+    detector = settled(lines=("a", "b"), endpoints=("x",))
+    for i in range(20):
+        for line in "ab":
+            ping(detector, 1.0 + 0.2 * i, carrier=Carrier.H3, path=f"{line}>x")
+    return detector
+
+
+def test_quic_silent_where_tcp_answers_blocks_h3_and_convicts_nobody():
+    detector = settled_h3()
+    for i in range(8):
+        ping(detector, 5.0 + 0.1 * i, answered=False, carrier=Carrier.H3)
+        detector.observe(Sample("a>x", Kind.TCP, 5.05 + 0.1 * i, 0.03), 5.08 + 0.1 * i)
+    (change,) = detector.take_carrier_changes()
+    assert change[:3] == ("a>x", (Carrier.H3,), True)
+    assert not detector.take_carrier_changes()
+    assert detector.finding("a>x").verdict is Verdict.SUSPECT  # connects only, so far
+    detector.observe(Sample("a>x", Kind.TLS, 6.0, 0.06), 6.2)
+    assert detector.finding("a>x").verdict is Verdict.UP
+    assert detector.line_verdict("a") is Verdict.UP
+    assert not detector.suspected("a")
+    for at in (20.0, 20.2, 20.4, 20.6, 20.8):  # it is tried again, in vain
+        assert not fail(detector, "a>x", Outcome.TIMEOUT, at, kind=Kind.QUIC)
+    ping(detector, 30.0, carrier=Carrier.H3)
+    (change,) = detector.take_carrier_changes()
+    assert change[:3] == ("a>x", (Carrier.H3,), False)
+
+
+def test_tcp_silent_where_quic_answers_blocks_h2_and_h1():
+    detector = settled_h3()
+    for i in range(8):
+        fail(detector, "a>x", Outcome.TIMEOUT, 5.0 + 0.1 * i, kind=Kind.TCP)
+        ping(detector, 5.02 + 0.1 * i, carrier=Carrier.H3)
+    (change,) = detector.take_carrier_changes()
+    assert change[:3] == ("a>x", (Carrier.H2, Carrier.H1), True)
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+def test_quic_and_tcp_silent_is_the_line():
+    detector = settled_h3()
+    for i in range(8):
+        ping(detector, 5.0 + 0.1 * i, answered=False, carrier=Carrier.H3)
+        fail(detector, "a>x", Outcome.TIMEOUT, 5.02 + 0.1 * i, kind=Kind.TCP)
+        ping(detector, 5.05 + 0.1 * i, carrier=Carrier.H3, path="b>x")
+    assert detector.finding("a>x").verdict is Verdict.DOWN
+    assert detector.line_verdict("a") is Verdict.DOWN
+    assert not detector.take_carrier_changes()
+
+
+def test_a_host_that_limits_echoes_is_soon_asked_otherwise():
+    detector = settled(lines=("a",), endpoints=("x",))
+    detector.observe(Sample("a>x", Kind.ICMP, 1.0, 0.06), 1.06)
+    assert not detector.mute("a>x")
+    for i in range(40):
+        at = 2.0 + 0.2 * i
+        detector.sent("a>x", Kind.ICMP, at, 0.06, 0.03)
+        detector.tick(at + 0.1)
+        if i % 5 == 4:
+            detector.observe(Sample("a>x", Kind.TCP, at + 0.1, 0.06), at + 0.16)
+    assert detector.mute("a>x")
+    assert detector.finding("a>x").verdict is Verdict.UP
+
+
+def test_a_connection_that_is_stuck_makes_its_path_suspect_for_a_time_that_doubles():
+    detector = settled()
+    convincing, changes = detector.stuck("a>x", 2, 0, 2.0)
+    assert not convincing
+    assert not changes
+    convincing, changes = detector.stuck("a>x", 3, 0, 2.0)
+    assert convincing
+    assert [(c.path, c.new) for c in changes] == [("a>x", Verdict.SUSPECT)]
+    assert detector.stuck("a>x", 2, 0, 2.5)[0], "its neighbours are, too"
+    detector.heard("a>x", Kind.ICMP, 6.0)
+    assert detector.finding("a>x").verdict is Verdict.SUSPECT
+    detector.heard("a>x", Kind.ICMP, 7.1)
+    assert detector.finding("a>x").verdict is Verdict.UP
+    assert detector.stuck("a>x", 2, 3, 8.0)[0], "four missing together"
+    detector.heard("a>x", Kind.ICMP, 17.0)
+    assert detector.finding("a>x").verdict is Verdict.SUSPECT
+
+
+def test_a_stir_is_told_when_calm_ends_and_when_life_returns():
+    detector = settled(lines=("a",), endpoints=("x",))
+    assert detector.stirred("a") == 0
+    for at in (2.0, 2.2, 2.4, 2.6):
+        ping(detector, at, answered=False)
+    assert detector.stirred("a") == detector.stirs == 1
+    assert detector.doubted("a")
+    detector.heard("a>x", Kind.ICMP, 60.0)
+    assert detector.stirred("a") == 2
 
 
 # -- life cycle and promises ---------------------------------------------------------------------
