@@ -22,7 +22,10 @@ BY_KEY = {row.key: row for row in ROWS}
 B_ALONE: dict[str, Figures] = {"B": {"p99 before": 0.45}, "B upload": {"upload": 3.7}}
 """What line B does by itself; of few requests, p99 is the slowest."""
 NOT_MET: dict[str, tuple[set[str], str]] = {
-    "5a": ({"moved", "p99 ratio"}, "moved in 2.0 to 3.0 s of 2.0 when the machine is busy"),
+    "5a": (
+        {"moved", "p99 ratio", "doubled", "failed"},
+        "moved in up to 3.0 s of 2.0, up to 11 executed twice, once one failed, on a busy machine",
+    ),
     "7a": ({"upload ratio"}, "2.0 to 2.4 times what line B takes alone, of 2.0"),
     "8d": ({"document"}, "1.5 to 2.3 s of 1.0 with cubic"),
     "8e": ({"document"}, "0.6 to 0.8 s of 0.5 with cubic"),
