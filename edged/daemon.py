@@ -129,6 +129,9 @@ class Daemon:
         self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
         self.live: Live | None = None
         self._admin: Listener | None = None
+        self._subscribe()
+
+    def _subscribe(self) -> None:
         # First whoever can go on over another line does. Then exchanges: they must know the new
         # order before the pools fail their streams.
         self.table.subscribe(self.pools.path_leaving)
