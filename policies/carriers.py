@@ -129,13 +129,12 @@ def _body_s(size: int, rtt_s: float, loss: float, goodput_bps: float | None) -> 
 
 def streams_per_connection(facts: Facts) -> int | None:
     """How many streams an h2 connection carries before another one is better; ``None``: any."""
-    if facts.loss <= 0:
-        return None
     rtt_s = max(facts.rtt_s, 1e-4)
     repair = repair_s(Carrier.H2, facts)
-    tolerance_s = max(TOLERANCE_S, TOLERANCE * rtt_s)
-    beside = tolerance_s * rtt_s / (facts.loss * repair * repair)
-    return None if beside >= 1000 else 1 + int(beside)
+    tolerated = max(TOLERANCE_S, TOLERANCE * rtt_s) * rtt_s
+    of_each = facts.loss * repair * repair
+    # Compared before dividing: a loss may be too small to divide by.
+    return None if 1000 * of_each <= tolerated else 1 + int(tolerated / of_each)
 
 
 class Choice(NamedTuple):

@@ -68,6 +68,10 @@ def test_the_more_is_lost_the_fewer_share_a_connection(loss, streams):
     assert streams_per_connection(Facts(0.15, 0.004, loss)) == streams
 
 
+def test_a_loss_too_small_to_divide_by_is_none():
+    assert streams_per_connection(Facts(0.25, 0.0, 5e-324)) is None
+
+
 def test_shared_h2_is_worse_than_h1_and_spread_h2_better():
     shared = expected_s(H2, LOSSY, Load(beside=3), SMALL)
     h1 = expected_s(H1, LOSSY, Load(), SMALL)
