@@ -21,6 +21,7 @@ from typing import Any
 from edged.accesslog import AccessLog, ExchangeRecord
 from edged.admin.api import Admin
 from edged.admin.views import SHOWN_CLASS, Live, ReloadNote
+from edged.changes import Changes
 from edged.config import Config, ConfigError, load
 from edged.dialer import LineDialer
 from edged.downstream.limits import Limits
@@ -40,15 +41,11 @@ from edged.upstream.migration import MigrationTools
 from edged.upstream.pool import Pools
 from edged.upstream.tls import Tls
 from policies.model import (
-    Blame,
-    CarrierChange,
-    Change,
     Line,
     Path,
     PathState,
     RequestClass,
     Sample,
-    Verdict,
 )
 from policies.schema import Policy
 
@@ -129,16 +126,7 @@ class Daemon:
         self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
         self.live: Live | None = None
         self._admin: Listener | None = None
-        self._subscribe()
-
-    def _subscribe(self) -> None:
-        # First whoever can go on over another line does. Then exchanges: they must know the new
-        # order before the pools fail their streams.
-        self.table.subscribe(self.pools.path_leaving)
-        self.table.subscribe(self.exchanges.path_changed)
-        self.table.subscribe(self.pools.path_changed)
-        self.table.subscribe(self._path_changed)
-        self.table.subscribe_carriers(self._carrier_changed)
+        Changes(self.table, self.pools, self.exchanges, self.probing.scheduler.nudge)
 
     # -- start and stop ---------------------------------------------------------------------------
 
@@ -285,31 +273,6 @@ class Daemon:
         self.drills.record(record)
         if self.access_log is not None:
             self.access_log.write(record)
-
-    def _path_changed(self, change: Change) -> None:
-        self.probing.scheduler.nudge()
-        level = logging.INFO if change.new is Verdict.UP else logging.WARNING
-        _log.log(
-            level, "%s: %s -> %s: %s", change.path, change.old.name, change.new.name, change.reason
-        )
-
-    def _carrier_changed(self, change: CarrierChange) -> None:
-        if self.pools.can_spare(change):
-            self.pools.carrier_leaving(change)
-            self.exchanges.carrier_changed(change)
-            self.pools.carrier_changed(change)
-        else:
-            # Others work there, but the endpoint speaks none of them.
-            old, new = (Verdict.UP, Verdict.DOWN)[:: 1 if change.blocked else -1]
-            verdict = Change(change.path, old, new, Blame.UNKNOWN, change.reason, change.at)
-            self.pools.path_leaving(verdict)
-            self.exchanges.path_changed(verdict)
-            self.pools.path_changed(verdict)
-        names = " and ".join(change.carriers)
-        if change.blocked:
-            _log.warning("%s: %s blocked: %s", change.path, names, change.reason)
-        else:
-            _log.info("%s: %s works: %s", change.path, names, change.reason)
 
     def _tick(self) -> None:
         now = monotonic()
