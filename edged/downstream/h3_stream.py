@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edged.downstream.base import RequestSink
 from edged.downstream.h2_fields import response_fields
-from edged.messages import Headers, RequestHead, ResponseHead
+from edged.downstream.stream import StreamExchange
+from edged.messages import Headers
 from edged.upstream import h3_frames as h3
 from edged.upstream.h3_held import Held
 
@@ -15,57 +15,17 @@ if TYPE_CHECKING:
 
 _JOIN_BYTES = 16 << 10
 """Up to here copying body bytes behind their frame header is cheaper than a second call."""
-_NOBODY = RequestHead(b"", b"", b"", b"", [])
 
 
-class H3Exchange:
-    """A stream. After ``done`` it ignores every call of its handler."""
+class H3Exchange(StreamExchange):
+    """A stream: its response, and the reader of its request."""
 
-    __slots__ = (
-        "_ended_by_head",
-        "_fields",
-        "_held",
-        "_left",
-        "_reader",
-        "_resuming",
-        "awaits_continue",
-        "connection",
-        "done",
-        "ended",
-        "expected",
-        "id",
-        "method",
-        "paused",
-        "progress",
-        "request_ended",
-        "sink",
-        "slow",
-        "started",
-        "tunnel",
-    )
+    __slots__ = ("_fields", "_held", "_reader", "_resuming", "connection", "id")
 
     def __init__(self, connection: H3Connection, stream_id: int) -> None:
+        super().__init__()  # ``method`` stays empty until the head is read
         self.connection = connection
         self.id = stream_id
-        self.method = b""
-        """Empty until the head is read."""
-        self.expected: int | None = None
-        """Request body bytes still to come, where the client has said how many."""
-        self.awaits_continue = False
-        self.sink: RequestSink | None = None
-        self.request_ended = False
-        self.paused = False
-        self.progress = 0
-        self.started = False
-        self.tunnel = False
-        self.slow = False
-        """The handler was told to pause."""
-        self.ended = False
-        """The handler has ended the response."""
-        self.done = False
-        self._left: int | None = None
-        """Response body bytes still owed; ``None``: as many as come."""
-        self._ended_by_head = False
         self._reader = h3.Reader(self._section, self._body)
         self._fields: Headers | None = None
         """The last field section read: the head until it is acted upon, then the trailers."""
@@ -84,53 +44,10 @@ class H3Exchange:
         """Neither engine asks clients for certificates."""
         return None
 
-    def informational(self, status: int, headers: Headers) -> None:
-        """Send a 1xx head."""
-        if self.done or self.started or not 100 <= status < 200 or status == 101:
-            return
-        if status == 100:
-            self.awaits_continue = False
-        fields = response_fields(status, headers, None)
-        if fields is None:
-            self.abort()
-        else:
-            self.connection.send_head(self, fields, end=False)
+    def _send_head(self, fields: Headers, *, end: bool) -> None:
+        self.connection.send_head(self, fields, end=end)
 
-    def head(self, head: ResponseHead) -> None:
-        """Send the final head; a response without a body ends with it."""
-        if self.done or self.started:
-            return
-        status = head.status
-        length = head.body_length
-        self.tunnel = self.method == b"CONNECT" and 200 <= status < 300
-        if self.tunnel:
-            length = stated = None
-        elif self.method == b"HEAD" or status == 304:
-            stated = head.declared_length if head.declared_length is not None else length or None
-            length = 0
-        elif status == 204:
-            length, stated = 0, None
-        else:
-            stated = length
-        fields = response_fields(status, head.headers, stated)
-        if fields is None or status < 200:
-            self.abort()
-            return
-        self.started = True
-        self._left = length
-        self._ended_by_head = length == 0
-        self.connection.send_head(self, fields, end=length == 0)
-
-    def data(self, data: bytes) -> None:
-        """Send body bytes; the engine queues what the client's windows do not allow."""
-        if self.done or self.ended or not data:
-            return
-        if self._left is not None:
-            if len(data) > self._left:
-                if self.method != b"HEAD":
-                    self.abort()
-                return
-            self._left -= len(data)
+    def _send_data(self, data: bytes) -> None:
         prefix = h3.data_frame_header(len(data))
         if len(data) <= _JOIN_BYTES:
             self.connection.send(self, prefix + data)
@@ -138,15 +55,8 @@ class H3Exchange:
             self.connection.send(self, prefix)
             self.connection.send(self, data)
 
-    def end(self, trailers: Headers | None = None) -> None:
-        """End the stream. A body cut short is an abort."""
-        if self.done or self.ended:
-            return
-        if not self.started or (self._left is not None and self._left > 0):
-            self.abort()
-            return
-        self.ended = True
-        if not self._ended_by_head:
+    def _send_end(self, trailers: Headers | None) -> None:
+        if not self.ended_by_head:
             fields = response_fields(200, trailers, None) if trailers else None
             self.connection.send_end(self, None if fields is None else fields[1:])
         self._settle()
