@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,7 @@ from edged.config_file import (
     ConfigFile,
     EndpointSection,
     LineSection,
+    RelaySection,
     split_address,
     split_url,
 )
@@ -77,6 +78,18 @@ class Credentials:
         return f"<{len(self._digests)} credentials>"
 
 
+class Token:
+    """What a relay knows this edge by. Shows nothing."""
+
+    __slots__ = ("secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+
+    def __repr__(self) -> str:
+        return "<token>"
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """Who may use the listeners, loopback clients apart."""
@@ -120,6 +133,8 @@ class Config:
     """``stdout``, ``stderr`` or a file."""
     log_level: str
     policies_dir: Path | None
+    tokens: Mapping[str, Token] = field(default_factory=dict)
+    """By relay."""
     notes: tuple[str, ...] = ()
     """What is no mistake but should be known: sentences for people."""
 
@@ -188,10 +203,6 @@ def build(parsed: Parsed[Any], model: ConfigFile) -> Config:
     """The frozen types of a model without mistakes."""
     file, policies = parsed.document.file, parsed.policies
     base = file.parent
-    notes = []
-    if model.relays:
-        names = ", ".join(relay.name for relay in model.relays)
-        notes.append(f"relays are not used by this version of edged: {names} will carry nothing")
     limits = model.limits
     return Config(
         file=file,
@@ -218,7 +229,11 @@ def build(parsed: Parsed[Any], model: ConfigFile) -> Config:
         access_log=_log_target(base, model.log.access),
         log_level=model.log.level,
         policies_dir=parsed.policies_dir,
-        notes=tuple(notes),
+        tokens={
+            relay.name: Token((base / relay.token_file).read_bytes().strip())
+            for relay in model.relays
+            if relay.token_file is not None
+        },
     )
 
 
@@ -235,7 +250,7 @@ def _topology(model: ConfigFile) -> Topology:
             for upstream in model.upstreams
             for section in upstream.endpoints
         ),
-        relays=tuple(Relay(r.name, r.url, _location(r.location)) for r in model.relays),
+        relays=tuple(_relay(section) for section in model.relays),
     )
 
 
@@ -273,7 +288,28 @@ def _endpoint(upstream: str, section: EndpointSection) -> Endpoint:
         accepts_encoding=section.accepts_encoding,
         lines=section.lines,
         learns_h3=section.protocols is None,
+        relays=section.relays,
+        direct=section.direct,
     )
+
+
+def _relay(section: RelaySection) -> Relay:
+    url = split_url(section.url, schemes=("https",))
+    location = _location(section.location)
+    door = Endpoint(
+        upstream=f"relay:{section.name}",
+        name=section.name,
+        scheme="https",
+        host=config_checks.url_host(url),
+        port=url.port or 443,
+        address=section.address,
+        location=location,
+        protocols=(Carrier.H3, Carrier.H2),
+        lines=section.lines,
+        learns_h3=False,
+        relays=(),
+    )
+    return Relay(section.name, section.url, location, door)
 
 
 def _location(value: list[float] | str | None) -> Location | None:

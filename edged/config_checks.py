@@ -176,17 +176,34 @@ def _references(checked: Checked) -> None:
     lines = tuple(dict.fromkeys(name for name in names if name is not None))
     if checked.document.get("lines") is None:
         lines = ("default",)
+    names = (checked.text(*loc, "name") for loc in checked.items("relays"))
+    relays = tuple(dict.fromkeys(name for name in names if name is not None))
+    for relay in checked.items("relays"):
+        _named(checked, (*relay, "lines"), "line", lines, "the relay could not be reached")
     for upstream in checked.items("upstreams"):
         _policy(checked, (*upstream, "policy"))
         for endpoint in checked.items(*upstream, "endpoints"):
-            place = (*endpoint, "lines")
-            if checked.document.get(*place) == []:
-                checked.wrong(place, "names no line: the endpoint could not be reached", lines)
-            for item in checked.items(*place):
-                word = checked.text(*item)
-                if word is not None and word not in lines:
-                    checked.wrong(item, f"no line is named {word!r}", lines, word)
+            _named(
+                checked, (*endpoint, "lines"), "line", lines, "the endpoint could not be reached"
+            )
+            _named(checked, (*endpoint, "relays"), "relay", relays)
+            through = checked.document.get(*endpoint, "relays")
+            if checked.document.get(*endpoint, "direct") is False and (not relays or through == []):
+                text = "and no relay leads there: the endpoint could not be reached"
+                checked.wrong((*endpoint, "direct"), text)
     _policy(checked, ("unlisted_policy",))
+
+
+def _named(
+    checked: Checked, place: Loc, what: str, known: tuple[str, ...], without: str | None = None
+) -> None:
+    """A list of names of what exists; ``without``: what an empty one would mean."""
+    if without is not None and checked.document.get(*place) == []:
+        checked.wrong(place, f"names no {what}: {without}", known)
+    for item in checked.items(*place):
+        word = checked.text(*item)
+        if word is not None and word not in known:
+            checked.wrong(item, f"no {what} is named {word!r}", known, word)
 
 
 def _policy(checked: Checked, loc: Loc) -> None:

@@ -256,6 +256,10 @@ class EndpointSection(_Section):
     """Lines it may be reached over; null: all."""
     address: Ip | None = None
     """Fixed IP address instead of DNS."""
+    relays: tuple[str, ...] | None = None
+    """Relays it may be reached through; null: all, []: none."""
+    direct: bool = True
+    """Whether it is reached without a relay, too."""
 
 
 class UpstreamSection(_Section):
@@ -274,7 +278,7 @@ class UpstreamSection(_Section):
 
 
 class RelaySection(_Section):
-    """A remote host running `edged relay`. Checked, but not used by this version."""
+    """A remote host running `edged relay`, through which endpoints are reached as well."""
 
     name: Name
     """Unique."""
@@ -283,7 +287,11 @@ class RelaySection(_Section):
     location: Place | None = None
     """[latitude, longitude] or a cloud region's name."""
     token_file: str | None = None
-    """Holds the bearer token."""
+    """Holds the bearer token; read anew with every reload."""
+    lines: tuple[str, ...] | None = None
+    """Lines it may be reached over; null: all."""
+    address: Ip | None = None
+    """Fixed IP address instead of DNS."""
 
 
 class TlsSection(_Section):
@@ -333,7 +341,7 @@ class ConfigFile(_Section):
     upstreams: tuple[UpstreamSection, ...] = ()
     """The services."""
     relays: tuple[RelaySection, ...] = ()
-    """Checked, but not used by this version."""
+    """Remote hosts running `edged relay`."""
     unlisted_hosts: Literal["allow", "deny"] = "allow"
     """Explicit-proxy requests to hosts in no upstream."""
     unlisted_policy: str = "balanced"

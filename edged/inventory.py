@@ -8,7 +8,7 @@ here; each change is told as a `Turnover`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edged.records import LineRecord, PathRecord, UpstreamRecord
@@ -63,10 +63,12 @@ class Inventory:
                 self.upstreams[name].policy = default_policy
         for line in topology.lines:
             self.lines.setdefault(line.name, LineRecord(line, now)).line = line
-        listed = {endpoint.upstream for endpoint in topology.endpoints}
+        legs = topology.legs()
+        doors = {leg.endpoint.upstream for leg in legs}
+        listed = {endpoint.upstream for endpoint in topology.endpoints} | doors
         for name in listed:
             self._list(name, policies, turnover)
-        paths = list(topology.paths())
+        paths = [*legs, *topology.paths(), *topology.relayed()]
         unlisted = (r.path.endpoint for r in self.records.values() if not r.upstream.listed)
         for endpoint in dict.fromkeys(unlisted):
             paths += self._paths_of(endpoint)
@@ -77,6 +79,7 @@ class Inventory:
         for name in self.lines.keys() - {line.name for line in topology.lines}:
             del self.lines[name]
         self._place(paths, turnover)
+        self._join(legs)
         return turnover
 
     def ensure(self, endpoint: Endpoint) -> tuple[str, Turnover | None]:
@@ -134,6 +137,17 @@ class Inventory:
             name: tuple(r.path.name for r in upstream.paths)
             for name, upstream in self.upstreams.items()
         }
+
+    def _join(self, legs: Sequence[Path]) -> None:
+        """Tell paths through relays their legs, and the other way round."""
+        dependents: dict[str, list[PathRecord]] = {leg.name: [] for leg in legs}
+        for record in self.records.values():
+            leg = record.path.leg
+            if leg is not None:
+                record.leg = self.records[leg.name]
+                dependents[leg.name].append(record)
+        for name, records in dependents.items():
+            self.records[name].dependents = tuple(records)
 
     def _list(self, name: str, policies: Mapping[str, Policy] | None, turnover: Turnover) -> None:
         """Make or update a listed upstream. Without ``policies`` it keeps its own."""

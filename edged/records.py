@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from edged import legs
 from policies.breaker import Damping, Gate
 from policies.concurrency import Answer, ConcurrencyLimit
 from policies.costing import Facts
@@ -16,6 +17,7 @@ from policies.model import (
     Breaker,
     Candidate,
     Carrier,
+    FarLeg,
     Line,
     Location,
     Path,
@@ -114,14 +116,17 @@ class PathRecord:
 
     __slots__ = (
         "damping",
+        "dependents",
         "distance_km",
         "due",
         "endpoint",
+        "far",
         "finding",
         "gate",
         "goods",
         "heard_until",
         "in_flight",
+        "leg",
         "line",
         "path",
         "rate",
@@ -147,6 +152,12 @@ class PathRecord:
         self.distance_km: float | None = None
         self.due: float | None = None
         """When a gate, an ejection or a hold ends by itself, as of the last snapshot."""
+        self.leg: PathRecord | None = None
+        """Of a path through a relay: its first leg, which is what is measured."""
+        self.far: FarLeg | None = None
+        """Of a path through a relay: the rest, by the relay's own word."""
+        self.dependents: tuple[PathRecord, ...] = ()
+        """Of a leg: the paths that begin with it."""
         self.place(path, line, upstream)
 
     def place(self, path: Path, line: LineRecord, upstream: UpstreamRecord) -> None:
@@ -169,22 +180,33 @@ class PathRecord:
             self.upstream.cohort.good(self.endpoint, now, self.goods)
             self.goods = 0
 
+    def relayed_finding(self) -> Finding:
+        """The worse of its two legs. Only of a path through a relay."""
+        assert self.leg is not None
+        return legs.finding(self.leg.finding, self.far, self.path.endpoint.key)
+
     def state(self, now: float) -> PathState:
         """The path as a snapshot shows it."""
         self.refreshed_at = now
+        leg, far, near = self.leg, self.far, None
+        estimate = (self if leg is None else leg).window.estimate(now)
+        if leg is not None:
+            near, estimate = estimate, legs.joined(estimate, far)
         return PathState(
             self.path,
             self.finding.verdict,
             self.gate.state,
             self.upstream.cohort.out_until(self.endpoint, now),
-            self.window.estimate(now),
+            estimate,
             self.distance_km,
             self.remote.latency.p95_s(now),
-            self.warm,
+            self.warm if leg is None else leg.warm,
             self.in_flight,
             self.remote.limit,
             self._reason(now),
             self.remote.in_flight,
+            near,
+            far,
         )
 
     def facts(self, state: PathState, now: float) -> Facts:

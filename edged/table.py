@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from edged import judging
+from edged import judging, legs
 from edged.inventory import Inventory, Turnover
 from edged.records import Choice, Entry, PathRecord
 from policies.concurrency import Answer
@@ -26,6 +26,7 @@ from policies.model import (
     CarrierChange,
     Change,
     Endpoint,
+    FarLeg,
     Kind,
     PathState,
     Ranking,
@@ -152,12 +153,33 @@ class PathTable:
             self._publish(now, changes)
         return convincing
 
-    def sent(self, path: str, kind: Kind, now: float, carrier: Carrier | None = None) -> None:
-        """A probe or PING was sent on ``path``: from now on its silence counts."""
+    def sent(
+        self,
+        path: str,
+        kind: Kind,
+        now: float,
+        carrier: Carrier | None = None,
+        held_s: float = 0.0,
+    ) -> None:
+        """A probe or PING was sent on ``path``: from now on its silence counts.
+
+        ``held_s``: how long the other side may keep its answer.
+        """
         record = self._records.get(path)
         if record is not None:
             rtt_s, slack_s = record.window.reply_times(kind, now)
-            self._detector.sent(path, kind, now, rtt_s, slack_s, carrier)
+            self._detector.sent(path, kind, now, rtt_s, slack_s + held_s, carrier)
+
+    def reported(self, path: str, far: FarLeg | None, now: float) -> None:
+        """The relay of ``path`` said how it does on its own way to the endpoint."""
+        record = self._records.get(path)
+        if record is None or record.leg is None or record.far == far:
+            return
+        self._now = max(self._now, now)
+        self._dirty.add(record)
+        change = legs.reported(record, far, now)
+        if change is not None:
+            self._publish(now, (change,))
 
     def tick(self, now: float, lag_s: float = 0.0) -> None:
         """Deadlines, decay, ejection ends, regret. ``lag_s``: how late the loop runs this turn."""
@@ -341,6 +363,8 @@ class PathTable:
             del self._entries[key]
         for record in turnover.placed:
             path = record.path
+            if path.relay is not None:
+                continue  # what is heard of its leg is heard of it
             listed = record.upstream.listed
             self._detector.watch(path.name, path.line.name, path.endpoint.key, listed=listed)
         self._dirty.update(turnover.placed)
@@ -376,6 +400,8 @@ class PathTable:
 
     def _publish(self, now: float, changes: Sequence[Change]) -> None:
         """One new snapshot with all that changed, then the subscribers."""
+        if changes:
+            changes = legs.spread(self._records, changes)
         for change in changes:
             self._apply(change)
         for record in self._troubled:
@@ -389,11 +415,22 @@ class PathTable:
                 self._dirty.update(
                     r for r in record.upstream.paths if r.endpoint == record.endpoint
                 )
+            if record.dependents:
+                self._dirty.update(record.dependents)
+        relayed = []
         for record in self._dirty:
+            if record.leg is not None:
+                relayed.append(record)
+                continue
             name = record.path.name
             record.settle(now)
             record.finding = self._detector.finding(name)
             self._states[name] = record.state(now)
+            record.upstream.serial = self._serial
+        for record in relayed:  # their legs are up to date now
+            record.settle(now)
+            record.finding = record.relayed_finding()
+            self._states[record.path.name] = record.state(now)
             record.upstream.serial = self._serial
         self._dirty.clear()
         if self._troubled:

@@ -154,6 +154,10 @@ class Endpoint:
     """Names of the lines it may be reached over; ``None``: all."""
     learns_h3: bool = True
     """Whether an Alt-Svc field may add h3 to ``protocols``: not where the operator named them."""
+    relays: tuple[str, ...] | None = ()
+    """Names of the relays it may be reached through; ``None``: all."""
+    direct: bool = True
+    """Whether it is reached without a relay, too."""
 
     @property
     def key(self) -> str:
@@ -168,6 +172,9 @@ class Relay:
     name: str
     url: str
     location: Location | None = None
+    door: Endpoint | None = None
+    """Where it is dialled: its lines' legs are the paths to there. Its upstream is the relay's own,
+    which no configured upstream can be named like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +190,12 @@ class Path:
     def __post_init__(self) -> None:
         via = f"{self.relay.name}>" if self.relay else ""
         object.__setattr__(self, "name", f"{self.line.name}>{via}{self.endpoint.key}")
+
+    @property
+    def leg(self) -> Path | None:
+        """The path from here to the relay; ``None`` where there is none."""
+        door = None if self.relay is None else self.relay.door
+        return None if door is None else Path(self.line, door)
 
 
 class Sample(NamedTuple):
@@ -270,6 +283,15 @@ class Estimate:
     samples: int = 0
 
 
+class FarLeg(NamedTuple):
+    """What a relay says of its own way to an endpoint."""
+
+    verdict: Verdict
+    rtt_s: float | None = None
+    loss: float | None = None
+    """Upper 95% bound, as in `Estimate`."""
+
+
 @dataclass(frozen=True, slots=True)
 class PathState:
     """One path as a snapshot shows it."""
@@ -292,6 +314,10 @@ class PathState:
     """The sentence that explains verdict and gates, for people."""
     endpoint_in_flight: int = 0
     """Attempts in flight at the endpoint over all its lines: what ``limit`` limits."""
+    near: Estimate | None = None
+    """Of the leg to the relay, whose sum with ``far`` is ``estimate``; ``None``: no relay."""
+    far: FarLeg | None = None
+    """``None``: no relay, or it has not told."""
 
     @property
     def usable(self) -> bool:
@@ -412,5 +438,26 @@ class Topology:
             Path(line, endpoint)
             for endpoint in self.endpoints
             for line in self.lines
-            if endpoint.lines is None or line.name in endpoint.lines
+            if endpoint.direct and (endpoint.lines is None or line.name in endpoint.lines)
+        )
+
+    def legs(self) -> tuple[Path, ...]:
+        """Every allowed line x relay: what paths through relays begin with."""
+        return tuple(
+            Path(line, relay.door)
+            for relay in self.relays
+            for line in self.lines
+            if relay.door is not None
+            and (relay.door.lines is None or line.name in relay.door.lines)
+        )
+
+    def relayed(self) -> tuple[Path, ...]:
+        """Every allowed line x relay x endpoint."""
+        return tuple(
+            Path(line, endpoint, relay)
+            for endpoint in self.endpoints
+            for relay in self.relays
+            if relay.door is not None and (endpoint.relays is None or relay.name in endpoint.relays)
+            for line in self.lines
+            if relay.door.lines is None or line.name in relay.door.lines
         )

@@ -112,15 +112,38 @@ def test_an_empty_file_is_a_forward_proxy_on_loopback(tmp_path: Path) -> None:
     assert config.access.allow == ()
 
 
-def test_relays_are_noted_as_unused(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("abc\n")
-    config = load(
-        make(tmp_path, 'relays: [{name: hk, url: "https://hk.example", token_file: token}]\n')
-    )
-    assert [relay.name for relay in config.topology.relays] == ["hk"]
-    (note,) = config.notes
-    assert "relays are not used" in note
-    assert "hk" in note
+def test_relays(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc-secret\n")
+    text = """
+lines: [{name: cn2}, {name: bgp, bind: {source: 127.0.0.2}}]
+relays:
+  - {name: hk, url: "https://hk.example:8443", token_file: token, lines: [bgp]}
+  - {name: sg, url: "https://sg.example", address: 10.0.0.9}
+upstreams:
+  - name: u
+    prefix: /u
+    endpoints:
+      - {name: plain, url: "https://a.example"}
+      - {name: far, url: "https://b.example", relays: [sg], direct: false}
+"""
+    config = load(make(tmp_path, text))
+    topology = config.topology
+    assert [leg.name for leg in topology.legs()] == [
+        *("bgp>relay:hk/hk", "cn2>relay:sg/sg", "bgp>relay:sg/sg"),
+    ]
+    assert [path.name for path in topology.paths()] == ["cn2>u/plain", "bgp>u/plain"]
+    assert [path.name for path in topology.relayed()] == [
+        *("bgp>hk>u/plain", "cn2>sg>u/plain", "bgp>sg>u/plain"),
+        *("cn2>sg>u/far", "bgp>sg>u/far"),
+    ]
+    door = topology.relays[1].door
+    assert door is not None
+    assert (door.host, door.port, door.address) == ("sg.example", 443, "10.0.0.9")
+    leg = topology.relayed()[0].leg
+    assert leg == topology.legs()[0]
+    assert config.tokens["hk"].secret == b"abc-secret"
+    assert "secret" not in repr(config)
+    assert config.notes == ()
 
 
 def test_a_listener_for_others(tmp_path: Path) -> None:
