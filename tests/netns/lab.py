@@ -38,6 +38,7 @@ _SETTINGS = (
     "net.ipv4.conf.default.rp_filter=0",
     "net.ipv4.ping_group_range=0 2147483647",
 )
+_CONTROL = "net.ipv4.tcp_congestion_control"
 
 
 def missing() -> str | None:
@@ -148,10 +149,18 @@ class Lab:
         seed: int = 0,
         endpoints: int = 3,
         congestion: str | None = None,
+        edge_default: str | None = None,
     ) -> None:
         """``endpoints``: addresses of the origin; ``congestion``: TCP's control on both hosts
-        (cubic, bbr, ...), else what this machine's kernel has by default."""
-        self._control = f" congctl {congestion}" if congestion else ""
+        (cubic, bbr, ...), else what this machine's kernel has by default.
+
+        Routes say it, and a route's word outdoes what a socket chose before it connected. With
+        ``edge_default`` (reno, or what ``net.ipv4.tcp_allowed_congestion_control`` of the machine
+        holds) the edge's routes say nothing: sockets that choose nothing have that one."""
+        control = f" congctl {congestion}" if congestion else ""
+        self._edge_control = "" if edge_default else control
+        self._origin_control = control
+        edge_settings = (*_SETTINGS, *([f"{_CONTROL}={edge_default}"] if edge_default else ()))
         self.lines = {line.name: line for line in lines}
         self.addresses = [f"10.72.{number}.1" for number in range(1, endpoints + 1)]
         self._numbers = {name: number for number, name in enumerate(self.lines, 1)}
@@ -161,7 +170,7 @@ class Lab:
                 name: {way: dataclasses.asdict(line.impairment(way)) for way in ("up", "down")}
                 for name, line in self.lines.items()
             },
-            "edge": {"settings": _SETTINGS, "ip": self._edge_ip()},
+            "edge": {"settings": edge_settings, "ip": self._edge_ip()},
             "origin": {"settings": _SETTINGS, "ip": self._origin_ip()},
         }
         self._lock = threading.Lock()
@@ -180,8 +189,8 @@ class Lab:
             commands += [
                 f"link set dev {name} mtu 1500 txqueuelen 5000 up",
                 f"addr add 10.71.{number}.2/24 dev {name}",
-                f"route add default dev {name} metric {number}{self._control}",
-                f"route add default dev {name} table {100 + number}{self._control}",
+                f"route add default dev {name} metric {number}{self._edge_control}",
+                f"route add default dev {name} table {100 + number}{self._edge_control}",
                 f"rule add from 10.71.{number}.2 table {100 + number}",
                 f"rule add fwmark {number} table {100 + number}",
             ]
@@ -193,7 +202,7 @@ class Lab:
             commands += [
                 f"link set dev {name} mtu 1500 txqueuelen 5000 up",
                 f"addr add 10.71.{number}.1/32 dev {name}",
-                f"route add 10.71.{number}.0/24 dev {name}{self._control}",
+                f"route add 10.71.{number}.0/24 dev {name}{self._origin_control}",
             ]
         return commands
 

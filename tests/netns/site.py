@@ -28,6 +28,7 @@ _CADDYFILE = """
   admin off
   persist_config off
   auto_https off
+  grace_period 1s
   servers {
     protocols h1 h2 h3
   }
@@ -66,9 +67,16 @@ class Site:
         """``policy``: what differs from the default one. ``upstreams``: {name: {"protocols",
         "accepts", "policy"}}, each at ``/name``, in place of the one at ``/llm``. ``config``:
         sections of edged.yaml that differ. ``edged``: whether to run one. ``engine``: the
-        origins' for h3."""
+        origins' for h3. ``congestion``: as `Lab`'s, but edged may choose for itself, and would
+        have reno if it did not."""
         self.directory = directory
-        self.lab = Lab(lines, seed=seed, endpoints=endpoints, congestion=congestion)
+        self.lab = Lab(
+            lines,
+            seed=seed,
+            endpoints=endpoints,
+            congestion=congestion,
+            edge_default="reno" if edged and congestion else None,
+        )
         self.port = CADDY_PORT if caddy else PORT
         self.certificates: Certificates
         self.edged: Edged
@@ -107,7 +115,7 @@ class Site:
         if self.origin.stdout.readline().decode().strip() != READY:
             raise RuntimeError((self.directory / "origin.log").read_text())
         if self._caddy:
-            self._start_caddy()
+            self.caddy = self.start_caddy(lab.addresses)
         if self._with_edged:
             for name, upstream in self._upstreams.items():
                 if (policy := upstream.get("policy")) is not None:
@@ -123,27 +131,29 @@ class Site:
             self.edged.start()
         self._stack.callback(self.edged.stop)
 
-    def _start_caddy(self) -> None:
+    def start_caddy(self, addresses: Sequence[str]) -> subprocess.Popen[Any]:
+        """One Caddy before the origins at some of the lab's addresses; it listens."""
         sites = [
             _CADDY_SITE.format(
-                number=number,
+                number=self.lab.addresses.index(address) + 1,
                 port=CADDY_PORT,
                 address=address,
                 directory=self.directory,
                 cleartext=CLEARTEXT_PORT,
             )
-            for number, address in enumerate(self.lab.addresses, 1)
+            for address in addresses
         ]
-        file = self.directory / "Caddyfile"
+        file = self.directory / f"Caddyfile-{addresses[0]}"
         file.write_text(_CADDYFILE + "".join(sites))
-        self.caddy = self.lab.origin.start(
+        caddy = self.lab.origin.start(
             [CADDY, "run", "--config", file, "--adapter", "caddyfile"],
             log=self.directory / "caddy.log",
             env={"HOME": str(self.directory), "XDG_DATA_HOME": str(self.directory)},
         )
         with self.lab.origin:
-            for address in self.lab.addresses:
+            for address in addresses:
                 _wait_for_port(address, CADDY_PORT)
+        return caddy
 
     def configuration(self) -> dict[str, Any]:
         """What edged.yaml says of the lines and of the upstreams."""

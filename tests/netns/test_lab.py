@@ -296,21 +296,31 @@ def test_a_thread_comes_back_to_where_it_was(lab):
     assert lab.edge.run(["readlink", "/proc/self/ns/net"]).strip() == edge
 
 
-def test_congestion_control_can_be_chosen():
-    with Lab([LineSpec("a")], congestion="reno") as lab:
+@pytest.mark.parametrize("default", [None, "reno"])
+def test_congestion_control_can_be_chosen_and_left_to_sockets(default):
+    with Lab([LineSpec("a")], congestion="cubic", edge_default=default) as lab:
         lab.origin.start([sys.executable, "-c", ECHO.replace("ADDRESSES", repr(lab.addresses))])
 
-        def connected():
+        def connected(control=None):
+            sock = socket.socket()
+            if control:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control)
             try:
-                return socket.create_connection((lab.addresses[0], ECHO_PORT), 2)
+                sock.connect((lab.addresses[0], ECHO_PORT))
             except ConnectionRefusedError:
+                sock.close()
                 return None
+            return sock
 
         with lab.edge:
-            sock = wait_for(connected, "the origin")
-        with sock:
-            name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-            assert name.rstrip(b"\0") == b"reno"
+            with wait_for(connected, "the origin") as sock:
+                assert control_of(sock) == (default or "cubic")
+            with connected(b"cubic" if default else b"reno") as sock:
+                assert control_of(sock) == "cubic"
+
+
+def control_of(sock):
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
 
 
 OWNER = """
