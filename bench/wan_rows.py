@@ -299,7 +299,8 @@ STEADY_STATE = (
     *(
         Row(
             key,
-            f"200 KB JSON uploads, {control}{', endpoint takes zstd' if accepts else ''}",
+            f"200 KB JSON uploads, {control} unless chosen"
+            + (", endpoint takes zstd" if accepts else ""),
             (Documents("d", start_s=2.0),),
             (),
             (Bar("failed", 0, 0), Bar("document", 0.5 if accepts else 1.0, None)),
