@@ -34,7 +34,9 @@ not be repeated goes on with its connection, if that can change its line.
    since. Where nobody is answered it is no tail: the service thinks, or the detector will tell.
 4. Another path means: the best one that did not fail this exchange yet; then one that did, but is
    not DOWN, after a pause (none for the first repeat of a request that was sent: the pooled
-   connection was stale). With ``max_attempts`` starts, races and hedges included, it is over.
+   connection was stale). With ``max_attempts`` starts, races and hedges included, it is over. Those
+   do not count that put no load on the upstream: a race that was cancelled before it was sent, and
+   an attempt whose path went DOWN. Lines may die faster than that; a multiple bounds them, too.
 5. A body that outgrew the spool cannot be repeated: no attempt starts any more.
 6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, and after
    one of which nothing was sent: they put no second load on the upstream, and a line that dies
@@ -57,7 +59,10 @@ from policies.model import Blame, Failure, Outcome, Replay
 
 REPEAT_PAUSE_S = 0.05
 """Before a path that failed, or a last resort, is tried; doubles with each attempt."""
+MOST_PAUSE_S = 1.0
 PATIENCE_S = 5.0
+MOST_STARTS = 4
+"""Times ``max_attempts``, whatever the starts came to."""
 THINKING_S = 1.0
 """Who waits for longer, and for twice the tail, waits for a service that thinks."""
 
@@ -97,6 +102,7 @@ class Exchange:
         "_eligible",
         "_executed",
         "_failed",
+        "_free",
         "_hedge_delay_s",
         "_hedges",
         "_last_failure",
@@ -153,6 +159,8 @@ class Exchange:
         """An attempt that has ended may have been executed."""
         self._replayable = True
         self._done = False
+        self._free = 0
+        """Starts that do not count."""
         self.starts = 0
         self.hedged = False
         self.doubled = 0
@@ -372,6 +380,7 @@ class Exchange:
             or failure.outcome is Outcome.UNREACHABLE
             or (self._down is not None and ended.path in self._down)
         )
+        self._free += failure.path_down or failure.carrier_down
         unsent = ended.sent_at is None
         unprocessed = unsent or failure.unprocessed
         self._executed = self._executed or not unprocessed
@@ -402,7 +411,7 @@ class Exchange:
         if path is not None:
             return self._start(path, why, failure.detail, now)
         stale = not unsent and self.starts == 1 and again is not None
-        pause_s = 0.0 if stale else REPEAT_PAUSE_S * 2.0 ** (self.starts - 1)
+        pause_s = 0.0 if stale else min(MOST_PAUSE_S, REPEAT_PAUSE_S * 2.0 ** (self.starts - 1))
         self._repeat = (now + pause_s, why, failure.detail)
         if again is None and self._lost_at is None:
             self._lost_at = now
@@ -445,6 +454,7 @@ class Exchange:
     def _drop(self, losers: list[_Attempt]) -> list[Cancel]:
         for loser in losers:
             self._live.remove(loser)
+            self._free += loser.sent_at is None
         return [Cancel(loser.number) for loser in losers]
 
     def _give_up(self, failure: Failure, reason: str, status: int | None = None) -> Commands:
@@ -461,8 +471,9 @@ class Exchange:
         """Why no further attempt may start; empty if one may."""
         if not self._replayable:
             return "the request body outgrew the spool and cannot be repeated"
-        if self.starts >= self._traits.max_attempts:
-            return f"all {self._traits.max_attempts} attempts are used up"
+        most = self._traits.max_attempts
+        if self.starts - self._free >= most or self.starts >= MOST_STARTS * most:
+            return f"all {most} attempts are used up"
         return ""
 
     def _pick(

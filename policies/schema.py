@@ -133,7 +133,7 @@ class Retry(_Section):
     min_per_s: Weight = 1.0
     """Retries always allowed, per second."""
     max_attempts: int = Field(4, strict=True, ge=1, le=16)
-    """Per exchange, the first included."""
+    """Per exchange, the first included; those that a line's death ended do not count."""
 
 
 class Compression(_Section):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.attempts import Exchange
+from policies.attempts import MOST_PAUSE_S, MOST_STARTS, Exchange
 from policies.budget import Bucket, HedgeBudget
 from policies.commands import ArmTimer, Cancel, Commit, GiveUp, Start, Traits
 from policies.model import Failure, Outcome, Replay
@@ -488,6 +488,51 @@ def test_attempts_are_limited():
     assert "2 attempts" in give_up.reason
 
 
+def test_attempts_that_lines_took_along_do_not_count():
+    machine = sent_on_a(max_attempts=2)
+    for number, (dead, back) in enumerate(("ab", "ba", "ab", "ba"), 1):
+        machine.reroute((back, dead), None, 1)
+        assert machine.path_down(dead, 1.0) == (
+            Cancel(number),
+            Start(number + 1, back, "failover"),
+        )
+        machine.sent(number + 1, 1.0)
+    machine.reroute(("a", "b"))
+    assert machine.failed(5, UNPROCESSED, 2.0) == (Start(6, "b", "retry"),)
+    machine.sent(6, 2.0)
+    (give_up,) = machine.failed(6, UNPROCESSED, 2.1)
+    assert "2 attempts" in give_up.reason
+
+
+def test_a_race_that_was_not_sent_does_not_count():
+    machine = exchange(max_attempts=2)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    assert machine.timer_fired(0.2) == (Start(2, "b", "race"),)
+    assert Cancel(2) in machine.sent(1, 0.3)
+    assert only(machine.failed(1, UNPROCESSED, 0.4), Start)
+
+
+def test_lines_that_die_ever_again_end_it_at_last():
+    machine = sent_on_a(max_attempts=2)
+    for number in range(1, MOST_STARTS * 2):
+        machine.reroute(("a", "b", "c"))
+        assert only(machine.failed(number, DOWN, 1.0), Start)
+        machine.sent(number + 1, 1.0)
+    machine.reroute(("a", "b", "c"))
+    (give_up,) = machine.failed(MOST_STARTS * 2, DOWN, 2.0)
+    assert "2 attempts" in give_up.reason
+
+
+def test_pauses_have_an_end():
+    machine = exchange(("a",), safe=True, max_attempts=9)
+    machine.begin(0.0)
+    for number in range(1, 9):
+        (timer,) = only(machine.failed(number, REFUSED, 10.0 * number), ArmTimer)
+        assert timer.at - 10.0 * number <= MOST_PAUSE_S
+        machine.timer_fired(timer.at)
+
+
 def test_a_lost_replay_ends_repeats_hedges_and_races():
     machine = sent_on_a(safe=True)
     assert machine.replay_lost() == ()
@@ -568,7 +613,7 @@ class World:
                     assert path not in self.live.values()
                     assert not self.lost or number == 1
                     self.live[number] = path
-                    assert number <= self.traits.max_attempts
+                    assert number <= MOST_STARTS * self.traits.max_attempts
                     self.check_replay(cause)
                 case Cancel(number, _):
                     del self.live[number]
