@@ -67,6 +67,13 @@ class _Entry:
     outcome: Outcome = Outcome.DNS
 
 
+class _Flight(NamedTuple):
+    """A question under way."""
+
+    question: asyncio.Task[_Entry]
+    since: float
+
+
 class Resolver:
     """Addresses by line and host. One object a daemon; `close` it in its loop."""
 
@@ -87,7 +94,7 @@ class Resolver:
         self._lookup = lookup
         self._clock = clock
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._flights: dict[_Key, asyncio.Task[_Entry]] = {}
+        self._flights: dict[_Key, _Flight] = {}
 
     async def resolve(self, line: Line, host: str, *, timeout_s: float = 5.0) -> Sequence[str]:
         """Addresses of ``host`` as seen from ``line``, of the families that it can carry.
@@ -109,12 +116,15 @@ class Resolver:
                 self._fly(key)
             return entry.addresses
         stale = entry.addresses if entry is not None and now < entry.stale_until else ()
-        wait_s = min(timeout_s, STALE_WAIT_S) if stale else timeout_s
-        flight = self._fly(key)
+        question, since = self._fly(key)
+        wait_s = timeout_s
+        if stale:
+            # A question that drags on is waited for once, not by each who asks meanwhile.
+            wait_s = max(0.0, min(timeout_s, since + STALE_WAIT_S - now))
         # Not wait_for: the question goes on for others and for the cache.
-        done, _ = await asyncio.wait({flight}, timeout=wait_s)
-        if done and not flight.cancelled():
-            entry = flight.result()
+        done, _ = await asyncio.wait({question}, timeout=wait_s)
+        if done and not question.cancelled():
+            entry = question.result()
             if entry.error:
                 raise DialError(entry.outcome, entry.error)
             return entry.addresses
@@ -148,19 +158,19 @@ class Resolver:
 
     async def close(self) -> None:
         """Give up all questions."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        questions = [flight.question for flight in self._flights.values()]
+        for question in questions:
+            question.cancel()
+        await asyncio.gather(*questions, return_exceptions=True)
 
     # --- one flight -------------------------------------------------------------------------
 
-    def _fly(self, key: _Key) -> asyncio.Task[_Entry]:
+    def _fly(self, key: _Key) -> _Flight:
         flight = self._flights.get(key)
         if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._question(key))
-            self._flights[key] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+            question = asyncio.get_running_loop().create_task(self._question(key))
+            flight = self._flights[key] = _Flight(question, self._clock())
+            question.add_done_callback(lambda _: self._flights.pop(key, None))
         return flight
 
     async def _question(self, key: _Key) -> _Entry:

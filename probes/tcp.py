@@ -13,6 +13,10 @@ from collections.abc import Callable, Sequence
 from policies.model import Kind, Outcome, Path, Sample
 from probes.base import Announce, Dialed, Dialer, DialError
 
+DNS_PATIENCE_S = 1.0
+"""Not that of the connect, which suits the line: a dead name server delays an answer that is known
+by more than that, and must not be held against the line."""
+
 
 class TcpProbe:
     """Connects and closes at once, in the ordinary way (FIN)."""
@@ -39,7 +43,7 @@ class TcpProbe:
         try:
             if path.endpoint.address is None:
                 # The dialer keeps the answer, so that the connect below sends its SYN at once.
-                await self._resolve(path, timeout_s)
+                await self._resolve(path)
                 sent_at = self._clock()
             dialed = await self._connect(path, sent_at, timeout_s)
         except DialError as error:
@@ -58,9 +62,9 @@ class TcpProbe:
             ),
         )
 
-    async def _resolve(self, path: Path, timeout_s: float) -> None:
+    async def _resolve(self, path: Path) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(DNS_PATIENCE_S):
                 await self._dialer.resolve(path.line, path.endpoint.host)
         except TimeoutError:
             raise DialError(Outcome.DNS, f"no address for {path.endpoint.host} in time") from None

@@ -10,7 +10,7 @@ import dns.rcode
 import pytest
 
 from edged.dnsquery import Server
-from edged.resolver import Resolver
+from edged.resolver import STALE_WAIT_S, Resolver
 from edged.system_dns import SystemFiles
 from policies.model import Line, Outcome
 from probes.base import DialError
@@ -82,7 +82,7 @@ def test_answers_are_kept_for_their_ttl_per_line_and_host():
     scenario(test)
 
 
-@pytest.mark.parametrize(("ttl", "kept_s", "gone_s"), [(0, 0.9, 1.1), (86400, 3500, 3700)])
+@pytest.mark.parametrize(("ttl", "kept_s", "gone_s"), [(0, 0.9, 1.1), (86400, 3599.9, 3600.1)])
 def test_the_ttl_is_held_between_a_second_and_an_hour(ttl, kept_s, gone_s):
     async def test(server, line, resolver, clock):
         server.ttl = ttl
@@ -259,6 +259,22 @@ def test_silent_dns_delays_the_old_answer_by_half_a_second_at_most():
         start = time.monotonic()
         assert list(await resolver.resolve(line, HOST, timeout_s=30)) == ["203.0.113.7"]
         assert time.monotonic() - start < 3
+
+    scenario(test)
+
+
+def test_silent_dns_is_waited_for_once_and_not_by_each_who_asks():
+    async def test(server, line, resolver, clock):
+        await resolver.resolve(line, HOST)
+        server.dead = True
+        clock.now += 61
+        first = asyncio.ensure_future(resolver.resolve(line, HOST))
+        await asyncio.sleep(0)
+        clock.now += STALE_WAIT_S
+        second = asyncio.ensure_future(resolver.resolve(line, HOST))
+        done, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {second}
+        assert list(await second) == list(await first) == ["203.0.113.7"]
 
     scenario(test)
 

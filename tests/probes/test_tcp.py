@@ -119,3 +119,19 @@ def test_when_this_host_is_exhausted_there_is_no_sample():
             raise DialError(Outcome.LOCAL, "no descriptors")
 
     assert run(path_to(1), dialer=Exhausted()) == ()
+
+
+def test_a_name_server_that_keeps_an_old_answer_waiting_is_not_held_against_the_line(listener):
+    class Stale(LineDialer):
+        waited = False
+
+        async def resolve(self, line, host, **options):
+            if not self.waited:
+                await asyncio.sleep(0.3)
+            self.waited = True
+            return await super().resolve(line, host, **options)
+
+    path = path_to(listener.getsockname()[1])
+    (sample,) = run(path, dialer=Stale(), timeout_s=0.1)
+    assert sample.outcome is Outcome.OK
+    assert sample.rtt_s < 0.1
