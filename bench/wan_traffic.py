@@ -14,6 +14,7 @@ import json
 import re
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -41,6 +42,7 @@ class Shot:
     """The edge's address that the origin saw."""
     request_id: str | None = None
     """edged's, as in its access log."""
+    proxy_status: str | None = None
     tokens: list[tuple[int, float]] = field(default_factory=list)
     """Number and time of arrival of each token of a stream."""
     body: bytes = b""
@@ -143,6 +145,7 @@ async def _head(reader: asyncio.StreamReader, shot: Shot) -> tuple[dict[str, str
     answer = {name.lower(): value.strip() for name, _, value in pairs}
     shot.line_address = answer.get("x-remote") or answer.get("x-lab-client")
     shot.request_id = answer.get("edged-request-id")
+    shot.proxy_status = answer.get("proxy-status")
     return answer, answer.get("connection", "").lower() != "close"
 
 
@@ -216,42 +219,61 @@ def tunnelled(port: int, target: str, context: ssl.SSLContext) -> Connect:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(ABC):
     """Traffic of one kind, from ``start_s`` of a run on; shots are named after it."""
 
     name: str
     start_s: float = 0.0
-    method: str = "POST"
-    target: str = "/echo"
-    body_bytes: int = 64
 
+    @abstractmethod
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
         """Carry it out in a run that began at ``begun``."""
-        raise NotImplementedError
 
-    async def at(self, client: Client, due: float, shots: list[Shot], **options) -> Shot:  # type: ignore[no-untyped-def]  # those of `Client.shoot`
-        """One request, when it is due."""
-        await asyncio.sleep(due - time.monotonic())
-        shot = Shot(self.name, f"{self.name}-{len(shots)}", due)
-        shots.append(shot)
-        body = json.dumps({"pad": "x" * self.body_bytes}).encode() if self.method == "POST" else b""
-        options.setdefault("body", body)
-        return await client.shoot(shot, self.method, self.target, **options)
+
+async def shoot(  # type: ignore[no-untyped-def]  # options are those of `Client.shoot`
+    client: Client,
+    shots: list[Shot],
+    name: str,
+    due: float,
+    target: str,
+    *,
+    method: str = "POST",
+    body: bytes = b"",
+    **options,
+) -> Shot:
+    """One request of a flow, when it is due."""
+    await asyncio.sleep(due - time.monotonic())
+    shot = Shot(name, f"{name}-{len(shots)}", due)
+    shots.append(shot)
+    return await client.shoot(shot, method, target, body, **options)
+
+
+def padded(size: int) -> bytes:
+    """A small JSON document."""
+    return json.dumps({"pad": "x" * size}).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Steady(Flow):
     """Requests at a rate."""
 
+    method: str = "POST"
+    target: str = "/echo"
+    body_bytes: int = 64
     rate: float = 20.0
     count: int = 320
 
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
+        body = padded(self.body_bytes) if self.method == "POST" else b""
         async with asyncio.TaskGroup() as group:
             for number in range(self.count):
                 due = begun + self.start_s + number / self.rate
                 await asyncio.sleep(due - time.monotonic())
-                group.create_task(self.at(client, due, shots))
+                group.create_task(
+                    shoot(
+                        client, shots, self.name, due, self.target, method=self.method, body=body
+                    )
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +290,12 @@ class Stream(Flow):
             "x-lab-rate": str(self.rate),
             "content-type": "application/json",
         }
-        await Flow(self.name, target="/v1/chat/completions").at(
+        await shoot(
             client,
-            begun + self.start_s,
             shots,
+            self.name,
+            begun + self.start_s,
+            "/v1/chat/completions",
             body=json.dumps(question).encode(),
             headers=headers,
             limit_s=self.tokens / self.rate + _LIMIT_S,
@@ -287,8 +311,10 @@ class Upload(Flow):
 
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
         body = noise(self.size)
-        flow = Flow(self.name, target="/upload")
-        shot = await flow.at(client, begun + self.start_s, shots, body=body, limit_s=self.limit_s)
+        due = begun + self.start_s
+        shot = await shoot(
+            client, shots, self.name, due, "/upload", body=body, limit_s=self.limit_s
+        )
         if shot.ok and json.loads(shot.body)["sha256"] != hashlib.sha256(body).hexdigest():
             shot.error = "another SHA-256"
 
@@ -302,12 +328,14 @@ class Documents(Flow):
     pause_s: float = 0.5
 
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
-        flow, due = Flow(self.name, target="/upload"), begun + self.start_s
+        due = begun + self.start_s
         for number in range(self.count):
-            await flow.at(
+            await shoot(
                 client,
-                due,
                 shots,
+                self.name,
+                due,
+                "/upload",
                 body=conversation(self.size, number),
                 headers={"content-type": "application/json"},
             )
@@ -318,15 +346,18 @@ class Documents(Flow):
 class Thinkers(Flow):
     """Requests to a model that thinks before its first byte, all at once."""
 
+    target: str = ""
     count: int = 20
     think_s: float = 60.0
 
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
-        flow = Flow(self.name, target=f"{self.target}/slow?s={self.think_s}")
+        target, body = f"{self.target}/slow?s={self.think_s}", padded(64)
         due, limit_s = begun + self.start_s, 2.5 * self.think_s + _LIMIT_S
         async with asyncio.TaskGroup() as group:
             for _ in range(self.count):
-                group.create_task(flow.at(client, due, shots, limit_s=limit_s))
+                group.create_task(
+                    shoot(client, shots, self.name, due, target, body=body, limit_s=limit_s)
+                )
                 await asyncio.sleep(0)
 
 
@@ -334,13 +365,14 @@ class Thinkers(Flow):
 class Cuts(Flow):
     """Answers that the origin breaks off, with a length given and without, in turn."""
 
+    target: str = ""
     count: int = 20
 
     async def run(self, client: Client, begun: float, shots: list[Shot]) -> None:
         for number in range(self.count):
             target = f"{self.target}/cut?n={1000 * (number + 1)}&framed={number % 2}"
-            flow = Flow(self.name, method="GET", target=target)
-            await flow.at(client, max(time.monotonic(), begun + self.start_s), shots)
+            due = max(time.monotonic(), begun + self.start_s)
+            await shoot(client, shots, self.name, due, target, method="GET")
 
 
 def noise(size: int) -> bytes:

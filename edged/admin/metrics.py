@@ -7,6 +7,7 @@ counters and have no per-path series.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from time import monotonic
@@ -73,6 +74,7 @@ class LiveCollector(Collector):
         for word, value in (("p99", live.lag.p99_s), ("max", live.lag.max_s)):
             lag.add_metric((word,), value)
         yield lag
+        yield _gauge("edged_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         yield _gauge("edged_config_last_reload_success", "1 if it was taken.", live.reload.ok)
         yield _gauge(
             "edged_config_last_reload_timestamp_seconds", "When it was tried.", live.reload.at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
@@ -141,7 +142,7 @@ class Live:
 
 
 def status(live: Live, now: float) -> Data:
-    """``/status``. ``now`` is monotonic."""
+    """``/status``. ``now`` is monotonic. Call it in the daemon's loop."""
     config = live.config
     not_ready = live.not_ready()
     return {
@@ -162,6 +163,7 @@ def status(live: Live, now: float) -> Data:
             "p99": _ms(live.lag.p99_s),
             "max": _ms(live.lag.max_s),
         },
+        "tasks": len(asyncio.all_tasks()),
         "clients": _clients(live.clients),
         "access_log_dropped": live.access_log.dropped if live.access_log else 0,
         "lines": [_line(line, live) for line in config.topology.lines],

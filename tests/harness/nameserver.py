@@ -15,8 +15,9 @@ import dns.rrset
 class NameServer:
     """``zone[(name, "A")] = [addresses]``; names in no key are NXDOMAIN. UDP and TCP, one port."""
 
-    def __init__(self, address="127.0.0.53"):
+    def __init__(self, address="127.0.0.53", port=0):
         self.address = address
+        self.port = port
         self.zone = {}
         self.ttl = 60
         self.asked = []
@@ -36,7 +37,7 @@ class NameServer:
 
     async def __aenter__(self):
         loop = asyncio.get_running_loop()
-        self._tcp = await asyncio.start_server(self._serve_tcp, self.address, 0)
+        self._tcp = await asyncio.start_server(self._serve_tcp, self.address, self.port)
         self.port = self._tcp.sockets[0].getsockname()[1]
         self._udp, _ = await loop.create_datagram_endpoint(
             lambda: _Udp(self), local_addr=(self.address, self.port)

@@ -117,13 +117,16 @@ class Site:
         if self._caddy:
             self.caddy = self.start_caddy(lab.addresses)
         if self._with_edged:
-            for name, upstream in self._upstreams.items():
-                if (policy := upstream.get("policy")) is not None:
-                    (self.directory / "policies.d").mkdir(exist_ok=True)
-                    file = self.directory / "policies.d" / f"{name}.yaml"
-                    file.write_text(yaml.safe_dump({"extends": "balanced", **policy}))
-            self.edged = Edged({**self.configuration(), **self._config}, self.directory)
-            self.start_edged()
+            self._start_edge()
+
+    def _start_edge(self) -> None:
+        for name, upstream in self._upstreams.items():
+            if (policy := upstream.get("policy")) is not None:
+                (self.directory / "policies.d").mkdir(exist_ok=True)
+                file = self.directory / "policies.d" / f"{name}.yaml"
+                file.write_text(yaml.safe_dump({"extends": "balanced", **policy}))
+        self.edged = Edged({**self.configuration(), **self._config}, self.directory)
+        self.start_edged()
 
     def start_edged(self) -> None:
         """Start the daemon (again)."""
