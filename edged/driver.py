@@ -152,6 +152,10 @@ class Driver(ABC, Generic[TryT]):
     def release(self) -> None:
         """Free what the subclass holds; called once, at the end."""
 
+    def refuge(self, path: str) -> str | None:
+        """The pooled path that this exchange would go to if ``path`` went DOWN now."""
+        return None
+
     def touch(self, limit_s: float) -> None:
         """There was progress: the next is due in ``limit_s``."""
         self.deadline = monotonic() + limit_s

@@ -19,7 +19,7 @@ from edged.compress import (
 )
 from edged.delivery import Decoding
 from edged.downstream.base import Responder
-from edged.driver import UPGRADED_IDLE_S, Driver
+from edged.driver import UPGRADED_IDLE_S, Driver, candidates
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.outcome import judge
 from edged.preferences import Preferences
@@ -88,6 +88,14 @@ class Exchange(Driver[Attempt]):
     def make_attempt(self, begun: Start, target: Target) -> Attempt:
         """A stream from the pools."""
         return Attempt(self, begun, target)
+
+    def refuge(self, path: str) -> str | None:
+        """See `Driver.refuge`."""
+        if self.machine.done or not self.machine.repeatable:
+            return None
+        old = self.plan.ranking
+        found = candidates(self.house.table.peek(old.upstream, old.request_class))
+        return next((p for p in found.paths[: found.reachable] if p != path), None)
 
     def begin(self) -> None:
         """The head is here. A small body that is still to come is waited for."""

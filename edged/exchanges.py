@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -234,6 +234,16 @@ class Exchanges:
         elif change.new is Verdict.SUSPECT:
             for attempt in self.targets.live_on(change.path):
                 attempt.exchange.path_suspect(change)
+            self._prepare_leaving(change.path)
+
+    def _prepare_leaving(self, path: str) -> None:
+        """Those who would go elsewhere if ``path`` went DOWN find connections there."""
+        coming: Counter[str] = Counter()
+        for attempt in self.targets.live_on(path):
+            if (refuge := attempt.exchange.refuge(path)) is not None:
+                coming[refuge] += 1
+        for name, streams in coming.items():
+            self.upstreams.prepare(self.targets.get(name).path, streams)
 
     def carrier_changed(self, change: CarrierChange) -> None:
         """A carrier stopped working on a path where others work: those on it hear of it now.

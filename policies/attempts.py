@@ -181,6 +181,12 @@ class Exchange:
         """Every path is DOWN: call `path_back` when one is not any more."""
         return self._lost_at is not None and not self._done
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a request that was sent may go again when its path is DOWN."""
+        allowed = self._traits.safe or self._traits.replay is not Replay.NEVER
+        return allowed and self._replayable
+
     # -- events ----------------------------------------------------------------------------------
 
     def begin(self, now: float) -> Commands:
@@ -255,8 +261,7 @@ class Exchange:
         if the request must not be repeated: its connection may go on over another line.
         """
         live = self._find(attempt)
-        repeatable = self._traits.safe or self._traits.replay is not Replay.NEVER
-        if live is None or len(self._live) > 1 or not repeatable or self._cannot_start():
+        if live is None or len(self._live) > 1 or not self.repeatable or self._cannot_start():
             return _NOTHING
         self._live.remove(live)
         failure = Failure(Outcome.TIMEOUT, reason, live.sent_at is None, carrier_down=True)

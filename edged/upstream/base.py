@@ -114,3 +114,8 @@ class Upstreams(Protocol):
         """A request got its response head ``latency_s`` after it was sent. Not every one needs to
         be told.
         """
+
+    def prepare(self, path: Path, streams: int) -> None:
+        """So many requests may come to ``path`` at once, from one that is in doubt: open now what
+        they would have to wait for.
+        """

@@ -19,6 +19,11 @@ from edged.upstream.waiting import Waiting
 from policies.model import Carrier, Failure, Outcome, Path
 from probes.base import DialError
 
+PREPARED_MAX = 32
+"""Connections that are opened for requests that may come."""
+PREPARED_SPARE = 8
+"""One more for so many: a handshake is five packets, and who waits for one to be sent again takes a
+spare connection instead."""
 MULTIPLEXED = 100
 """Streams hoped for on a connection not made yet that may turn out to be h2 or h3."""
 
@@ -83,6 +88,14 @@ class Dialing:
             return False
         self._start(early_data=False, upgrade=False, only=only)
         return True
+
+    def prepare(self, missing: int) -> None:
+        """Connections for ``missing`` requests that may come at once, beyond those on their way."""
+        if self._room == 1:
+            missing = min(missing + -(-missing // PREPARED_SPARE), PREPARED_MAX)
+        missing -= self._promised - len(self._waiting.plain)
+        while missing > 0 and self._may_dial(single=self._room == 1):
+            missing -= self._start(early_data=False, upgrade=False)
 
     def coming(self, carrier: Carrier) -> int:
         """Dials for this carrier and no other."""

@@ -288,6 +288,13 @@ class OriginPool:
         if self.path.endpoint.scheme == "https":
             self._tools.carriers.learned(self.path, value, self._loop.time())
 
+    def prepare(self, streams: int) -> None:
+        """So many requests may come at once: open now what they would have to wait for."""
+        if not (self._closed or self.upkeep.down or self.trust.suspect_since is not None):
+            room = sum(connection.capacity for connection in self.connections)
+            if room < streams:
+                self.dialing.prepare(streams - room)
+
     # The path
 
     def suspect(self, now: float) -> None:

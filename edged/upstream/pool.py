@@ -199,6 +199,10 @@ class Pools:
         if wanted:
             pool.upkeep.warm_up(self._loop.time())
 
+    def prepare(self, path: Path, streams: int) -> None:
+        """So many requests may come to ``path`` at once, from one that is in doubt."""
+        self._pool(path).prepare(streams)
+
     def pingable(self, path: str) -> Iterator[Connection]:
         """The path's open h3 and h2 connections, h3 first, the newest first."""
         pool = self._pools.get(path)

@@ -148,6 +148,7 @@ class Upstreams:
 
     def __init__(self):
         self.streams, self.pending, self.busy, self.asked = [], [], set(), []
+        self.prepared = []
 
     def open(self, path, events, *, early_data, upgrade=False, request_class=None):
         self.asked.append((path.name, early_data, upgrade))
@@ -159,6 +160,9 @@ class Upstreams:
 
     def answered(self, path, carrier, request_class, latency_s):
         pass
+
+    def prepare(self, path, streams):
+        self.prepared.append((path.name, streams))
 
     def grant(self, path, events):
         stream = Stream(path, events)
