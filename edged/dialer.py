@@ -32,10 +32,14 @@ USER_TIMEOUT_S = 30.0
 """TCP_USER_TIMEOUT. Not shorter: it also ends a connection whose peer keeps a zero window."""
 KEEPALIVE_IDLE_S = 15
 KEEPALIVE_INTERVAL_S = 5
+RTO_MIN_US = 50_000
+"""TCP_RTO_MIN_US (Linux 6.15), instead of 200 ms: a request that was lost alone on its way goes
+again after two round trips and so much. Receivers delay their ACK less (Linux: 40 ms)."""
 UDP_BUFFER_BYTES = 1 << 20
 MAX_FAMILIES_KEPT = 1024
 
 _TCP_USER_TIMEOUT = 18
+_TCP_RTO_MIN_US = 45
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_PROBE = 3
@@ -293,6 +297,7 @@ class LineDialer:
             (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
             (socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
             (_TCP_USER_TIMEOUT, int(USER_TIMEOUT_S * 1000)),
+            (_TCP_RTO_MIN_US, RTO_MIN_US),
         ):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)

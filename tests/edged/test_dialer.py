@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -123,6 +124,9 @@ def test_tcp_options_are_set(port):
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, 18) == 30000  # TCP_USER_TIMEOUT
+        with contextlib.suppress(OSError), socket.socket() as other:  # else an older kernel
+            other.setsockopt(socket.IPPROTO_TCP, 45, 60_000)  # TCP_RTO_MIN_US
+            assert sock.getsockopt(socket.IPPROTO_TCP, 45) <= 52_000
         with socket.socket() as other:
             try:
                 other.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
