@@ -3,6 +3,7 @@ to read."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -195,20 +196,29 @@ def documents(run: Run) -> Figures:
 
 
 def thinkers(run: Run) -> Figures:
-    """How long after the line's death requests went elsewhere, or were refused where they may
-    not; ``failed`` leaves out those that must be."""
+    """How long after the line's death requests were whole at the origin again, by another line, or
+    were refused where they may not be repeated; ``failed`` leaves out those that must be.
+
+    ``answered in``: the same by when the answer was whole, less the time to think: what happens to
+    the answer on the other line counts there, too.
+    """
     allowed = [s for s in run.shots if s.flow != "never"]
     figures: Figures = {"failed": sum(not s.ok for s in allowed)}
     if run.died is None:
         return figures
-    think_s = next(f.think_s for f in run.row.flows if isinstance(f, Thinkers))
-    # A repeated request thinks anew: what is more than that is what moving it took. What was on
-    # the other line from the start is not concerned.
-    concerned = [s for s in run.shots if s.ended and s.ended - s.due > think_s + 1]
-    moved = [s.ended - run.died - think_s for s in concerned if s.ok and s.ended]
-    refused = [s.ended - run.died for s in run.shots if s.status == 502 and s.ended]
-    figures["repeated"], figures["refused"] = len(moved), len(refused)
-    figures["moved in"] = max(moved, default=None)
+    died = run.died
+    thinking = {f.name: f.think_s for f in run.row.flows if isinstance(f, Thinkers)}
+    asked = [
+        (s, at)
+        for s in allowed
+        if s.flow in thinking and s.ok and (at := json.loads(s.body)["asked_at"]) > died
+    ]
+    refused = [s.ended - died for s in run.shots if s.status == 502 and s.ended]
+    figures["repeated"], figures["refused"] = len(asked), len(refused)
+    figures["moved in"] = max((at - died for _, at in asked), default=None)
+    figures["answered in"] = max(
+        (s.ended - died - thinking[s.flow] for s, _ in asked if s.ended), default=None
+    )
     figures["refused in"] = max(refused, default=None)
     return figures
 

@@ -270,9 +270,7 @@ class Steady(Flow):
                 due = begun + self.start_s + number / self.rate
                 await asyncio.sleep(due - time.monotonic())
                 group.create_task(
-                    shoot(
-                        client, shots, self.name, due, self.target, method=self.method, body=body
-                    )
+                    shoot(client, shots, self.name, due, self.target, method=self.method, body=body)
                 )
 
 

@@ -128,11 +128,12 @@ async def events(service: Service, request: Request, reply: Reply) -> None:
 
 
 async def slow(service: Service, request: Request, reply: Reply) -> None:
-    """``/slow?s=``: answers after that many seconds."""
+    """``/slow?s=``: answers after that many seconds, with when it was asked (`time.monotonic`)."""
     await service.body(request)
+    asked_at = time.monotonic()
     seconds = request.number("s", 1.0)
     await asyncio.sleep(seconds)
-    await service.answer_json(request, reply, {"slept": seconds})
+    await service.answer_json(request, reply, {"slept": seconds, "asked_at": asked_at})
 
 
 async def status(service: Service, request: Request, reply: Reply) -> None:
