@@ -33,6 +33,7 @@ from edged.looplag import STALL_S, LoopLag
 from edged.netwatch import NetChange, NetWatch
 from edged.probing import Probing
 from edged.recent import Recent
+from edged.relay.client import Relayed
 from edged.routes import RouteEntry, RouteTable
 from edged.stages import Access, AccessRules, Route
 from edged.table import PathTable
@@ -47,7 +48,7 @@ from policies.model import (
     RequestClass,
     Sample,
 )
-from policies.schema import Policy
+from policies.schema import Cadence, Policy
 
 _log = logging.getLogger("edged")
 
@@ -57,6 +58,8 @@ HOUSEKEEPING_S = 1.0
 LATELY_S = 60.0
 WARM_S = 600.0
 """An upstream without requests for so long is no longer kept warm."""
+_OF_LEGS = Policy(cadence=Cadence(http_s=None))
+"""A relay is asked by its pulse."""
 _ADMIN_LIMITS = Limits(connections=256, idle_s=60.0, body_stall_s=15.0)
 
 RESTART_ONLY = (
@@ -98,6 +101,7 @@ class Daemon:
         self.dialer = LineDialer(guard=self._guard, rtt_s=self._rtt_s)
         ca_file = str(config.ca_file) if config.ca_file else None
         self.pools = self._make_pools(ca_file)
+        self.relays = Relayed(self.pools, self.table, self.observe)
         self.exchanges = self._make_exchanges(
             self.table,
             self.pools,
@@ -126,6 +130,7 @@ class Daemon:
         self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
         self.live: Live | None = None
         self._admin: Listener | None = None
+        self.table.subscribe(self.relays.path_leaving)  # first: flows go on over another line
         Changes(self.table, self.pools, self.exchanges, self.probing.scheduler.nudge)
 
     # -- start and stop ---------------------------------------------------------------------------
@@ -145,6 +150,7 @@ class Daemon:
         try:
             await self._listen()
             self.exchanges.configure(_policies(self.config), self.config.unlisted_policy)
+            self._relay(self.config)
             await self._probe(self.config)
             live = self.live = self._make_live()
             if self.config.listen_admin is not None:
@@ -170,6 +176,7 @@ class Daemon:
         started = monotonic()
         self.exchanges.drain()
         cut = await self.proxy.drain(grace_s)
+        self.relays.close()
         await self.pools.drain(min(1.0, max(0.0, grace_s - (monotonic() - started))))
         await self.close()
         return cut
@@ -189,6 +196,7 @@ class Daemon:
         await self.proxy.close()
         if self._admin is not None:
             await self._admin.close()
+        self.relays.close()
         self.pools.close()
         await self.dialer.close()
         if self.access_log is not None:
@@ -235,6 +243,7 @@ class Daemon:
         self.drills.reloaded(line.name for line in config.topology.lines)
         self.net.reload(config.topology.lines)
         self.exchanges.configure(policies, config.unlisted_policy)
+        self._relay(config)
         self.route.table = _routes(config)
         self.route.unlisted_allowed = config.unlisted_allowed
         self.access.rules = _rules(config)
@@ -243,8 +252,16 @@ class Daemon:
         if self.access_log is not None:
             self.access_log.reopen()
 
+    def _relay(self, config: Config) -> None:
+        """Exchanges go through relays where there are some."""
+        topology = config.topology
+        self.relays.configure(topology, {n: token.secret for n, token in config.tokens.items()})
+        self.exchanges.upstreams = self.relays if self.relays.clients else self.pools
+
     async def _probe(self, config: Config) -> None:
-        await self.probing.reload(config.topology.paths(), _policies(config))
+        legs = config.topology.legs()
+        policies = _policies(config) | {leg.endpoint.upstream: _OF_LEGS for leg in legs}
+        await self.probing.reload((*config.topology.paths(), *legs), policies)
 
     # -- what happens meanwhile -------------------------------------------------------------------
 
@@ -307,6 +324,8 @@ class Daemon:
         standby = next((p for p in paths[1:] if p.line != paths[0].line), *paths[1:2] or [None])
         wanted = (paths[0], standby) if now - used_at < WARM_S else ()
         for path in paths:
+            if path.relay is not None:
+                continue  # its pulse keeps it open
             self.pools.keep_warm(path, wanted=path in wanted)
 
     def _spawn(self, awaitable: Coroutine[Any, Any, None]) -> None:
@@ -383,6 +402,8 @@ class Daemon:
         """Where a connection on ``path`` can go on, best first: other lines to the same endpoint
         that are not DOWN and let UDP pass.
         """
+        if path.endpoint.is_door:
+            return []  # flows move, and connections to relays stay on their lines
         upstream, now = path.endpoint.upstream, monotonic()
         usual = self.recent.usual_classes().get(upstream, SHOWN_CLASS)
         try:

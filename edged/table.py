@@ -295,6 +295,10 @@ class PathTable:
             r.gate.state is not Breaker.CLOSED and r.line.line.name == line for r in self._troubled
         )
 
+    def silent(self, line: str) -> bool:
+        """Whether something on ``line`` has not been answered, verdict or not."""
+        return self._detector.suspected(line)
+
     def stirred(self, line: str) -> int:
         """How often something on ``line`` fell silent, or was heard again, so far."""
         return self._detector.stirred(line)
@@ -371,7 +375,8 @@ class PathTable:
 
     def _judge(self, record: PathRecord, sample: Sample, now: float) -> bool:
         """Breaker and cohort; says whether a gate or an exclusion changed."""
-        down = self._detector.finding(record.path.name).verdict is Verdict.DOWN
+        found = self._detector.finding(record.path.name) if record.leg is None else record.finding
+        down = found.verdict is Verdict.DOWN
         moved = judging.judge(record, sample, now, self._rng, down=down)
         if moved:
             # An exclusion concerns all paths of the endpoint.

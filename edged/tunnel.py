@@ -67,7 +67,7 @@ class Tunnel(Driver["Leg"]):
 
         The client's own TLS runs inside: another host's certificate would not satisfy it.
         """
-        return path.endpoint.host == self.host
+        return path.endpoint.host == self.host and path.relay is None
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 

@@ -164,6 +164,11 @@ class Endpoint:
         """``upstream/name``: unique over the whole configuration."""
         return f"{self.upstream}/{self.name}"
 
+    @property
+    def is_door(self) -> bool:
+        """It is a relay's: no configured upstream has a colon in its name."""
+        return self.upstream.startswith("relay:")
+
 
 @dataclass(frozen=True, slots=True)
 class Relay:

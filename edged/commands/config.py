@@ -29,7 +29,7 @@ def check(file: str) -> int:
         (len(topology.lines), "line"),
         (len(config.upstreams), "upstream"),
         (len(topology.endpoints), "endpoint"),
-        (len(topology.paths()), "path"),
+        (len(topology.paths()) + len(topology.relayed()), "path"),
     )
     said = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
     print(f"{file}: good: {said}")

@@ -122,11 +122,14 @@ def test_every_example_passes_the_check(edged, example):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_relays_are_told_to_be_unused(edged, tmp_path):
+def test_paths_through_relays_are_counted(edged, tmp_path):
     file = tmp_path / "edged.yaml"
-    file.write_text('relays: [{name: hk, url: "https://hk.example"}]\n')
+    file.write_text(
+        'relays: [{name: hk, url: "https://hk.example"}]\n'
+        'upstreams: [{name: a, prefix: /a, endpoints: [{url: "https://a.example"}]}]\n'
+    )
     result = edged("check", "-c", str(file))
-    assert "note: relays are not used by this version of edged: hk" in result.stdout
+    assert "1 line, 1 upstream, 1 endpoint, 2 paths" in result.stdout
 
 
 def test_run_with_mistakes_tells_them_all_and_starts_nothing(edged, tmp_path):

@@ -1,0 +1,443 @@
+"""One exchange as a flow through a relay: to its attempt a stream like any other.
+
+Carries out what `edged.relay.client_flow` decides: visits are requests on the pooled connections to
+the relay, and the attempt sees one stream that outlives them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from edged.downstream.fields import BadMessage
+from edged.headers import REQUEST_ID
+from edged.messages import Headers, RequestHead, ResponseHead, header
+from edged.relay import wire
+from edged.relay.client_flow import LINGER_S, Ask, Command, FlowClient, Give, Wait
+from edged.relay.client_upload import Outgoing
+from edged.upstream.base import Pending, Stream, StreamEvents
+from policies.model import Carrier, Failure, Outcome, Path, RequestClass
+
+if TYPE_CHECKING:
+    from edged.relay.client import RelayClient
+    from edged.relay.client_leg import Leg
+
+ACK_AT_BYTES = 256 << 10
+"""So much unacknowledged is told at once and not with the next pulse: journals are small."""
+_NOTHING: int | None = 0
+_NO_WAY = "the relay found no way to the endpoint"
+
+
+class FlowStream:
+    """See the module: an `edged.upstream.base.Stream`, and a `Pending` before it is one."""
+
+    def __init__(
+        self,
+        client: RelayClient,
+        path: Path,
+        events: StreamEvents,
+        request_class: RequestClass | None,
+    ) -> None:
+        self.id = secrets.token_bytes(16)
+        self.path = path
+        """As the attempt knows it: the line that the flow goes by now, mostly."""
+        self.carrier = Carrier.H2
+        self.reused = True
+        self.request_class = request_class
+        self.machine = FlowClient()
+        self.outgoing = Outgoing()
+        self.fields: Headers = []
+        """Of every POST about the flow, but for offsets."""
+        self.length: int | None = 0
+        """Of the request body."""
+        self.trailers: Headers | None = None
+        self.doubled_at = 0.0
+        """When the last visit began."""
+        self._client = client
+        self._events = events
+        self._visits: dict[str, Visit] = {}
+        self._ready = False
+        self._headed = False
+        self._over = False
+        self._paused = False
+        self._told_pause = False
+        self._acked = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- before it is a stream -------------------------------------------------------------------
+
+    def open(self, line: str) -> Pending | None:
+        """Ask for a stream over ``line``; see `Upstreams.open`."""
+        self._visit(self.machine.ask(line))
+        return None if self._ready else self
+
+    def visit_ready(self, visit: Visit) -> None:
+        """A connection to the relay is there."""
+        if self._ready:
+            if self._headed:
+                visit.begin()
+            return
+        self._ready = True
+        assert visit.stream is not None
+        self.carrier, self.reused = visit.stream.carrier, visit.stream.reused
+        self._events.stream_ready(self)
+        self._moved()
+
+    # -- what the attempt calls (Stream) ---------------------------------------------------------
+
+    def send_head(self, head: RequestHead, *, end: bool) -> None:
+        """Open the flow."""
+        if self._headed or self._over:
+            return
+        self._headed = True
+        _, self.fields = wire.outer_request(head, self._client.token)
+        self.length = 0 if end else head.body_length
+        if end or self.length == 0:
+            self.outgoing.complete = True
+            self.machine.uploaded = True
+        for visit in tuple(self._visits.values()):
+            visit.begin()
+
+    def send_data(self, data: bytes) -> None:
+        """Request body bytes."""
+        if self._over or self.outgoing.complete or not data:
+            return
+        self.outgoing.append(data)
+        for visit in tuple(self._visits.values()):
+            visit.feed()
+        if self.outgoing.full and not self._told_pause and not self._over:
+            self._told_pause = True
+            self._events.pause_body()
+
+    def send_end(self, trailers: Headers | None = None) -> None:
+        """The request is complete."""
+        if self._over or self.outgoing.complete:
+            return
+        self.trailers = trailers
+        self.outgoing.complete = True
+        for visit in tuple(self._visits.values()):
+            visit.feed()
+
+    def cancel(self) -> None:
+        """Give up: the relay is told, and cancels the exchange."""
+        if not self._over:
+            self._end()
+
+    def pause_reading(self) -> None:
+        """The relay's journal fills, and then its origin waits."""
+        self._paused = True
+        for visit in self._visits.values():
+            if visit.stream is not None:
+                visit.stream.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take on."""
+        self._paused = False
+        for visit in tuple(self._visits.values()):
+            if visit.stream is not None and not self._over and not self._paused:
+                visit.stream.resume_reading()
+
+    # -- what visits bring -----------------------------------------------------------------------
+
+    def informational(self, status: int, headers: Headers) -> None:
+        """An interim response; on a second visit it may come again."""
+        if not self.machine.begun:
+            self._events.informational(status, headers)
+
+    def head(self, visit: Visit, outer: ResponseHead) -> None:
+        """The head of a visit's response."""
+        try:
+            inner = wire.inner_response(outer)
+        except (wire.BadFlow, BadMessage):
+            inner = None
+        if inner is None or inner.coded:
+            self._refused(visit, outer.status)
+        elif header(outer.headers, wire.UNPROCESSED) == wire.TRUE and not self.machine.begun:
+            self._fail(Failure(Outcome.RESET, f"{_NO_WAY} ({outer.status})", unprocessed=True))
+        elif self.machine.head(visit.line, inner.offset):
+            head = inner.head
+            head.headers = [field for field in head.headers if field[0] != REQUEST_ID]  # not ours
+            self._events.head(head)
+
+    def data(self, visit: Visit, data: bytes) -> None:
+        """Response bytes."""
+        new = self.machine.data(visit.line, data)
+        if new:
+            received = self.machine.received
+            self._client.received(self.id, received)
+            if received - self._acked >= ACK_AT_BYTES:
+                self._acked = received
+                self._client.hurry()
+            self._events.data(new)
+
+    def ended(self, visit: Visit, trailers: Headers | None) -> None:
+        """A visit ended cleanly."""
+        self._visits.pop(visit.line, None)
+        if self.machine.ended(visit.line):
+            events = self._events
+            self._end()
+            events.end(trailers)
+
+    def failed(self, visit: Visit, failure: Failure) -> None:
+        """A visit ended otherwise."""
+        self._visits.pop(visit.line, None)
+        if self._over:
+            return
+        if not self._ready:
+            self._fail(failure)
+            return
+        lines = self._client.usable()
+        self._carry_out(self.machine.failed(visit.line, failure, lines, monotonic()))
+
+    def _refused(self, visit: Visit, status: int) -> None:
+        self._visits.pop(visit.line, None)
+        visit.cancel()
+        self._carry_out(self.machine.refused(visit.line, status, f"the relay answered {status}"))
+
+    # -- what the relay's client tells -----------------------------------------------------------
+
+    def silent(self, line: str) -> None:
+        """``line`` is silent: others are asked for what comes next."""
+        self._carry_out(self.machine.silent(line, self._client.usable()))
+
+    def heard(self, line: str) -> None:
+        """It is heard again."""
+        self.machine.heard(line)
+
+    def leave(self, line: str) -> None:
+        """``line`` is DOWN: go on over another, if there is one."""
+        self.silent(line)
+        if len(self._visits) > 1 and (visit := self._visits.pop(line, None)) is not None:
+            self.machine.drop(line)
+            visit.cancel()
+            self._moved()
+
+    def settle(self, best: str) -> None:
+        """``best`` is well: one line is enough."""
+        for line in self.machine.surplus(best):
+            self.machine.drop(line)
+            if (visit := self._visits.pop(line, None)) is not None:
+                visit.cancel()
+        self._moved()
+
+    def line_back(self) -> None:
+        """Some line is usable again."""
+        self._carry_out(self.machine.line_back(self._client.usable()))
+
+    def taken(self, offset: int) -> None:
+        """The relay has the request's bytes before ``offset``."""
+        outgoing = self.outgoing
+        outgoing.release(offset)
+        if self.length is not None and outgoing.done:
+            self.machine.uploaded = True
+        if self._told_pause and outgoing.roomy and not self._over:
+            self._told_pause = False
+            self._events.resume_body()
+
+    def lost(self) -> None:
+        """The relay does not know it."""
+        for line in self.machine.lines or (self.path.line.name,):
+            self._carry_out(self.machine.refused(line, 404, ""))
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Ask):
+            if command.pause_s:
+                self._later(command.pause_s, lambda: self._visit(command))
+            else:
+                self._visit(command)
+                self._moved()
+        elif isinstance(command, Give):
+            self._fail(command.failure)
+        elif isinstance(command, Wait):
+            self._later(LINGER_S, self._expired)
+
+    def _visit(self, ask: Ask) -> None:
+        if self._over:
+            return
+        self._stop_timer()
+        self.doubled_at = monotonic()
+        visit = self._visits[ask.line] = Visit(self, self._client.legs[ask.line], ask)
+        visit.start()
+
+    def _moved(self) -> None:
+        """Tell the attempt when its line is none of those that are asked."""
+        lines = self.machine.lines
+        if self._over or not self._ready or not lines or self.path.line.name == lines[-1]:
+            return
+        if self.path.line.name in lines and not self._client.legs[self.path.line.name].doubtful:
+            return
+        path = self._client.path_over(lines[-1], self.path)
+        if path is not None:
+            self.path = path
+            self._events.moved(path)
+
+    def _later(self, delay_s: float, call: object) -> None:
+        self._stop_timer()
+        self._timer = self._client.loop.call_later(delay_s, call)  # type: ignore[arg-type]
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expired(self) -> None:
+        self._timer = None
+        self._carry_out(self.machine.expired(monotonic()))
+
+    def _fail(self, failure: Failure) -> None:
+        events = self._events
+        if not self._over:
+            self._end()
+            events.failed(failure)
+
+    def _end(self) -> None:
+        """Nothing more of it, whatever it was."""
+        self._over = True
+        self._stop_timer()
+        visits, self._visits = tuple(self._visits.values()), {}
+        for visit in visits:
+            visit.cancel()
+        self.outgoing.clear()
+        self._client.ended(self)
+
+
+class Visit:
+    """One request about a flow over one line. Implements `StreamEvents`."""
+
+    __slots__ = ("_ask", "_blocked", "_ended", "_flow", "_leg", "_pending", "_up", "line", "stream")
+
+    def __init__(self, flow: FlowStream, leg: Leg, ask: Ask) -> None:
+        self.line = ask.line
+        self.stream: Stream | None = None
+        self._ask = ask
+        self._flow: FlowStream | None = flow
+        self._leg = leg
+        self._pending: Pending | None = None
+        self._blocked = False
+        self._ended = False  # the request on this visit is complete
+        self._up = -1  # the next request byte to send; -1: it has not begun
+
+    def start(self) -> None:
+        """Ask for a stream to the relay."""
+        assert self._flow is not None
+        self._leg.visits[self] = None
+        cls = self._flow.request_class
+        self._pending = self._leg.open(self, cls)
+
+    def cancel(self) -> None:
+        """Give up."""
+        stream, pending = self.stream, self._pending
+        self._leave()
+        if pending is not None:
+            pending.cancel()
+        if stream is not None:
+            stream.cancel()
+
+    def begin(self) -> None:
+        """Send the request about the flow; both its head and a stream must be there."""
+        flow, stream = self._flow, self.stream
+        if flow is None or stream is None or self._up >= 0:
+            return
+        out, received = flow.outgoing, flow.machine.received
+        door = self._leg.door
+        if flow.machine.begun and flow.machine.uploaded:
+            self._up, self._ended = out.end, True
+            fields = [*door.fields, (wire.OFFSET, b"%d" % received)]
+            method, length = b"GET", _NOTHING
+        else:
+            self._up = out.taken
+            fields = [*flow.fields, (wire.ACK, b"%d" % received)]
+            if received:
+                fields.append((wire.OFFSET, b"%d" % received))
+            if out.taken:
+                fields.append((wire.UPLOAD_OFFSET, b"%d" % out.taken))
+            method = b"POST"
+            length = None if flow.length is None else flow.length - out.taken
+            self._ended = length == 0
+        head = RequestHead(
+            *(method, door.scheme, door.authority, wire.flow_path(flow.id)), fields, length
+        )
+        stream.send_head(head, end=self._ended)
+        if flow is self._flow:
+            self.feed()
+
+    def feed(self) -> None:
+        """Send what is there of the request body."""
+        flow = self._flow
+        if self._ended or self._up < 0 or flow is None:
+            return
+        out = flow.outgoing
+        while not self._blocked and self.stream is not None and self._up < out.end:
+            piece = out.read(max(self._up, out.taken))
+            self._up += len(piece)
+            self.stream.send_data(piece)
+        if out.complete and self._up == out.end and self.stream is not None and not self._ended:
+            self._ended = True
+            self.stream.send_end(flow.trailers)
+
+    # -- StreamEvents ----------------------------------------------------------------------------
+
+    def stream_ready(self, stream: Stream) -> None:
+        """A connection to the relay has room."""
+        self._pending = None
+        self.stream = stream
+        if self._flow is not None:
+            self._flow.visit_ready(self)
+
+    def informational(self, status: int, headers: Headers) -> None:
+        """From the origin."""
+        if self._flow is not None:
+            self._flow.informational(status, headers)
+
+    def head(self, head: ResponseHead) -> None:
+        """The relay answers."""
+        self._leg.heard()
+        if self._flow is not None:
+            self._flow.head(self, head)
+
+    def data(self, data: bytes) -> None:
+        """Response bytes."""
+        self._leg.heard()
+        if self._flow is not None:
+            self._flow.data(self, data)
+
+    def end(self, trailers: Headers | None) -> None:
+        """Complete."""
+        flow = self._flow
+        self._leave()
+        if flow is not None:
+            flow.ended(self, trailers)
+
+    def failed(self, failure: Failure) -> None:
+        """The line, the connection or the relay ended it."""
+        flow = self._flow
+        self._leave()
+        if flow is not None:
+            flow.failed(self, failure)
+
+    def moved(self, path: Path) -> None:
+        """Connections to relays stay on their lines."""
+
+    def pause_body(self) -> None:
+        """The connection is full."""
+        self._blocked = True
+
+    def resume_body(self) -> None:
+        """It drained."""
+        self._blocked = False
+        self.feed()
+
+    @property
+    def flow(self) -> FlowStream | None:
+        """Whose it is; ``None`` when it is over."""
+        return self._flow
+
+    def _leave(self) -> None:
+        self._flow = None
+        self.stream = None
+        self._pending = None
+        self._leg.left(self)
