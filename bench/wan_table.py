@@ -21,6 +21,7 @@ _SECONDS = frozenset(
             "p50 after",
             "p99 after",
             "moved in",
+            "answered in",
             "refused in",
             "found in",
             "found at the latest in",
