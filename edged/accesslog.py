@@ -298,11 +298,11 @@ _LINE_FEED = 0x0A
 _STANDARD = {"stdout": 1, "stderr": 2}
 
 
-class _Sink(threading.Thread):
-    """Puts bytes on disk. A write may block for as long as it likes; only this thread waits."""
+class _Sink:
+    """Puts bytes on disk. A write may block for as long as it likes; only its thread waits."""
 
     def __init__(self, target: str) -> None:
-        super().__init__(name="access-log", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._file = target
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._fd = _open(target)
@@ -313,10 +313,16 @@ class _Sink(threading.Thread):
         self.lost = 0
         """Lines that the target did not take."""
 
+    def start(self) -> None:
+        self._thread.start()
+
     def put(self, data: bytes | None) -> None:
         self._queue.put(data)
 
-    def run(self) -> None:
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
         while (data := self._queue.get()) is not _CLOSE:
             if data:
                 self._write(data)

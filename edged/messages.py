@@ -36,6 +36,7 @@ class RequestHead:
         "absolute_form",
         "authority",
         "body_length",
+        "early",
         "expects_continue",
         "first",
         "headers",
@@ -45,9 +46,6 @@ class RequestHead:
         "upgrade",
         "version",
     )
-
-    early = False
-    """It came as 0-RTT data: it may be a replay (RFC 8470). A class says so, not an instance."""
 
     def __init__(
         self,
@@ -77,6 +75,8 @@ class RequestHead:
         self.expects_continue = expects_continue
         self.upgrade = upgrade
         """The Upgrade field's value when the request asks for another protocol, else ``None``."""
+        self.early = False
+        """It came as 0-RTT data: it may be a replay (RFC 8470)."""
         self.first = first
         """The first value of each name in ``headers``, so that nobody scans them; ``None`` where
         the fields were not indexed. See `index`."""

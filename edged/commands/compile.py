@@ -30,7 +30,7 @@ _HOT = {
     "headers messages outcome preferences recent routes spool stages targets tunnel",
     "edged.downstream": "base fields h1 h1_response h2 h2_fields h2_floods h2_stream h3 h3_stream "
     "hub limits output raw stream",
-    "edged.relay": "daemon",
+    "edged.relay": "exchanges",
     "edged.upstream": "base connection h1 h1_head h1_reader h2 h2_stream h2_wire h3 h3_connection "
     "h3_frames h3_held h3_meter h3_stream origin_pool pool pool_types quic shelf trust upkeep "
     "waiting",

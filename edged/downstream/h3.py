@@ -43,13 +43,6 @@ class Port(Protocol):
         """It is over, but for what its engine wants to say last."""
 
 
-class EarlyHead(RequestHead):
-    """The head of a request that came as 0-RTT data."""
-
-    __slots__ = ()
-    early = True
-
-
 class _Session(h3.Session):
     """The server's end of the control streams: clients speak of pushes there, which there are
     none of.
@@ -234,8 +227,7 @@ class H3Connection:
             self._refuse(exchange, error)
             return None
         head.version = b"3"
-        if not self.shaken:
-            head.__class__ = EarlyHead
+        head.early = not self.shaken
         return head
 
     def call_handler(self, exchange: H3Exchange, head: RequestHead) -> None:

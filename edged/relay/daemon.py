@@ -27,11 +27,9 @@ from edged.downstream.listener import Listener
 from edged.downstream.quic_engines import make_factory
 from edged.downstream.quic_server import QuicServer
 from edged.downstream.secure import Certificate, CertificateError
-from edged.driver import Driver
-from edged.exchanges import Exchanges
 from edged.messages import ResponseHead
 from edged.relay.config import RelayConfig, load
-from edged.relay.flow import Flow
+from edged.relay.exchanges import RelayExchanges
 from edged.relay.flows import Flows
 from edged.relay.report import RelayReport
 from edged.relay.server import Relay
@@ -52,20 +50,6 @@ NOT_SENT_BYTES = 128 << 10
 """TCP_NOTSENT_LOWAT: what waits here and not in the kernel can still be overtaken by a pulse."""
 _TCP_USER_TIMEOUT, _TCP_NOTSENT_LOWAT = 18, 25
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-
-
-class RelayExchanges(Exchanges):
-    """Exchanges whose clients are flows: they learn whether an error came before any harm."""
-
-    def send_error(self, exchange: Driver[Any], error: str, detail: str) -> None:
-        """See `Exchanges.send_error`."""
-        flow = exchange.responder
-        if isinstance(flow, Flow):
-            flow.unprocessed = all(
-                attempt.failure is not None and attempt.failure.unprocessed
-                for attempt in exchange.record.attempts
-            )
-        super().send_error(exchange, error, detail)
 
 
 class RelayDaemon(Daemon):

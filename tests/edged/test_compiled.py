@@ -159,3 +159,19 @@ def test_compiled_classes_have_no_heirs_elsewhere():
         and not issubclass(ancestor, tuple | enum.Enum | BaseException)
     ]
     assert heirs == []
+
+
+def test_compiled_classes_inherit_from_compiled_ones():
+    """mypyc frees instances without clearing weak references to them: whoever holds one, as
+    `threading` does of threads, then holds freed memory. Transports hold none of protocols.
+    """
+    harmless = {"builtins", "abc", "typing", "enum", "asyncio.protocols", *command.MODULES}
+    foreign = [
+        f"{name}.{heir.__name__} inherits from {ancestor.__module__}.{ancestor.__name__}"
+        for name in command.MODULES
+        for heir in vars(importlib.import_module(name)).values()
+        if isinstance(heir, type) and heir.__module__ == name
+        for ancestor in heir.__mro__
+        if ancestor.__module__ not in harmless and not getattr(ancestor, "_is_protocol", False)
+    ]
+    assert foreign == []

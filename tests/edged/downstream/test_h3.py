@@ -431,9 +431,10 @@ def test_strangers_datagrams_begin_nothing(engine):
             sock.send(junk)
         other = bytes([0xC3, 0xBA, 0xBA, 0xBA, 0xBA, 8]) + b"12345678" + bytes([4]) + b"abcd"
         sock.send(other.ljust(1200, b"\0"))
-        said = await asyncio.wait_for(loop.sock_recv(sock, 2000), 5)
-        assert said[1:5] == bytes(4)  # version negotiation
-        assert b"12345678" in said
+        said = b""
+        while b"12345678" not in said:  # random bytes may ask for a version as well
+            said = await asyncio.wait_for(loop.sock_recv(sock, 2000), 5)
+            assert said[1:5] == bytes(4)  # version negotiation
         assert b"abcd" in said
         assert not house.server._connections
         # An Initial that cannot be read holds a place until its time is over.
