@@ -299,10 +299,10 @@ _STANDARD = {"stdout": 1, "stderr": 2}
 
 
 class _Sink:
-    """Puts bytes on disk. A write may block for as long as it likes; only its thread waits."""
+    """Puts bytes on disk. A write may block for as long as it likes; only its own thread waits."""
 
     def __init__(self, target: str) -> None:
-        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._writer = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._file = target
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._fd = _open(target)
@@ -314,13 +314,13 @@ class _Sink:
         """Lines that the target did not take."""
 
     def start(self) -> None:
-        self._thread.start()
+        self._writer.start()
 
     def put(self, data: bytes | None) -> None:
         self._queue.put(data)
 
     def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
+        self._writer.join(timeout_s)
 
     def _run(self) -> None:
         while (data := self._queue.get()) is not _CLOSE:
