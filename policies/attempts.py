@@ -55,6 +55,7 @@ from collections.abc import Sequence
 
 from policies.budget import Bucket, HedgeBudget
 from policies.commands import ArmTimer, Cancel, Commands, Commit, GiveUp, Start, Traits, Why
+from policies.itinerary import Itinerary
 from policies.model import Blame, Failure, Outcome, Replay
 
 REPEAT_PAUSE_S = 0.05
@@ -87,8 +88,7 @@ _EXPIRED = Failure(Outcome.TIMEOUT, "no response within the limit")
 
 
 class Exchange:
-    """One exchange. ``candidates``: path names, best first; the first ``eligible`` of them (`None`:
-    all) are fit for races and hedges, those after the first ``reachable`` (`None`: all) are DOWN.
+    """One exchange. ``candidates``, ``eligible`` and ``reachable`` are `Itinerary`'s.
 
     After each `Start` the caller reports ``sent``, ``pending`` or ``failed`` for that attempt.
     ``hedge_delay_s`` and ``race_delay_s``: `None` means never. ``retries`` and ``hedges`` are the
@@ -96,24 +96,19 @@ class Exchange:
     """
 
     __slots__ = (
-        "_candidates",
         "_done",
-        "_down",
-        "_eligible",
         "_executed",
-        "_failed",
         "_free",
         "_hedge_delay_s",
         "_hedges",
         "_last_failure",
         "_live",
         "_lost_at",
+        "_paths",
         "_patience_s",
         "_race_delay_s",
-        "_reachable",
         "_repeat",
         "_replayable",
-        "_resorts",
         "_retries",
         "_traits",
         "doubled",
@@ -134,9 +129,7 @@ class Exchange:
         reachable: int | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._candidates = candidates
-        self._eligible = eligible
-        self._reachable = reachable
+        self._paths = Itinerary(candidates, eligible, reachable)
         self._traits = traits
         self._retries = retries
         self._hedges = hedges
@@ -145,11 +138,6 @@ class Exchange:
         self._race_delay_s = race_delay_s
         self._patience_s = patience_s
         self._live: list[_Attempt] = []
-        # Made on demand: paths that failed this exchange by themselves, that were declared DOWN
-        # since the ranking, and that were tried although they are DOWN.
-        self._failed: set[str] | None = None
-        self._down: set[str] | None = None
-        self._resorts: set[str] | None = None
         self._lost_at: float | None = None
         """Since when no path is reachable and none was sent to; `None`: some is."""
         self._repeat: tuple[float, Why, str] | None = None
@@ -193,14 +181,15 @@ class Exchange:
         """The request head is here and its candidates are ranked."""
         self._retries.earn()
         self._hedges.earn()
-        if not self._candidates:
+        paths = self._paths
+        if not paths.order:
             return self._give_up(_NO_PATH, "the upstream has no path", 503)
-        path = self._candidates[0]
+        path = paths.order[0]
         self.starts = 1
         self._live.append(_Attempt(1, path, now))
-        if self._reachable == 0:
+        if paths.reachable == 0:
             self._lost_at = now
-            self._resorts = {path}
+            paths.tried_down(path)
             return (ArmTimer(now + self._patience_s), Start(1, path))
         return (Start(1, path),)
 
@@ -248,12 +237,10 @@ class Exchange:
         if live is None:
             return _NOTHING
         self._live.remove(live)
-        if failure.carrier_down:
-            pass  # the path is as good as any
-        elif failure.path_down:
-            self._down = {live.path, *(self._down or ())}
-        else:
-            self._failed = {live.path, *(self._failed or ())}
+        if failure.path_down:
+            self._paths.went_down(live.path)
+        elif not failure.carrier_down:  # else the path is as good as any
+            self._paths.failed(live.path)
         return self._after(live, failure, now)
 
     def carrier_lost(self, attempt: int, now: float, reason: str) -> Commands:
@@ -277,10 +264,10 @@ class Exchange:
         """``path`` was declared DOWN. Call `reroute` first: the next path may share its line."""
         if self._done:
             return _NOTHING
-        self._down = {path, *(self._down or ())}
+        self._paths.went_down(path)
         live = next((a for a in self._live if a.path == path), None)
         if live is None:
-            if self._live or self._pick(repeat=True) is not None:
+            if self._live or self._paths.pick(repeat=True) is not None:
                 return _NOTHING
             if self._resort() is None:
                 return self._give_up(self._last_failure or _ALL_DOWN, "no other path is left")
@@ -293,9 +280,10 @@ class Exchange:
 
     def path_back(self, now: float) -> Commands:
         """A path that was DOWN can be used again. Call `reroute` first."""
-        if not self.stranded or (path := self._pick(repeat=True, live=True)) is None:
+        if not self.stranded or (path := self._paths.pick(repeat=True)) is None:
             return _NOTHING
-        self._lost_at = self._resorts = None
+        self._lost_at = None
+        self._paths.found_again()
         if self._repeat is not None:
             self._repeat = (now, *self._repeat[1:])
             return self._start_repeat(now)
@@ -343,10 +331,7 @@ class Exchange:
         self, candidates: Sequence[str], eligible: int | None = None, reachable: int | None = None
     ) -> None:
         """A new ranking: the order of what may still be tried."""
-        self._candidates = candidates
-        self._eligible = eligible
-        self._reachable = reachable
-        self._down = None
+        self._paths.reroute(candidates, eligible, reachable)
 
     def replay_lost(self) -> Commands:
         """The body outgrew the spool: it can no longer be repeated. Attempts that were sent carry
@@ -383,7 +368,7 @@ class Exchange:
             failure.path_down
             or failure.carrier_down
             or failure.outcome is Outcome.UNREACHABLE
-            or (self._down is not None and ended.path in self._down)
+            or self._paths.is_down(ended.path)
         )
         self._free += failure.path_down or failure.carrier_down
         unsent = ended.sent_at is None
@@ -404,7 +389,7 @@ class Exchange:
         refusal = self._cannot_start()
         if refusal:
             return self._give_up(self._last_failure, refusal)
-        again = self._pick(repeat=True)
+        again = self._paths.pick(repeat=True)
         if again is None and self._resort() is None:
             return self._give_up(self._last_failure, "no other path is left")
         free = unsent or line_failed or failure.blame is Blame.LINE
@@ -412,7 +397,7 @@ class Exchange:
         if not free and not self._retries.take(now, overdraft=overdraft):
             return self._give_up(failure, "the retry budget is spent")
         why: Why = "failover" if line_failed else "retry"
-        path = self._pick()
+        path = self._paths.pick()
         if path is not None:
             return self._start(path, why, failure.detail, now)
         stale = not unsent and self.starts == 1 and again is not None
@@ -429,7 +414,7 @@ class Exchange:
         if now < at:
             return (ArmTimer(at),)
         self._repeat = None
-        path = self._pick() or self._pick(repeat=True) or self._resort()
+        path = self._paths.pick() or self._paths.pick(repeat=True) or self._resort()
         if path is None or not self._replayable:
             return self._give_up(self._last_failure or _NO_PATH, "no other path is left")
         start = self._start(path, why, reason, now)
@@ -439,7 +424,7 @@ class Exchange:
         """A second attempt beside ``live``: a race if that one is pending, else a hedge."""
         if self._cannot_start():
             return _NOTHING
-        path = self._pick(self._eligible)
+        path = self._paths.pick_fit(but=live.path)
         if live.sent_at is None:
             if path is None and self._lost_at is not None:
                 path = self._resort()
@@ -451,7 +436,7 @@ class Exchange:
 
     def _start(self, path: str, why: Why, reason: str, now: float) -> Commands:
         if self._lost_at is not None:
-            self._resorts = {path, *(self._resorts or ())}
+            self._paths.tried_down(path)
         self.starts += 1
         self._live.append(_Attempt(self.starts, path, now))
         return (Start(self.starts, path, why, reason),)
@@ -481,28 +466,8 @@ class Exchange:
             return f"all {most} attempts are used up"
         return ""
 
-    def _pick(
-        self, first: int | None = None, *, repeat: bool = False, live: bool = False
-    ) -> str | None:
-        """The best candidate (of the ``first``) that is not DOWN and, unless allowed, did not fail
-        before (``repeat``) and is not live.
-        """
-        down = self._down
-        failed = None if repeat else self._failed
-        for path in self._candidates[: self._reachable][:first]:
-            if down is not None and path in down:
-                continue
-            if failed is not None and path in failed:
-                continue
-            if not live and self._live and path == self._live[0].path:
-                continue
-            return path
-        return None
-
     def _resort(self) -> str | None:
-        """The best path that is DOWN and was neither tried so nor failed by itself."""
-        known = {*(self._failed or ()), *(self._resorts or ()), *(a.path for a in self._live)}
-        return next((path for path in self._candidates if path not in known), None)
+        return self._paths.resort([a.path for a in self._live])
 
     # -- time --------------------------------------------------------------------------------------
 
