@@ -13,6 +13,7 @@ from policies.ledger import (
     ANY,
     DATA,
     END,
+    LATE_ANSWERS,
     OVER_TCP,
     REACH,
     SYN,
@@ -118,6 +119,8 @@ def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
             worst, reason = verdict, _silence(channel, number, now)
     if now < path.hole_until and worst is Verdict.UP:
         worst, reason = Verdict.SUSPECT, "a connection is stuck: do large packets vanish?"
+    if path.late >= LATE_ANSWERS and now < path.late_until and worst is Verdict.UP:
+        worst, reason = Verdict.SUSPECT, f"answers come {path.late_s:.2f} s later than they did"
     if path.unproven and worst is Verdict.UP:
         worst, reason = Verdict.SUSPECT, "QUIC is silent, and TCP has not shown yet that it works"
     if path.errors >= ERRORS_SUSPECT:
@@ -156,7 +159,7 @@ def _in_order(channel: Channel) -> Verdict:
     still flow.
     """
     lasted_s = channel.run_last_sent_at - channel.run_sent_at
-    repair_s = max(REPAIR_S, REPAIR_RTTS * channel.rtt_s)
+    repair_s = max(REPAIR_S, REPAIR_RTTS * (channel.rtt_s + channel.late_s))
     if lasted_s < repair_s:
         return Verdict.UP
     return Verdict.SUSPECT if lasted_s < 2 * repair_s or channel.still_receiving else Verdict.DOWN

@@ -21,6 +21,7 @@ that come unasked show the way back only.
 | ... of TCP, QUIC answered since | none; h2 and h1 blocked | none |
 | ... end to end, bytes still flow both ways | SUSPECT at most | SUSPECT at most |
 | a connection stuck on its own | SUSPECT for a time that doubles | none |
+| two answers 0.15 s late | SUSPECT for 2 s more; DOWN waits as much longer | DOWN waits |
 | line's run, two endpoints in it | the line's | its verdict |
 | line's run, its only witness, heard over another line since | the line's | its verdict |
 | ... silent over another line too: the endpoint | its own | none |
@@ -83,6 +84,8 @@ LIFE_S: Final = 2.0
 """A path that is DOWN and was silent for so long gives a sign of life when it is heard."""
 _OUTSTANDING: Final = 32
 _NO_SLOTS: Final = frozenset((Kind.TTFB, Kind.KERNEL))
+_PLAIN: Final = frozenset((ANY, SYN, UDP))
+"""Layers on which an answer that is late was late on the way: TCP holds up others by repairs."""
 _ANSWERS: Final = frozenset((Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR))
 _CLOCK_S: Final = 0.05
 """Slots are announced, samples timed, by different readings of the clock."""
@@ -97,6 +100,8 @@ class Detector:
         self._lines: dict[str, LineState] = {}
         self._endpoints: dict[str, list[PathState]] = {}
         self._due: list[Slot] = []
+        self._patient: dict[LineState, float] = {}
+        """When lines are to be judged again although nothing more fell silent."""
         self._shift_s = 0.0
         """What lag has added to the deadlines of the heap, which are stored without it."""
         self._stalled_at = float("-inf")
@@ -133,6 +138,7 @@ class Detector:
         state.line.paths.remove(state)
         if not state.line.paths:
             del self._lines[state.line.name]
+            self._patient.pop(state.line, None)
         self._endpoints[state.endpoint].remove(state)
         if not self._endpoints[state.endpoint]:
             del self._endpoints[state.endpoint]
@@ -152,6 +158,13 @@ class Detector:
         """Whether anything on the line is silent, DOWN or half-open."""
         state = self._lines.get(line)
         return state is not None and not (state.calm and all(p.calm for p in state.paths))
+
+    def silent(self, line: str) -> bool:
+        """Whether something sent on the line is overdue, and nothing sent since was answered."""
+        state = self._lines.get(line)
+        return state is not None and any(
+            not path.calm and any(channel.run for channel in path.channels) for path in state.paths
+        )
 
     def doubted(self, line: str) -> bool:
         """Whether anything on the line is worse than UP: reason to probe for its return."""
@@ -180,7 +193,11 @@ class Detector:
         """When `tick` must run at the latest, or ``None`` while nothing is outstanding."""
         while self._due and not self._due[0].open:
             heapq.heappop(self._due)
-        return self._due[0].due + self._shift_s if self._due else None
+        patient = min(self._patient.values(), default=None)
+        if not self._due:
+            return patient
+        due = self._due[0].due + self._shift_s
+        return due if patient is None else min(due, patient)
 
     # -- what happens ------------------------------------------------------------------------
 
@@ -229,7 +246,8 @@ class Detector:
             if sample.kind is Kind.KERNEL:
                 # Told once a look: what was acknowledged last was sent a round trip before.
                 sent_at -= sample.rtt_s or 0.0
-            return self._heard(state, sample.kind, layer, now, sent_at)
+            rtt_s = None if sample.packets_lost else sample.rtt_s
+            return self._heard(state, sample.kind, layer, now, sent_at, rtt_s)
         if not outcome.about_path or outcome is Outcome.NO_NAME:
             return _UNCHANGED  # a wrong name is no network's fault; the breaker minds it
         if outcome is Outcome.TIMEOUT:
@@ -320,6 +338,8 @@ class Detector:
                 slot.open = False
                 self._silent(slot)
                 touched[slot.path.line] = None
+        if self._patient:
+            touched |= dict.fromkeys(line for line, at in self._patient.items() if at <= now)
         if not touched:
             return _UNCHANGED
         changes: list[Change] = []
@@ -339,6 +359,8 @@ class Detector:
                     slots.clear()
         elif self._due and lag_s > self._pace_s() / 2:
             self._shift_s += lag_s
+            for line in self._patient:
+                self._patient[line] += lag_s
 
     def _pace_s(self) -> float:
         return min(line.channels[ANY].pace_s for line in self._lines.values())
@@ -349,12 +371,18 @@ class Detector:
         self, line: LineState, now: float, heard: PathState | None = None, layer: int = ANY
     ) -> Sequence[Change]:
         was_calm = line.calm
+        line.settle(now)
         for path in line.paths:
             if (change := blocked_carriers(path, now)) is not None:
                 self._carrier_changes.append(change)
         changes = judge(line, self._endpoints, now, heard, layer)
         if was_calm and not line.calm:
             self._stir(line)
+        again_at = None if line.calm else line.patient_until(now)
+        if again_at is not None:
+            self._patient[line] = again_at
+        elif self._patient:
+            self._patient.pop(line, None)
         return changes
 
     def _stir(self, line: LineState) -> None:
@@ -362,16 +390,23 @@ class Detector:
         self.stirs += 1
 
     def _heard(
-        self, path: PathState, kind: Kind, layer: int, at: float, sent_at: float
+        self,
+        path: PathState,
+        kind: Kind,
+        layer: int,
+        at: float,
+        sent_at: float,
+        rtt_s: float | None = None,
     ) -> Sequence[Change]:
         path.answered.add(Kind.QUIC if layer == UDP else kind)
         line = path.line
         if path.icmp_silent or kind is Kind.ICMP:
             path.note_icmp(answered=kind is Kind.ICMP)
+        slot: Slot | None = None
         if kind not in _NO_SLOTS:
             slots = path.slots.get((kind, layer))
             if slots is not None:
-                self._answer(path, slots, sent_at)
+                slot = self._answer(path, slots, sent_at)
             else:
                 for channel in path.hears[layer]:
                     channel.sent(sent_at)
@@ -384,6 +419,8 @@ class Detector:
                 if sent_at > channel.proved_at:
                     channel.proved_at = sent_at
             return _UNCHANGED
+        if slot is not None and rtt_s is not None and layer in _PLAIN:
+            path.note_late(rtt_s - (slot.reply_at - slot.sent_at), at)
         before = path.heard_at
         if path.finding.verdict is Verdict.DOWN and (before is None or at - before > LIFE_S):
             self._stir(line)
@@ -399,7 +436,7 @@ class Detector:
         self._carrier_changes.append(change)
 
     @staticmethod
-    def _answer(path: PathState, slots: deque[Slot], sent_at: float) -> None:
+    def _answer(path: PathState, slots: deque[Slot], sent_at: float) -> Slot | None:
         """The newest slot sent by then is answered; older ones stay, and are lost when overdue."""
         for slot in reversed(slots):
             if slot.sent_at <= sent_at + _CLOCK_S:
@@ -407,7 +444,8 @@ class Detector:
                 for channel in path.hears[slot.layer]:
                     channel.answered(slot.sent_at)
                 slots.remove(slot)
-                return
+                return slot
+        return None
 
     def _timed_out(
         self, path: PathState, sample: Sample, layer: int, now: float

@@ -28,6 +28,11 @@ STUCK_MOST: Final = 3
 STUCK_TOGETHER: Final = 4
 HOLE_S: Final = 5.0
 HOLE_MOST_S: Final = 300.0
+LATE_S: Final = 2.0
+"""So long it counts that answers were late: until the estimates have followed."""
+MUCH_LATE_S: Final = 0.15
+LATE_ANSWERS: Final = 2
+"""So many answers that are so late show that the way has grown longer."""
 ICMP_LOST_MAX: Final = 0.3
 """A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
 and their silence says nothing."""
@@ -109,6 +114,30 @@ class LineState:
         self.doubted = False
         """It or a path on it is worse than UP, as of the last `judge`."""
 
+    def settle(self, now: float) -> None:
+        """Before its channels are asked for their verdicts."""
+        most_s = 0.0
+        for path in self.paths:
+            late_s = path.late_s if now < path.late_until else 0.0
+            most_s = max(most_s, late_s)
+            for channel in path.channels:
+                channel.at, channel.late_s = now, late_s
+        for channel in self.channels:
+            channel.at, channel.late_s = now, most_s
+
+    def patient_until(self, now: float) -> float | None:
+        """When a run that would be DOWN but for patience must be judged again."""
+        return min(
+            (
+                channel.patient_until
+                for channel in chain(self.channels, *(path.channels for path in self.paths))
+                if channel.run
+                and channel.patient_until > now
+                and channel.run >= channel.needed(Verdict.DOWN)
+            ),
+            default=None,
+        )
+
     def is_calm(self) -> bool:
         """What ``calm`` is set to."""
         return not any(c.run for c in self.channels) and self.gate.verdict is Verdict.UP
@@ -138,6 +167,9 @@ class PathState:
         "hole_until",
         "icmp_lost",
         "icmp_silent",
+        "late",
+        "late_s",
+        "late_until",
         "line",
         "listed",
         "name",
@@ -171,6 +203,10 @@ class PathState:
         self.hole_until = float("-inf")
         self.hole_s = 0.0
         """For how long data is kept off it because connections were stuck, and until when."""
+        self.late = 0
+        self.late_s = 0.0
+        self.late_until = float("-inf")
+        """How many answers were late of late, by how much, and until when that counts."""
         self.errors = 0
         self.error = Outcome.OK
         self.error_layer = 0
@@ -231,6 +267,17 @@ class PathState:
             again = now - self.hole_until < self.hole_s
             self.hole_s = min(2 * self.hole_s, HOLE_MOST_S) if again else HOLE_S
             self.hole_until = now + self.hole_s
+
+    def note_late(self, late_s: float, at: float) -> None:
+        """An answer took ``late_s`` longer than it should: it is a sign of life, and of how long
+        the next ones may take."""
+        if late_s < MUCH_LATE_S:
+            return
+        if at >= self.late_until:
+            self.late, self.late_s = 0, 0.0
+        self.late += 1
+        self.late_s = max(self.late_s, late_s)
+        self.late_until = at + LATE_S
 
     def note_icmp(self, *, answered: bool) -> None:
         """Something was answered: the echoes silent so far were lost, few of them in an outage."""

@@ -25,10 +25,10 @@ FALSE_DOWN_IN_BURSTS_PER_S: Final = 1 / 3600
 
 MERGE_S: Final = 0.02
 """Slots closer than this share one burst of loss and count as one."""
-LEAST_SPAN_S: Final = 0.1
-MOST_SPAN_S: Final = 0.3
-"""For DOWN the slots of a run are sent over at least a round trip, within these bounds: to move
-costs a round trip, so that a shorter outage is cheaper to sit out."""
+STEP_S: Final = 0.35
+"""A round trip may grow by so much at once (a queue that fills, another route): DOWN waits until
+the reply to a run's first slot would have come all the same. A shorter outage is cheaper to sit
+out, too: to move costs a round trip, and executes again what was only late."""
 RECEIPTS_HOLD_S: Final = 0.5
 """So long DOWN waits while bytes still arrive."""
 BURST_S: Final = 2.0
@@ -77,11 +77,13 @@ class Channel:
         "_lost",
         "_lost_at",
         "_slots",
+        "at",
         "beyond_icmp",
         "endpoints",
         "gap_s",
         "heard_at",
         "last_sent_at",
+        "late_s",
         "proved_at",
         "run",
         "run_first_reply_at",
@@ -110,6 +112,10 @@ class Channel:
         """Whose slots the run consists of."""
         self.beyond_icmp = False
         """Whether anything but ICMP is in the run."""
+        self.at = 0.0
+        """The time for which ``verdict`` is asked."""
+        self.late_s = 0.0
+        """By how much answers were late of late: others may be as late, and more."""
         self._slots = 0.0
         self._lost = 0.0
         self._followed = 0.0
@@ -152,6 +158,10 @@ class Channel:
             self.run += 1
             self.run_last_sent_at = sent_at
             self.run_reply_at = reply_at
+        elif sent_at < self.run_sent_at:
+            # Overdue later, because its reply was expected less exactly: it began sooner.
+            self.run += self.run_sent_at - sent_at >= MERGE_S
+            self.run_sent_at, self.run_first_reply_at = sent_at, reply_at
         self.endpoints.add(endpoint)
         self.beyond_icmp = self.beyond_icmp or not icmp
 
@@ -232,9 +242,14 @@ class Channel:
         """What the run alone says."""
         if not self.run or self.run < self.needed(Verdict.SUSPECT):
             return Verdict.UP
-        if self.run < self.needed(Verdict.DOWN) or self._brief or self.held:
+        if self.run < self.needed(Verdict.DOWN) or self.at < self.patient_until or self.held:
             return Verdict.SUSPECT
         return Verdict.DOWN
+
+    @property
+    def patient_until(self) -> float:
+        """Until then answers may merely be late, by no more than a step and what was seen."""
+        return self.run_first_reply_at + STEP_S + self.late_s
 
     @property
     def still_receiving(self) -> bool:
@@ -251,11 +266,6 @@ class Channel:
     def rtt_s(self) -> float:
         """What a reply to the run's first slot takes."""
         return self.run_first_reply_at - self.run_sent_at
-
-    @property
-    def _brief(self) -> bool:
-        span_s = min(max(self.rtt_s, LEAST_SPAN_S), MOST_SPAN_S)
-        return self.run_last_sent_at - self.run_sent_at < span_s
 
 
 class Gate:

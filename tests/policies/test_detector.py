@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from policies.detector import Detector
 from policies.model import Blame, Carrier, Kind, Outcome, Sample, Seen, Verdict
+from policies.silence import STEP_S, Channel
 
 LOST = Outcome.TIMEOUT
 
@@ -210,6 +211,102 @@ def test_a_late_reply_counts_as_loss_and_rescues():
     (up,) = detector.observe(Sample("p", Kind.TCP, 10.0, 0.3), 10.3)
     assert up.new is Verdict.UP
     assert detector.next_deadline() is None
+
+
+def stepped(took_s, seconds, *, every_s=0.07):
+    """Verdicts of a path whose round trip of 60 ms grew to ``took_s`` at 10.0 (``None``: died)."""
+    detector = Detector()
+    detector.watch("p", "a", "u/x")
+    events = []
+    for n in range(int(10 / every_s)):
+        at = n * every_s
+        events += [(at, "sent", at), (at + 0.06, "heard", at)]
+    for n in range(int(seconds / every_s)):
+        at = 10.0 + n * every_s
+        events.append((at, "sent", at))
+        if took_s is not None:
+            events.append((at + took_s, "heard", at))
+    changes = []
+    for when, what, sent_at in sorted(events):
+        while (due := detector.next_deadline()) is not None and due <= when:
+            changes += detector.tick(due)
+        if what == "sent":
+            detector.sent("p", Kind.TCP, when, 0.06, 0.03)
+        else:
+            sample = Sample("p", Kind.TCP, sent_at, when - sent_at)
+            changes += detector.observe(sample, when)
+    first = {}
+    for change in changes:
+        first.setdefault(change.new, change.at - 10.0)
+    return detector, first
+
+
+def test_a_round_trip_that_grows_by_300_ms_at_once_is_no_death():
+    _, first = stepped(0.36, 5.0)
+    assert Verdict.DOWN not in first
+    assert first[Verdict.SUSPECT] < 0.2
+
+
+def test_answers_that_come_much_too_late_keep_new_requests_away_until_estimates_follow():
+    detector, _ = stepped(0.36, 1.0)
+    for n in range(20):
+        at = 11.0 + 0.05 * n
+        detector.sent("p", Kind.TCP, at, 0.36, 0.03)
+        detector.observe(Sample("p", Kind.TCP, at, 0.36), at + 0.36)
+        assert detector.finding("p").verdict is Verdict.SUSPECT
+    for n in range(40):
+        at = 12.0 + 0.05 * n
+        detector.sent("p", Kind.TCP, at, 0.36, 0.03)
+        detector.observe(Sample("p", Kind.TCP, at, 0.36), at + 0.36)
+    assert detector.finding("p").verdict is Verdict.UP
+
+
+def test_one_late_answer_is_jitter():
+    detector, _ = stepped(None, 0.05)
+    detector.tick(10.1)
+    detector.observe(Sample("p", Kind.TCP, 10.0, 0.36), 10.36)
+    assert detector.finding("p").verdict is Verdict.UP
+
+
+def test_a_connect_whose_packet_was_repeated_was_not_late_but_lost():
+    detector, _ = stepped(None, 0.1)
+    detector.tick(10.2)
+    for at in (10.0, 10.05):
+        sample = Sample("p", Kind.TCP, at, 1.06, packets_sent=2, packets_lost=1)
+        detector.observe(sample, at + 1.06)
+    assert detector.finding("p").verdict is Verdict.UP
+
+
+def test_death_is_told_from_a_step_as_soon_as_the_first_answer_should_have_come_late():
+    _, first = stepped(None, 2.0)
+    assert first[Verdict.DOWN] == pytest.approx(0.06 + STEP_S, abs=0.01)
+    detector, first = stepped(None, 0.3)
+    assert Verdict.DOWN not in first
+    changes = []
+    while (due := detector.next_deadline()) is not None:  # though nothing more is sent
+        changes += detector.tick(due)
+    (down,) = changes
+    assert down.at - 10.0 == pytest.approx(0.06 + STEP_S, abs=0.01)
+
+
+def test_after_a_late_answer_death_takes_as_much_longer_to_tell():
+    detector, _ = stepped(0.36, 0.5)  # answers come till 10.86
+    changes = []
+    for n in range(40):
+        at = 10.9 + 0.05 * n
+        while (due := detector.next_deadline()) is not None and due <= at:
+            changes += detector.tick(due)
+        detector.sent("p", Kind.TCP, at, 0.1, 0.1)
+    (down,) = [change for change in changes if change.new is Verdict.DOWN]
+    assert down.at - 10.9 > 0.1 + STEP_S + 0.2
+
+
+def test_a_run_begins_with_its_earliest_slot_even_if_that_is_overdue_later():
+    channel = Channel()
+    channel.silent(10.10, 10.16, "e", icmp=False)
+    channel.silent(10.00, 10.06, "e", icmp=False)
+    assert (channel.run, channel.run_sent_at, channel.run_first_reply_at) == (2, 10.0, 10.06)
+    assert channel.run_last_sent_at == 10.10
 
 
 def test_timeout_samples_alone_convict_when_no_slot_was_announced():
