@@ -42,8 +42,9 @@ class PingProbe:
     """PING on warm h2 and h3 connections; where there is none, nothing is sent or reported."""
 
     kind = Kind.PING
-    cost_bytes = 2 * (17 + 22 + 52)
-    """A PING frame (RFC 9113, 6.7) in a TLS record, TCP and IP, both ways."""
+    cost_bytes = 2 * (17 + 22 + 52) + 52 + 120
+    """A PING frame (RFC 9113, 6.7) in a TLS record, TCP and IP, both ways, the acknowledgement of
+    its answer, and one of QUIC's with its own."""
 
     def __init__(self, pools: Pools, table: PathTable, clock: Callable[[], float]) -> None:
         self.manners = Manners()

@@ -296,8 +296,8 @@ class PathTable:
         )
 
     def silent(self, line: str) -> bool:
-        """Whether something on ``line`` has not been answered, verdict or not."""
-        return self._detector.suspected(line)
+        """Whether something sent on ``line`` is overdue, verdict or not."""
+        return self._detector.silent(line)
 
     def stirred(self, line: str) -> int:
         """How often something on ``line`` fell silent, or was heard again, so far."""

@@ -7,21 +7,24 @@ Rules:
    path that comes later takes the middle of the widest gap; nobody else moves.
 3. Each point of the grid moves by up to an eighth of the period, intervals thus by up to a quarter;
    by less where the line has many paths, so that they still look at it in turn.
-4. A line is STIRRED for 3 s after something on it fell silent or was heard again; ACTIVE while an
-   exchange waits on it and 2 s more, and for 15 s when a path is new (a choice needs to know the
-   loss of all, and 0 of few samples still allows much); DOUBTED while a verdict on it is bad, for a
-   minute at most (both may be: ACTIVE_DOUBTED); RECENT for 30 s after it was ACTIVE; STANDBY while
-   another line is one of these; else IDLE. Going up a pace pulls its deadlines in, and a stir asks
-   several at once, 25 ms apart, so that one lost packet is told from a dead line in two round
-   trips; where a verdict is bad, it asks end to end, too.
+4. A line is ACTIVE while an exchange waits on it and 2 s more, and for 15 s when a path is new (a
+   choice needs to know the loss of all, and 0 of few samples still allows much); RECENT for 15 s
+   after it was ACTIVE; STANDBY while another line is one of these; else IDLE. Unless it is IDLE, it
+   is STIRRED for 3 s after something on it fell silent or was heard again, and DOUBTED while a
+   verdict on it is bad, for a minute at most (ACTIVE, too: ACTIVE_DOUBTED). Going up a pace pulls
+   its deadlines in, and a stir asks several at once, 25 ms apart, so that one lost packet is told
+   from a dead line in two round trips; where a verdict is bad, it asks end to end, too. A doubt
+   about an IDLE line is followed up one packet at a time (`policies.doubt`), until an exchange
+   waits: then at once as above. Going IDLE puts off what is
+   expensive.
 5. Connects speak where nothing else can: often on a path whose ICMP is not answered, more often
    where the exchange that waits has no PING either (h1).
 6. PINGs are for waiting exchanges and for doubt; else only to keep a warm connection, and in recent
    use where ICMP is not answered.
 7. All periods of a line are stretched by the same factor when what they plan exceeds the line's
-   byte cap, or while IDLE 10 MB a day; and a token bucket holds back what bunches, so that over any
-   window no more than ``0.9 * cap * window + depth`` bytes are sent. Cheap probes may use it up;
-   expensive ones wait until half a second's worth is left for the cheap.
+   byte cap, or while IDLE what is routine of 10 MB a day; and a token bucket holds back what
+   bunches, so that over any window no more than ``0.9 * cap * window + depth`` bytes are sent.
+   Cheap probes may use it up; expensive ones wait until half a second's worth is left for them.
 """
 
 from __future__ import annotations
@@ -34,19 +37,18 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
+from policies.doubt import ROUTINE_BYTES_S, Inquiry
 from policies.model import Carrier, Kind, Line, Path
 from policies.schema import Cadence
 
 HOLD_S = 2.0
-RECENT_S = 30.0
+RECENT_S = 15.0
 STIR_S = 3.0
 YOUNG_S = 15.0
 """At 10 samples a second 0 lost of them leaves no more than 3% of loss possible."""
 DOUBT_S = 60.0
 """So long a bad verdict keeps a line DOUBTED; a sign of life begins it anew."""
 HEADROOM = 0.9
-IDLE_BYTES_S = HEADROOM * 10e6 / 86_400
-"""What an idle line's probes take: 10 MB a day."""
 BURST_S = 2.0
 RESERVE_S = 0.5
 CHEAP_BYTES = 600
@@ -61,7 +63,7 @@ DOUBT_HTTP_S = 3.0
 VOLLEY_SPACING_S = 0.025
 VOLLEY_MOST = 8
 
-_IDLE_TIMES = {Kind.ICMP: 1.5, Kind.TCP: 12.0, Kind.QUIC: 30.0, Kind.HTTP: 30.0}
+_IDLE_TIMES = {Kind.ICMP: 2.0, Kind.TCP: 12.0, Kind.QUIC: 30.0, Kind.HTTP: 30.0}
 """How much rarer than by its policy a probe runs while its line is IDLE."""
 _JITTER = 0.125
 _ORDER = {Kind.ICMP: 0, Kind.PING: 1, Kind.TCP: 2, Kind.QUIC: 3, Kind.HTTP: 4}
@@ -183,6 +185,7 @@ class _Task:
     stamp: int = 0
     """Of its newest heap entry; others are stale."""
     due: float = 0.0
+    ran_at: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -204,6 +207,10 @@ class _LineState:
     """A path is new to it."""
     stretch: float = 1.0
     paths: int = 1
+    inquiry: Inquiry = field(default_factory=Inquiry)
+    """The doubt about it while it is IDLE."""
+    silent: bool = False
+    """Something on it is unanswered."""
 
     def refill(self, now: float) -> None:
         self.tokens = min(self.depth, self.tokens + (now - self.filled_at) * self.rate)
@@ -257,16 +264,18 @@ class Planner:
             for task in state.tasks:
                 old = tasks.get((task.path.name, task.kind))
                 if old is not None:
-                    task.lacks = old.lacks
+                    task.lacks, task.ran_at = old.lacks, old.ran_at
                 if old is not None and old.cadence == task.cadence:
                     self._push(task, old.due)
                 else:
                     round_s = min(FIRST_ROUND_S, self._period(task, state))
                     self._push(task, now + self._slot(task, state) * round_s)
 
-    def set_activity(self, line: str, busy: bool, now: float, *, doubted: bool = False) -> Pace:
-        """Say whether an exchange waits on ``line`` and whether its verdicts are bad. Call it
-        often; gives the pace."""
+    def set_activity(
+        self, line: str, busy: bool, now: float, *, doubted: bool = False, silent: bool = False
+    ) -> Pace:
+        """Say whether an exchange waits on ``line``, whether its verdicts are bad and whether
+        anything on it is silent. Call it often; gives the pace."""
         state = self._lines.get(line)
         if state is None:
             return Pace.IDLE
@@ -276,14 +285,37 @@ class Planner:
             state.doubted_since = None
         elif state.doubted_since is None:
             state.doubted_since = now
+        state.silent = silent
         self._set_pace(state, now)
+        if state.pace is not Pace.IDLE:
+            if state.inquiry.open:
+                state.inquiry.settle()
+                self._volley(state, now)
+        elif silent or doubted:
+            state.inquiry.doubt(now)
+        else:
+            state.inquiry.settle()
         return state.pace
 
     def stir(self, line: str, now: float) -> None:
-        """Something on ``line`` fell silent, or was heard again: ask what can be asked, at once."""
+        """Something on ``line`` fell silent, or was heard again: ask what can be asked, at once;
+        of an IDLE line, as much as a doubt may buy."""
         state = self._lines.get(line)
         if state is None:
             return
+        self._set_pace(state, now)
+        if state.pace is Pace.IDLE:
+            state.inquiry.doubt(now)
+            state.inquiry.hasten(now)
+        else:
+            self._volley(state, now)
+
+    def ask(self, line: str, now: float) -> None:
+        """This host's network changed: ask what can be asked, at once."""
+        if (state := self._lines.get(line)) is not None:
+            self._volley(state, now)
+
+    def _volley(self, state: _LineState, now: float) -> None:
         state.stirred_at = now
         if state.doubted_since is not None:
             state.doubted_since = now
@@ -312,7 +344,9 @@ class Planner:
     def _set_pace(self, state: _LineState, now: float) -> None:
         quiet_s = now - state.active_at
         since = state.doubted_since
-        if now - state.stirred_at <= STIR_S:
+        if now - self._active_at > HOLD_S + RECENT_S and now >= state.young_until:
+            pace = Pace.IDLE
+        elif now - state.stirred_at <= STIR_S:
             pace = Pace.STIRRED
         elif quiet_s <= HOLD_S or now < state.young_until:
             doubted = since is not None and now - since <= DOUBT_S
@@ -322,16 +356,19 @@ class Planner:
         elif quiet_s <= HOLD_S + RECENT_S:
             pace = Pace.RECENT
         else:
-            used = now - self._active_at <= HOLD_S + RECENT_S
-            pace = Pace.STANDBY if used else Pace.IDLE
+            pace = Pace.STANDBY
         if pace is state.pace:
             return
         faster = pace > state.pace
         state.pace = pace
         state.stretch = self._stretch(state)
-        if faster:
-            for task in state.tasks:
+        for task in state.tasks:
+            if faster:
                 self._pull_in(task, state, now)
+            elif pace is Pace.IDLE and task.cost > CHEAP_BYTES and task.ran_at > -math.inf:
+                later = self._next(task, state, task.ran_at)
+                if later > task.due:
+                    self._push(task, later)
 
     def _pull_in(self, task: _Task, state: _LineState, now: float) -> None:
         sooner = self._next(task, state, now)
@@ -340,6 +377,16 @@ class Planner:
 
     def next_deadline(self) -> float | None:
         """When `due` must be asked next; ``None``: nothing is planned."""
+        planned = self._planned()
+        asked = min(
+            (at for state in self._lines.values() if (at := state.inquiry.due) is not None),
+            default=None,
+        )
+        if planned is None or asked is None:
+            return planned if asked is None else asked
+        return min(planned, asked)
+
+    def _planned(self) -> float | None:
         while self._heap and self._heap[0][2] != self._heap[0][3].stamp:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
@@ -347,7 +394,10 @@ class Planner:
     def due(self, now: float) -> list[Job]:
         """The probes to start now; each is planned anew. What the cap holds back comes later."""
         jobs: list[Job] = []
-        while (deadline := self.next_deadline()) is not None and deadline <= now:
+        for state in self._lines.values():
+            if (at := state.inquiry.due) is not None and at <= now:
+                jobs += self._inquire(state, now)
+        while (deadline := self._planned()) is not None and deadline <= now:
             task = heapq.heappop(self._heap)[3]
             state = self._lines[task.path.line.name]
             state.refill(now)
@@ -356,9 +406,41 @@ class Planner:
                 self._push(task, now + wait_s + 1e-6)
                 continue
             state.tokens -= task.cost
+            task.ran_at = now
             jobs.append(Job(task.path, task.kind))
             self._push(task, self._next(task, state, now))
         return jobs
+
+    def _inquire(self, state: _LineState, now: float) -> Sequence[Job]:
+        """The next question about an IDLE line, if its purse suffices: the cheapest kinds of all
+        paths in turn, and end to end where a verdict is bad and no connection is left to PING."""
+        inquiry = state.inquiry
+        silent = [task for task in state.tasks if task.kind in _VOLLEY]
+        silent = [task for task in silent if task.kind not in task.lacks] or silent
+        if not silent:
+            inquiry.settle()
+            return ()
+        silent.sort(key=lambda task: (_ORDER[task.kind], task.phase))
+        number = inquiry.asked
+        task = silent[number % len(silent)]
+        if number and state.doubted_since is not None:
+            for other in state.tasks:
+                if (
+                    other.kind is Kind.HTTP
+                    and self._unpinged(other.path)
+                    and now - other.ran_at >= DOUBT_HTTP_S
+                    and inquiry.purse.available(now) >= other.cost
+                ):
+                    task = other
+        if not inquiry.buy(task.cost, now, silent=state.silent):
+            return ()
+        task.ran_at = now
+        return (Job(task.path, task.kind),)
+
+    def _unpinged(self, path: Path) -> bool:
+        """Whether no connection of a path can be PINGed."""
+        task = self._tasks.get((path.name, Kind.PING))
+        return task is None or Kind.PING in task.lacks
 
     def interval_s(self, path: str, kind: Kind) -> float | None:
         """The present period of a probe, stretched; ``None``: it is not run."""
@@ -387,7 +469,7 @@ class Planner:
 
     def _stretch(self, state: _LineState) -> float:
         planned = sum(task.cost / self._raw(task, state) for task in state.tasks)
-        rate = min(state.rate, IDLE_BYTES_S) if state.pace is Pace.IDLE else state.rate
+        rate = min(state.rate, ROUTINE_BYTES_S) if state.pace is Pace.IDLE else state.rate
         return max(1.0, planned / rate)
 
     def _slot(self, task: _Task, state: _LineState) -> float:
@@ -422,4 +504,5 @@ class Planner:
             state.pace, state.active_at = old.pace, old.active_at
             state.doubted_since, state.stirred_at = old.doubted_since, old.stirred_at
             state.young_until = old.young_until
+            state.inquiry = old.inquiry
         return state

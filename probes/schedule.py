@@ -30,8 +30,10 @@ LOOK_S = 0.05
 VOICES_S = 0.5
 """How often it is asked which probes say something."""
 
-_LONGEST_S = {Kind.ICMP: 1.0, Kind.PING: 1.0, Kind.TCP: 2.0, Kind.QUIC: 3.0, Kind.HTTP: 10.0}
-_SHORTEST_S = {Kind.ICMP: 0.25, Kind.PING: 0.25, Kind.TCP: 0.5, Kind.QUIC: 1.0, Kind.HTTP: 5.0}
+_LONGEST_S = {Kind.ICMP: 3.0, Kind.PING: 3.0, Kind.TCP: 3.0, Kind.QUIC: 3.0, Kind.HTTP: 10.0}
+_SHORTEST_S = {Kind.ICMP: 1.0, Kind.PING: 1.0, Kind.TCP: 1.0, Kind.QUIC: 1.0, Kind.HTTP: 5.0}
+_UNKNOWN_S = {Kind.ICMP: 1.0, Kind.PING: 1.0, Kind.TCP: 2.0}
+"""Where nothing is known of the path."""
 _ROUND_TRIPS = {Kind.ICMP: 1, Kind.PING: 1, Kind.TCP: 2, Kind.QUIC: 4, Kind.HTTP: 8}
 
 Report = Callable[[Sample], None]
@@ -54,6 +56,9 @@ class Activity(Protocol):
     def doubted(self, line: str) -> bool:
         """Its verdict, or that of a path on it, is bad."""
 
+    def silent(self, line: str) -> bool:
+        """Something sent on it is overdue, verdict or not."""
+
     def stirred(self, line: str) -> int:
         """How often something on it fell silent, or was heard again, so far."""
 
@@ -71,14 +76,15 @@ class Watch(Protocol):
 def timeout_s(kind: Kind, estimate: Estimate | None) -> float:
     """How long a probe waits for its answer: what the path is known to need, with margin.
 
-    Early enough that a silence is evidence soon, late enough that a slow answer is not loss:
-    round trips + 4 rttvar (as a PTO, RFC 9002, 6.2.1) + 0.1 s, within bounds for each kind.
+    Silence is judged sooner (`policies.detector`); this is when an answer would tell nothing any
+    more. One that comes late, because the round trip grew, must still be heard. Round trips
+    + 4 rttvar (as a PTO, RFC 9002, 6.2.1) + 0.1 s, within bounds for each kind.
     """
     longest = _LONGEST_S.get(kind, 1.0)
     if estimate is None or estimate.rtt_s is None:
-        return longest
+        return _UNKNOWN_S.get(kind, longest)
     needed = _ROUND_TRIPS.get(kind, 1) * estimate.rtt_s + 4 * (estimate.rttvar_s or 0.0) + 0.1
-    return min(longest, max(_SHORTEST_S.get(kind, 0.25), needed))
+    return min(longest, max(_SHORTEST_S.get(kind, 1.0), needed))
 
 
 class Scheduler:
@@ -140,7 +146,7 @@ class Scheduler:
 
     def ask(self, line: str) -> None:
         """Something happened to ``line``: ask all there is about it now."""
-        self._planner.stir(line, self._clock())
+        self._planner.ask(line, self._clock())
         self.nudge()
 
     def interval_s(self, path: str, kind: Kind) -> float | None:
@@ -200,11 +206,13 @@ class Scheduler:
             if stirs != self._stirs.get(line, 0):
                 self._stirs[line] = stirs
                 planner.stir(line, now)
+            silent = activity.silent(line)
             pace = planner.set_activity(
-                line, activity.waiting(line), now, doubted=activity.doubted(line)
+                line, activity.waiting(line), now, doubted=activity.doubted(line), silent=silent
             )
-            self._closely = self._closely or pace >= Pace.DOUBTED
-            if ask_voices and pace is not Pace.IDLE:
+            # Looking costs no bytes: an idle line that is silent is looked at, too.
+            self._closely = self._closely or silent or pace >= Pace.DOUBTED
+            if ask_voices and (silent or pace is not Pace.IDLE):
                 for path in paths:
                     planner.set_lacks(path, self._lacks(path), now)
 
