@@ -115,26 +115,13 @@ class ResponseReader:
             headers = list(filter(None, map(field_of, read)))
             special = list(filter(None, map(special_of, read)))
             data = data[end + 4 :]
-            status, reason, version, plain = start
             if (
-                plain
+                start.plain
                 and len(special) == 1
                 and (length := special[0][2]) > 0
                 and not self.head_request
             ):
-                # The common case: a body, as long as it is said to be, and nothing else is said.
-                self.head_done = True
-                self.events.head(
-                    ResponseHead(status, headers, length, reason=reason, version=version)
-                )
-                if len(data) == length:
-                    if not self.stopped:
-                        self.events.data(data)
-                    return _COMPLETE
-                self._missing = length
-                if not data or self.stopped:
-                    return _MORE
-                break
+                return self._framed(start, headers, length, data)
             progress = self._respond(start, headers, special, lines)
             if progress is not _MORE:
                 if data and progress is _COMPLETE:
@@ -151,6 +138,20 @@ class ResponseReader:
             self.events.data(body)
             return _MORE
         return self._decode(chunks, data)
+
+    def _framed(self, start: StatusLine, headers: Headers, length: int, data: bytes) -> Progress:
+        """The common case: a body, as long as it is said to be, and nothing else is said."""
+        status, reason, version, _ = start
+        self.head_done = True
+        self.events.head(ResponseHead(status, headers, length, reason=reason, version=version))
+        if len(data) == length:
+            if not self.stopped:
+                self.events.data(data)
+            return _COMPLETE
+        self._missing = length
+        if not data or self.stopped:
+            return _MORE
+        return self._body(data)
 
     def _gather(self, held: bytearray, data: bytes) -> bytes:
         """Add ``data`` to an incomplete head: all of it once it is complete, else nothing."""

@@ -332,9 +332,7 @@ class H2Stream:
             text = "the server refused the stream"
             failure = Failure(Outcome.REFUSED, text, unprocessed=not self._head_seen)
         elif code == ENHANCE_YOUR_CALM:
-            failure = Failure(
-                Outcome.BUSY, "the server asks for calm (ENHANCE_YOURENHANCE_YOUR_CALM)"
-            )
+            failure = Failure(Outcome.BUSY, "the server asks for calm (ENHANCE_YOUR_CALM)")
         else:
             failure = Failure(
                 Outcome.RESET, f"the server reset the stream ({CODE_NAMES.get(code, code)})"
