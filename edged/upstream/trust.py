@@ -130,7 +130,9 @@ class Trust:
         self.verifying.discard(connection)
         if alive:
             self._pool.capacity_changed(connection)
-        elif connection.in_flight and self.suspect_since is None:
-            connection.drain()  # a long answer may still come; nothing new goes there
+        elif connection.in_flight:
+            # A long answer may still come, and whether the path is DOWN others find out: then what
+            # is on it may be repeated, or moves. Nothing new goes there.
+            connection.drain()
         else:
             connection.close(Failure(Outcome.TIMEOUT, "the connection did not answer a PING"))

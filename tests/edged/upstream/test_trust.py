@@ -13,7 +13,15 @@ from policies.model import Carrier, Estimate, Outcome, Verdict
 from tests.edged.upstream.h2_peer import Peer
 from tests.edged.upstream.real_servers import nginx
 from tests.edged.upstream.support import eventually, get, path_to, server, setup
-from tests.edged.upstream.test_pool import OK, change, gated, only_connection, only_pool, polite
+from tests.edged.upstream.test_pool import (
+    OK,
+    change,
+    gated,
+    only_connection,
+    only_pool,
+    polite,
+    silent_after,
+)
 
 H1, H2 = Carrier.H1, Carrier.H2
 POST = get(method=b"POST")
@@ -289,6 +297,28 @@ def test_after_a_change_of_address_idle_h1_connections_go_and_busy_ones_finish()
             await busy.done()
             assert (await pools.fetch(path, POST)).stream is not None
             assert pools.dialer.dials == 2, "the busy one answered, and is trusted"
+
+    asyncio.run(main())
+
+
+def test_what_is_on_a_mute_connection_waits_for_the_verdict_on_its_path():
+    """The path is SUSPECT: were it to end now, a POST could not be repeated that may be in a
+    moment, when the path is DOWN; and a response that may move to another line would break."""
+
+    async def main():
+        limits = PoolLimits(ping_timeout_s=0.05, backup_dial_s=0.02)
+        async with server(silent_after(0)) as port, setup(limits=limits) as pools:
+            path = path_to(port, protocols=(H2,))
+            sent = pools.open(path, POST)
+            await sent.until(lambda e: e.stream)
+            mute = only_connection(pools)
+            pools.pools.path_changed(change(path, Verdict.SUSPECT))
+            pools.open(path, get())
+            await eventually(lambda: mute.draining)
+            await asyncio.sleep(0.05)
+            assert sent.failure is None
+            pools.pools.path_changed(change(path, Verdict.DOWN, Verdict.SUSPECT))
+            assert sent.failure.path_down
 
     asyncio.run(main())
 
