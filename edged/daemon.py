@@ -47,6 +47,7 @@ from policies.model import (
     PathState,
     RequestClass,
     Sample,
+    Verdict,
 )
 from policies.schema import Cadence, Policy
 
@@ -400,12 +401,13 @@ class Daemon:
 
     def _alternatives(self, path: Path) -> list[PathState]:
         """Where a connection on ``path`` can go on, best first: other lines to the same endpoint
-        that are not DOWN and let UDP pass.
+        that are not DOWN and let UDP pass; off a line that is dead, those that are DOWN, too.
         """
         if path.endpoint.is_door:
             return []  # flows move, and connections to relays stay on their lines
         upstream, now = path.endpoint.upstream, monotonic()
         usual = self.recent.usual_classes().get(upstream, SHOWN_CLASS)
+        dead = self.table.line_verdict(path.line.name) is Verdict.DOWN
         try:
             order = self.table.peek(upstream, usual).order
         except KeyError:
@@ -415,7 +417,7 @@ class Daemon:
             for state in (candidate.state for candidate in order)
             if state.path.endpoint.key == path.endpoint.key
             and state.path.line.name != path.line.name
-            and state.usable
+            and (dead or state.usable)
             and self.pools.carriers.blocked_until(state.path) <= now
         ]
 

@@ -3,8 +3,10 @@
 1. A connection moves for its streams, never to be better off: when its path is DOWN, or SUSPECT
    and another answers sooner. It does not move back; the pool of the path it came to has it then.
 2. Where to: the best alternative that is told (another line to the same endpoint, with UDP) and
-   has not refused lately; only off a path that is DOWN may it be one that is SUSPECT itself. The
-   server's preferred address is used if it gave one (section 9.6).
+   has not refused lately; only off a path that is DOWN may it be one that is SUSPECT itself, and
+   off a dead line one that is DOWN: nothing is lost by asking there, and while every line is dead
+   it asks them in turn until QUIC's idle timeout. The server's preferred address is used if it gave
+   one (section 9.6).
 3. Standby. Once streams have been open for a second, one alternative has a socket and a connection
    id of its own and is validated now and then (section 8.2), so that a move costs no round trip.
    It is kept while it is an alternative at all. Only on engines that can probe, and not more
@@ -122,7 +124,8 @@ class MigrationTools:
     """What the migrations of all connections share."""
 
     alternatives: Callable[[Path], Sequence[PathState]]
-    """Paths over other lines with UDP to the endpoint of a path that are not DOWN, best first."""
+    """Paths over other lines with UDP to the endpoint of a path, best first; none that is DOWN
+    unless the line of the path is."""
     open_udp: OpenUdp
     refusals: Refusals = field(default_factory=Refusals)
     pace: Pace = field(default_factory=Pace)
@@ -249,7 +252,8 @@ class Migration:
             way.stop()
             connection.driver.drop(way.number)
             way = None
-        way = way or self._open_best(Verdict.UP) or self._open_best(Verdict.SUSPECT)
+        for verdict in () if way is not None else (Verdict.UP, Verdict.SUSPECT, Verdict.DOWN):
+            way = way or self._open_best(verdict)
         return way is not None and self._move(way)
 
     def heard(self) -> None:

@@ -237,6 +237,23 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path):
         uvloop.run(asyncio.wait_for(body(), 20))
 
 
+def test_off_a_dead_line_connections_may_go_to_paths_that_are_down(tmp_path):
+    """Lines come back before it is known of each path; off a dead one there is nothing to lose."""
+    file = tmp_path / "edged.yaml"
+    file.write_text(RELOADABLE.format(policy="balanced", more=""))
+
+    async def scenario(daemon):
+        paths = daemon.table.snapshot.paths
+        here = paths["a>api/one"].path
+        assert [state.path.name for state in daemon._alternatives(here)] == ["b>api/one"]
+        daemon.table.lost("b", "no route", time.monotonic())
+        assert daemon._alternatives(here) == []
+        daemon.table.lost("a", "no route", time.monotonic())
+        assert [state.path.name for state in daemon._alternatives(here)] == ["b>api/one"]
+
+    in_process(file, scenario)
+
+
 # -- the process ----------------------------------------------------------------------------------
 
 

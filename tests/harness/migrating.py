@@ -67,6 +67,8 @@ class Mobile:
         """Lines that are not DOWN."""
         self.suspect = set()
         """Of these, lines that are SUSPECT."""
+        self.last_resorts = set()
+        """Lines that are DOWN, and told all the same."""
         self.opened = []
         """(line, address, port) of each socket for a move."""
         self.samples = []
@@ -93,15 +95,18 @@ class Mobile:
 
     def alternatives(self, path):
         return [
-            state_of(
-                other, self.rtts_s[name], Verdict.SUSPECT if name in self.suspect else Verdict.UP
-            )
+            state_of(other, self.rtts_s[name], self._verdict(name))
             for name, other in self.paths.items()
-            if name in self.up and name != path.line.name
+            if name in self.up | self.last_resorts and name != path.line.name
         ]
 
+    def _verdict(self, name):
+        if name not in self.up:
+            return Verdict.DOWN
+        return Verdict.SUSPECT if name in self.suspect else Verdict.UP
+
     def open_udp(self, line, host, address, port):
-        if line.name not in self.up:
+        if line.name not in self.up | self.last_resorts:
             raise DialError(Outcome.UNREACHABLE, "no such line")
         self.opened.append((line.name, address, port))
         return self._socket(line)

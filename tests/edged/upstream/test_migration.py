@@ -187,6 +187,41 @@ def test_a_line_in_doubt_is_better_than_none(engine, certificates):
 
 
 @both_engines
+def test_a_line_that_was_dead_is_better_than_none(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.up.discard("b")  # and is back, which nobody knows yet
+        mobile.last_resorts = {"a", "b"}
+        mobile.die("a")
+        talk.say(2)
+        assert connection.leave()
+        await until(lambda: connection.capacity)
+        await over(talk, attempt)
+        connection.close()
+
+    run(engine, certificates, body)
+
+
+@both_engines
+def test_with_every_line_dead_it_asks_them_in_turn(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.last_resorts = {"a", "b"}
+        mobile.die("a")
+        mobile.die("b")
+        talk.say(2)
+        assert connection.leave()
+        await until(lambda: [name for name, _, _ in mobile.opened] == ["b", "a"])
+        mobile.wires["a"].dead = False
+        await until(lambda: connection.capacity)
+        assert connection.path is mobile.paths["a"]
+        await over(talk, attempt)
+        connection.close()
+
+    run(engine, certificates, body)
+
+
+@both_engines
 def test_samples_are_of_the_path_in_use(engine, certificates, monkeypatch):
     monkeypatch.setattr("edged.upstream.h3_meter.SAMPLE_EVERY_S", 0.05)
 
