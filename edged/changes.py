@@ -1,4 +1,4 @@
-"""Who hears that a verdict changed or a carrier was blocked, in which order, and the log line."""
+"""Who hears that a verdict changed or a carrier was blocked, in which order, and the log lines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from edged.upstream.pool import Pools
 from policies.model import Blame, CarrierChange, Change, Verdict
 
 _log = logging.getLogger("edged")
+
+
+def gate_turned(path: str, why: str) -> None:
+    """The log line of a breaker: a name that DNS does not know opens one and changes no verdict."""
+    if why:
+        _log.warning("%s: breaker open: %s", path, why)
+    else:
+        _log.info("%s: breaker closed again", path)
 
 
 class Changes:

@@ -21,7 +21,7 @@ from typing import Any
 from edged.accesslog import AccessLog, ExchangeRecord
 from edged.admin.api import Admin
 from edged.admin.views import SHOWN_CLASS, Live, ReloadNote
-from edged.changes import Changes
+from edged.changes import Changes, gate_turned
 from edged.config import Config, ConfigError, load
 from edged.dialer import LineDialer
 from edged.downstream.limits import Limits
@@ -98,6 +98,7 @@ class Daemon:
             rng=self._rng,
             default_policy=config.unlisted_policy,
             on_choice=lambda choice: _log.info("%s", choice),
+            on_gate=gate_turned,
         )
         self.dialer = LineDialer(guard=self._guard, rtt_s=self._rtt_s)
         ca_file = str(config.ca_file) if config.ca_file else None

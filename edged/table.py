@@ -51,7 +51,8 @@ little; their times to first byte are all counted."""
 class PathTable:
     """See the module. ``policies``: by upstream name; ``default_policy`` for unlisted hosts.
 
-    ``rng`` jitters pauses. ``on_choice`` is told when the first path of a ranking changes.
+    ``rng`` jitters pauses. ``on_choice`` is told when the first path of a ranking changes,
+    ``on_gate`` when a breaker opens, with the reason, and when it closes again, with an empty one.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class PathTable:
         rng: random.Random,
         default_policy: Policy | None = None,
         on_choice: Callable[[Choice], None] | None = None,
+        on_gate: Callable[[str, str], None] | None = None,
     ) -> None:
         self._rng = rng
         self._on_choice = on_choice
+        self._on_gate = on_gate
         self._detector = Detector()
         self._inventory = Inventory(default_policy or Policy())
         self._lines = self._inventory.lines
@@ -377,8 +380,13 @@ class PathTable:
         """Breaker and cohort; says whether a gate or an exclusion changed."""
         found = self._detector.finding(record.path.name) if record.leg is None else record.finding
         down = found.verdict is Verdict.DOWN
+        gate = record.gate
+        was = gate.state
         moved = judging.judge(record, sample, now, self._rng, down=down)
         if moved:
+            turned = was is not gate.state and Breaker.CLOSED in (was, gate.state)
+            if turned and self._on_gate is not None:
+                self._on_gate(record.path.name, gate.reason)
             # An exclusion concerns all paths of the endpoint.
             same = [r for r in record.upstream.paths if r.endpoint == record.endpoint]
             self._dirty.update(same)

@@ -97,6 +97,7 @@ def _upstream(upstream: Data) -> Iterator[RenderableType]:
         f"  {', '.join(ways)}  policy {upstream['policy']}  {_counts(upstream)}",
     )
     yield _candidates(upstream["paths"], parts=False)
+    yield from _reasons(upstream["paths"])
     yield Text(f"for {_class(upstream['class'])}: {upstream['decided_by']}", style="dim")
 
 
@@ -124,10 +125,15 @@ def _why(data: Data) -> Iterator[RenderableType]:
         return
     yield Text.assemble(("upstream ", "bold"), f"{ranking['upstream']}, {_class(ranking['class'])}")
     yield _candidates(ranking["candidates"], parts=True)
-    for candidate in ranking["candidates"]:
+    yield from _reasons(ranking["candidates"])
+    yield Text(ranking["decided_by"], style="bold")
+
+
+def _reasons(candidates: Sequence[Data]) -> Iterator[Text]:
+    """The sentences behind verdicts and gates."""
+    for candidate in candidates:
         if candidate["reason"]:
             yield Text(f"{candidate['path']}: {candidate['reason']}", style="dim")
-    yield Text(ranking["decided_by"], style="bold")
 
 
 def _class(cls: Data) -> str:
@@ -241,7 +247,9 @@ def _note(candidate: Data) -> str:
     if candidate["filtered"]:
         notes.append(candidate["filtered"])
     if candidate["breaker"] != "closed":
-        notes.append(f"breaker {candidate['breaker'].replace('_', ' ')}")
+        breaker = f"breaker {candidate['breaker'].replace('_', ' ')}"
+        if breaker not in notes:
+            notes.append(breaker)
     if candidate["ejected_for_s"] is not None:
         notes.append(f"ejected for {candidate['ejected_for_s']:.0f} s")
     if (limit := candidate["limit"]) is not None:

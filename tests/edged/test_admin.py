@@ -345,6 +345,22 @@ def test_the_text_views_show_what_the_json_says(tmp_path):
         assert words in said, said
 
 
+def test_the_status_says_once_that_a_breaker_is_open_and_why(tmp_path):
+    async def scenario(r):
+        return (await r.get("/status")).json()
+
+    status = play(tmp_path, scenario)
+    why = "breaker open: 3 failures in a row, the last: no_name"
+    status["upstreams"][0]["paths"][0].update(filtered="breaker open", breaker="open", reason=why)
+    console = Console(markup=False, record=True, width=250, file=io.StringIO())
+    text.print_status(console, status)
+    said = console.export_text()
+    path = status["upstreams"][0]["paths"][0]["path"]
+    assert f"{path}: {why}" in said
+    row = next(line for line in said.splitlines() if line.startswith(f">  {path}"))
+    assert row.count("breaker open") == 1
+
+
 def test_the_text_says_why_each_attempt_was_made(tmp_path):
     async def scenario(r):
         answer = await r.client.get(r.proxy + "/api/x")

@@ -292,6 +292,25 @@ def test_three_local_failures_open_the_breaker_and_good_ones_close_it():
     assert b.table.snapshot.paths["cn2>u/e1"].breaker is Breaker.CLOSED
 
 
+def test_a_breaker_that_opens_or_closes_is_told_once_and_why():
+    told = []
+    b = Bench(on_gate=lambda path, why: told.append((path, why)))
+    b.warm_up()
+    for _ in range(3):
+        b.now += 0.01
+        b.sample("cn2>u/e1", Kind.TCP, Outcome.NO_NAME)
+    assert told == [("cn2>u/e1", "3 failures in a row, the last: no_name")]
+    for _ in range(3):  # half open, and shut again: nothing new to tell
+        b.now += 40.0
+        b.sample("cn2>u/e1")
+        b.sample("cn2>u/e1", Kind.TCP, Outcome.NO_NAME)
+    assert len(told) == 1
+    b.now += 40.0
+    for _ in range(3):
+        b.sample("cn2>u/e1")
+    assert told[1:] == [("cn2>u/e1", "")]
+
+
 def test_an_untested_breaker_half_opens_by_its_deadline(bench):
     for _ in range(3):
         bench.sample("bgp>u/e1", Kind.TTFB, Outcome.TIMEOUT)
