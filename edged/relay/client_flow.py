@@ -206,7 +206,7 @@ class FlowClient:
             return None
         if self._fruitless >= FRUITLESS:
             return self._give(failure)
-        pause_s = PAUSE_S * 2 ** (self._fruitless - 1) if self._fruitless > 1 else 0.0
+        pause_s = PAUSE_S * 2 ** (self._fruitless - 2) if self._fruitless > 1 else 0.0
         others = [name for name in lines if name != line] or list(lines)
         if others:
             return self.ask(others[0], pause_s)

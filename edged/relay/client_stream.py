@@ -16,7 +16,7 @@ from edged.headers import REQUEST_ID
 from edged.messages import Headers, RequestHead, ResponseHead, header
 from edged.relay import wire
 from edged.relay.client_flow import LINGER_S, Ask, Command, FlowClient, Give, Wait
-from edged.relay.client_upload import Outgoing
+from edged.relay.client_upload import MOST_BYTES, Outgoing
 from edged.upstream.base import Pending, Stream, StreamEvents
 from policies.model import Carrier, Failure, Outcome, Path, RequestClass
 
@@ -209,18 +209,20 @@ class FlowStream:
     def leave(self, line: str) -> None:
         """``line`` is DOWN: go on over another, if there is one."""
         self.silent(line)
-        if len(self._visits) > 1 and (visit := self._visits.pop(line, None)) is not None:
-            self.machine.drop(line)
-            visit.cancel()
+        if len(self._visits) > 1:
+            self._drop(line)
             self._moved()
 
     def settle(self, best: str) -> None:
         """``best`` is well: one line is enough."""
         for line in self.machine.surplus(best):
-            self.machine.drop(line)
-            if (visit := self._visits.pop(line, None)) is not None:
-                visit.cancel()
+            self._drop(line)
         self._moved()
+
+    def _drop(self, line: str) -> None:
+        self.machine.drop(line)
+        if (visit := self._visits.pop(line, None)) is not None:
+            visit.cancel()
 
     def line_back(self) -> None:
         """Some line is usable again."""
@@ -229,7 +231,14 @@ class FlowStream:
     def taken(self, offset: int) -> None:
         """The relay has the request's bytes before ``offset``."""
         outgoing = self.outgoing
-        outgoing.release(offset)
+        visits = tuple(self._visits.values())
+        if len(visits) > 1:
+            for visit in visits:
+                at = visit.sending_at
+                if at is not None and outgoing.end - at > 2 * MOST_BYTES:
+                    self._drop(visit.line)  # another one sends, and what this one needs is kept
+        sending = [v.sending_at for v in self._visits.values() if v.sending_at is not None]
+        outgoing.release(offset, min(sending, default=None))
         if self.length is not None and outgoing.done:
             self.machine.uploaded = True
         if self._told_pause and outgoing.roomy and not self._over:
@@ -372,7 +381,7 @@ class Visit:
             return
         out = flow.outgoing
         while not self._blocked and self.stream is not None and self._up < out.end:
-            piece = out.read(max(self._up, out.taken))
+            piece = out.read(self._up)
             self._up += len(piece)
             self.stream.send_data(piece)
         if out.complete and self._up == out.end and self.stream is not None and not self._ended:
@@ -430,6 +439,11 @@ class Visit:
         """It drained."""
         self._blocked = False
         self.feed()
+
+    @property
+    def sending_at(self) -> int | None:
+        """The request byte that it sends next; ``None``: it sends no more, or not yet."""
+        return None if self._ended or self._up < 0 else self._up
 
     @property
     def flow(self) -> FlowStream | None:

@@ -10,7 +10,7 @@ _LOW_BYTES = MOST_BYTES // 2
 
 
 class Outgoing:
-    """Bytes from ``taken`` to ``end``."""
+    """Bytes from ``taken`` to ``end``, and some before that, for who is still sending them."""
 
     __slots__ = ("_first", "_pieces", "complete", "end", "taken")
 
@@ -44,15 +44,16 @@ class Outgoing:
         self._pieces.append(data)
         self.end += len(data)
 
-    def release(self, offset: int) -> None:
-        """The relay has all before ``offset``."""
+    def release(self, offset: int, keep: int | None = None) -> None:
+        """The relay has all before ``offset``; bytes from ``keep`` on will still be read."""
         self.taken = max(self.taken, min(offset, self.end))
+        keep = self.taken if keep is None else min(keep, self.taken)
         pieces = self._pieces
-        while pieces and self._first + len(pieces[0]) <= self.taken:
+        while pieces and self._first + len(pieces[0]) <= keep:
             self._first += len(pieces.popleft())
 
     def read(self, offset: int) -> bytes:
-        """Some bytes from ``offset``, which is not before ``taken``; empty at the end."""
+        """Some bytes from ``offset``, which is kept; empty at the end."""
         at = self._first
         for piece in self._pieces:
             if offset < at + len(piece):

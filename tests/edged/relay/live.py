@@ -82,7 +82,7 @@ class Origin:
                 name = headers.get("x-id")
                 if name:
                     self.executed[name] = self.executed.get(name, 0) + 1
-                what, *args = path.strip("/").split("/")
+                what, *args = (path.strip("/") or "bytes/0/1").split("/")
                 await getattr(self, f"do_{what}")(reader, writer, headers, *args)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

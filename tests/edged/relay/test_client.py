@@ -1,0 +1,186 @@
+"""An edge and its relay: exchanges as flows, over lines that die."""
+
+import asyncio
+
+import pytest
+
+from edged.relay.flow import State
+from policies.model import Verdict
+from tests.edged.relay.edge import Edge, edge_relay_origin
+from tests.edged.relay.live import Origin, Relay, content, run, sha, until
+
+
+def scenario(tmp_path, **more):
+    """Run the decorated coroutine with an edge, a relay and an origin."""
+
+    def decorate(body):
+        async def main():
+            async with edge_relay_origin(tmp_path, **more) as (edge, relay, origin):
+                await body(edge, relay, origin)
+
+        run(main())
+
+    return decorate
+
+
+def test_a_request_goes_through_the_relay_and_leaves_nothing(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        body = content(1, 100_000)
+        status, fields, got, clean = await edge.fetch("POST", "/hash", [("x-id", "1")], body)
+        assert (status, got, clean) == (200, f"{sha(body)} {len(body)}".encode(), True)
+        assert "edged-request-id" in fields
+        assert origin.executed == {"1": 1}
+        method, path, seen = origin.heads[-1]
+        assert (method, path) == ("POST", "/hash")
+        assert not any(name.startswith("edged-") for name in seen)
+        assert "proxy-authorization" not in seen
+        status, _, got, clean = await edge.fetch("GET", "/bytes/3/2000000")
+        assert (status, got == content(3, 2_000_000), clean) == (200, True, True)
+        await until(lambda: relay.flows.count == 0)
+        assert relay.flows.account.used_bytes == 0
+        assert not edge.client.flows
+
+
+def test_a_response_goes_on_over_another_line(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        answer = await edge.call("GET", "/stream/5/4000000", [("x-id", "1")])
+        await answer.head()
+        first, _ = await answer.read(200_000)
+        (flow,) = edge.client.flows.values()
+        line = flow.path.line.name
+        await edge.silence(line)
+        rest, clean = await answer.read()
+        assert clean
+        assert first + rest == content(5, 4_000_000)
+        assert origin.executed == {"1": 1}
+        answer.writer.close()
+
+
+def test_a_line_that_dies_before_the_answer_executes_nothing_twice(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        answer = await edge.call("POST", "/poll", [("x-id", "1")], b"x")
+        await until(lambda: origin.executed)
+        (flow,) = edge.client.flows.values()
+        await edge.silence(flow.path.line.name)
+        await until(lambda: len(flow.machine.lines) > 1 or edge.client.legs["a"].verdict)
+        origin.go_on.set()
+        await answer.head()
+        assert await answer.read() == (b"news", True)
+        assert origin.executed == {"1": 1}
+        answer.writer.close()
+
+
+def test_an_upload_is_carried_on(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        body = content(7, 6_000_000)
+        answer = await edge.call("POST", "/hash", [("x-id", "1")], None, chunked=True)
+        half = len(body) // 2
+
+        async def send(data):
+            for at in range(0, len(data), 50_000):
+                piece = data[at : at + 50_000]
+                answer.writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                await answer.writer.drain()
+
+        await send(body[:half])
+        await until(lambda: edge.client.flows)
+        (flow,) = edge.client.flows.values()
+        await until(lambda: flow.outgoing.taken > 0)
+        await edge.silence(flow.path.line.name)
+        await send(body[half:])
+        answer.writer.write(b"0\r\n\r\n")
+        await answer.head()
+        got, clean = await answer.read()
+        assert (got, clean) == (f"{sha(body)} {len(body)}".encode(), True)
+        assert origin.executed == {"1": 1}
+        answer.writer.close()
+
+
+def test_a_response_cut_short_is_broken(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        for path in ("/cut/100000/50000", "/cutchunked/5000"):
+            _, _, body, clean = await edge.fetch("GET", path)
+            assert not clean
+            assert len(body) <= 50_000
+
+
+def test_the_relay_hears_that_the_client_left(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        answer = await edge.call("GET", "/endless")
+        await answer.head()
+        await answer.read(100_000)
+        assert relay.flows.count == 1
+        answer.writer.transport.abort()
+        await until(lambda: relay.flows.count == 0 and not edge.client.flows)
+
+
+def test_a_slow_client_stops_the_origin(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        answer = await edge.call("GET", "/endless")
+        await answer.head()
+        sent = -1
+        while sent != origin.sent:
+            sent = origin.sent
+            await asyncio.sleep(0.5)
+        assert sent < 64 << 20
+        answer.writer.transport.abort()
+
+
+def test_a_relay_that_forgot_its_flows(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        streaming = await edge.call("GET", "/endless")
+        await streaming.head()
+        await streaming.read(100_000)
+        waiting = await edge.call("POST", "/poll", [("x-id", "1")], b"x")
+        await until(lambda: origin.executed)
+        origin.go_on.set()
+        for flow in list(next(iter(relay.flows.ledgers.values())).flows.values()):
+            if flow.state is State.STREAMING:
+                relay.flows.remove(flow)
+        _, clean = await streaming.read()
+        assert not clean
+        await waiting.head()
+        assert await waiting.read() == (b"news", True)
+        waiting.writer.close()
+        streaming.writer.close()
+
+
+def test_a_relay_that_does_not_know_us_is_not_used(tmp_path):
+    async def stranger():
+        async with Origin() as origin, Relay(tmp_path, origin) as relay:
+            edge = Edge(tmp_path, origin, relay, direct=True, token="nobody-knows-this-token-here")
+            async with edge:
+                paths = [f"{line}>hk>o/e" for line in ("a", "b")]
+                states = edge.daemon.table
+                await until(
+                    lambda: all(
+                        states.snapshot.paths[path].verdict is Verdict.DOWN for path in paths
+                    )
+                )
+                status, *_ = await edge.fetch("GET", "/bytes/1/10")
+                assert status == 200
+
+    run(stranger())
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+def test_methods_and_statuses_pass(tmp_path, size):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        status, fields, _, clean = await edge.fetch("GET", "/redirect")
+        assert (status, fields["location"], clean) == (
+            302,
+            "http://169.254.169.254/latest/meta-data",
+            True,
+        )
+        data = bytes(size)
+        _, _, got, _ = await edge.fetch("PUT", "/hash", [], data)
+        assert got == f"{sha(data)} {size}".encode()
