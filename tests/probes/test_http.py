@@ -21,6 +21,7 @@ from policies.model import Endpoint, Kind, Line, Outcome, Path
 from probes.base import DialError
 from probes.http import BODY_BYTES, HttpProbe, HttpReport
 from probes.transport import LineTransport, trust
+from tests.harness.nameserver import NameServer
 
 LINE = Line("cn2", source="127.0.0.2")
 CADDY = shutil.which("caddy") or str(File(sys.executable).with_name("caddy"))
@@ -193,6 +194,19 @@ def test_an_idle_connection_that_the_server_ended_says_nothing_of_the_path():
             return outcomes
 
     assert run(test) == [(Outcome.OK, False)] * 3
+
+
+def test_a_name_server_that_is_silent_is_named_and_not_the_endpoint_blamed():
+    async def test(probe):
+        async with NameServer() as server:
+            server.dead = True
+            line = Line("a", source="127.0.0.2", dns=(server.server,))
+            path = Path(line, Endpoint("u", "e", "http", "nobody.example", 80))
+            report = await probe.measure(path, timeout_s=0.4)
+            assert report.outcome is Outcome.DNS
+            assert server.address in report.detail
+
+    run(test)
 
 
 def test_silence_is_a_timeout_and_the_connection_is_not_used_again():
