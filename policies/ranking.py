@@ -9,7 +9,8 @@ Filters, in this order; who falls to a later row stands behind all before it, by
    limit being the busiest is no heat;
 3. ``recovering``: fell and has not been back for long enough (the incumbent is exempt, here and of
    flapping: this is about returning, not about leaving);
-4. ``suspect``, ``half-open`` and ``flapping``;
+4. ``suspect``, ``half-open`` and ``flapping``; but a path that is merely suspect stays in row 1
+   where all of row 1 cost more by what a doubt costs;
 5. ``ejected``;
 6. ``breaker open``;
 7. ``down``.
@@ -23,7 +24,7 @@ round trips of the other. Requests are counted, and summed up when a new snapsho
 upstream counts as one request a second, or it would never return to its better line. A path that
 is recovering collects regret, too, so that it need not be waited for twice. An incumbent that is
 no longer eligible is left at once; merely hot, or in doubt for the first time in a while, it is
-stepped around, and first again when that is over.
+stepped around, and first again when that is over, unless regret has paid for a switch meanwhile.
 
 A handshake is paid once per switch. So between warm and cold paths it counts only where a request
 pays it: in a move that is forced, and for an upstream with less than two requests in ten seconds.
@@ -52,6 +53,9 @@ REGRET_S = 10.0
 IDLE_PER_S = 1.0
 """Requests a second as which an idle upstream counts."""
 QUIET_REQUESTS = 2.0
+SUSPECT_MS = 300.0
+"""What a doubt costs: one in two comes true, and then it takes half a second to be sure and to
+begin again. A path that is worse by more is no way around it."""
 FLAPPING = "flapping"
 """What ``held`` says of a path that fell too often to be returned to."""
 _SUSPECT = "suspect"
@@ -94,6 +98,12 @@ def _row(scored: Scored, incumbent: str | None) -> tuple[int, str]:
     return _UP, ""
 
 
+def _worth(suspect: Scored, most_ms: float) -> bool:
+    """Whether a path in doubt is worth its risk beside those that are not."""
+    sound = suspect.state.breaker is Breaker.CLOSED and not suspect.held
+    return sound and suspect.cost_ms < most_ms
+
+
 def _hot(scored: Scored, quantile: float, up_bytes: int) -> bool:
     state, limit = scored.state, scored.state.limit
     if limit is not None:
@@ -131,6 +141,12 @@ def _entries(
 ) -> list[_Entry]:
     """All paths in rows, sorted, handshakes counted if ``cold``."""
     rows = [_row(s, incumbent) for s in paths]
+    sound = [s.cost_ms for s, (row, _) in zip(paths, rows, strict=True) if row == _UP]
+    worth_ms = min(sound, default=0.0) - SUSPECT_MS
+    rows = [
+        (_UP, "") if word == _SUSPECT and _worth(s, worth_ms) else (row, word)
+        for s, (row, word) in zip(paths, rows, strict=True)
+    ]
     fit = [s for s, (row, _) in zip(paths, rows, strict=True) if row == _UP]
     load = quantile([s.state.endpoint_in_flight for s in fit], HOT_QUANTILE)
     hot = {s.state.path.name for s in fit if _hot(s, load, up_bytes)}
@@ -185,8 +201,7 @@ class Chooser:
         entries = _entries(paths, request_class.up_bytes, self.incumbent, cold=quiet)
         kept = self._kept(entries)
         if kept is not None and kept.row > entries[0].row:
-            self._gap_ms = 0.0
-            decided_by = f"{kept.scored.state.path.name} is {kept.word}: stepped around"
+            decided_by = self._step_around(entries[0], kept, failover)
         elif kept is None or entries[0].row >= _EJECTED:
             if self.incumbent is not None:
                 entries = _entries(paths, request_class.up_bytes, self.incumbent, cold=True)
@@ -228,6 +243,16 @@ class Chooser:
             return _least(entries)
         word = next((e.word for e in entries if e.scored.state.path.name == left), "gone")
         return f"{left} is {word}; " + _least(entries)
+
+    def _step_around(self, best: _Entry, kept: _Entry, failover: Failover) -> str:
+        """For now; for good, if it has become the dearer one meanwhile."""
+        name, best_name = kept.scored.state.path.name, best.scored.state.path.name
+        self._gap_ms = self._gap(kept, best, failover.hysteresis_margin)
+        if self._regret_ms > failover.switch_cost_rtts * best.scored.round_trip_ms:
+            self.incumbent = best_name
+            self._regret_ms = self._gap_ms = 0.0
+            return f"moved to {best_name}: {name} is {kept.word}, and costs more by now"
+        return f"{name} is {kept.word}: stepped around"
 
     def _hold_or_move(self, entries: list[_Entry], kept: _Entry, failover: Failover) -> str:
         """The incumbent may stay: does it?"""

@@ -17,7 +17,7 @@ from policies.model import (
     RequestClass,
     Verdict,
 )
-from policies.ranking import FLAPPING, Chooser, Scored, quantile
+from policies.ranking import FLAPPING, SUSPECT_MS, Chooser, Scored, quantile
 from policies.schema import Failover
 
 SMALL = RequestClass(1024)
@@ -320,6 +320,25 @@ def test_a_quiet_upstream_counts_handshakes():
     assert lines(rank(chooser, [scored("a", 100, cold=200), scored("b", 150)])) == ["b", "a"]
 
 
+def test_a_path_that_is_much_worse_is_no_way_around_a_doubt():
+    doubted = scored("b", 160, verdict=Verdict.SUSPECT)
+    assert lines(rank(Chooser(), [scored("a", 160 + SUSPECT_MS + 1), doubted])) == ["b", "a"]
+    assert lines(rank(Chooser(), [scored("a", 160 + SUSPECT_MS - 1), doubted])) == ["a", "b"]
+    shaky = scored("b", 160, verdict=Verdict.SUSPECT, breaker=Breaker.HALF_OPEN)
+    assert lines(rank(Chooser(), [scored("a", 900), shaky])) == ["a", "b"]
+
+
+def test_a_path_stepped_around_that_has_become_dearer_is_not_returned_to():
+    chooser, other = Chooser(), scored("b", 160)
+    rank(chooser, [scored("a", 65), other], requests=20)
+    for step in range(10):
+        worse = scored("a", 65 + 80 * step, verdict=Verdict.SUSPECT)
+        ranking = rank(chooser, [worse, other], requests=2, now=0.1 + 0.1 * step)
+        assert lines(ranking) == ["b", "a"]
+    assert lines(rank(chooser, [scored("a", 785), other], requests=2, now=1.2)) == ["b", "a"]
+    assert chooser.incumbent == "b>u/e"
+
+
 STATE = st.fixed_dictionaries(
     {
         "cost": st.floats(1, 1000),
@@ -348,7 +367,9 @@ def test_never_empty_and_never_a_worse_row_first(history):
             assert not first.filtered
         sound = [p for p in paths if p.state.usable and p.state.breaker is Breaker.CLOSED]
         if any(p.state.verdict is Verdict.UP for p in sound):
-            assert first.state.verdict is Verdict.UP
+            costs = [p.cost_ms for p in sound if p.state.verdict is Verdict.UP and not p.held]
+            far_better = bool(costs) and first.cost_ms - 100.0 < min(costs) - SUSPECT_MS
+            assert first.state.verdict is Verdict.UP or far_better
         for candidate in ranking.order:
             assert sum(p.ms for p in candidate.parts) == pytest.approx(candidate.cost_ms)
         assert ranking.decided_by
