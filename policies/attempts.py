@@ -38,10 +38,12 @@ not be repeated goes on with its connection, if that can change its line.
    do not count that put no load on the upstream: a race that was cancelled before it was sent, and
    an attempt whose path went DOWN. Lines may die faster than that; a multiple bounds them, too.
 5. A body that outgrew the spool cannot be repeated: no attempt starts any more.
-6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, and after
-   one of which nothing was sent: they put no second load on the upstream, and a line that dies
-   under load must not cost answers while other paths are UP. A request refused unprocessed takes a
-   retry token and may overdraw the bucket by its capacity. All other retries take a token or end.
+6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, after one
+   of which nothing was sent, and after silence of its connection: they put no second load on the
+   upstream, and a line that dies under load must not cost answers while other paths are UP. A
+   request refused unprocessed takes a retry token and may overdraw the bucket by its capacity, and
+   so may the first repeat of one whose connection ended: a server that goes takes all of its
+   connections at once. All other retries take a token or end.
 7. Last resorts. While every path is DOWN each is tried once, at most two at a time, for
    ``patience_s`` in all unless one gets its request sent; a path that comes back is taken at once.
    It makes no difference whether the paths went DOWN before the request came or under it.
@@ -392,8 +394,10 @@ class Exchange:
         again = self._paths.pick(repeat=True)
         if again is None and self._resort() is None:
             return self._give_up(self._last_failure, "no other path is left")
-        free = unsent or line_failed or failure.blame is Blame.LINE
-        overdraft = self._retries.capacity if unprocessed else 0.0
+        silent = failure.outcome is Outcome.TIMEOUT
+        free = unsent or line_failed or silent or failure.blame is Blame.LINE
+        went = failure.outcome is Outcome.RESET and self.starts == 1
+        overdraft = self._retries.capacity if unprocessed or went else 0.0
         if not free and not self._retries.take(now, overdraft=overdraft):
             return self._give_up(failure, "the retry budget is spent")
         why: Why = "failover" if line_failed else "retry"

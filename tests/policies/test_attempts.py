@@ -567,6 +567,24 @@ def test_a_line_that_dies_under_load_costs_no_answer():
     assert all(only(m.path_down("a", 0.1), Start) for m in machines)
 
 
+def test_silence_is_no_answer_of_an_upstream_that_had_enough():
+    mute = Failure(Outcome.TIMEOUT, "no handshake")
+    assert only(sent_on_a(safe=True, retries=Bucket(capacity=0)).failed(1, mute, 5.0), Start)
+
+
+def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw():
+    retries = Bucket(capacity=3)
+    machines = [sent_on_a(safe=True, retries=retries) for _ in range(8)]
+    ends = [machine.failed(1, RESET, 0.0) for machine in machines]
+    assert [type(e[0]) for e in ends] == [Start] * 6 + [GiveUp] * 2
+    retries = Bucket(capacity=1)
+    machine = sent_on_a(safe=True, retries=retries)
+    assert only(machine.failed(1, RESET, 0.0), Start)
+    machine.sent(2, 0.0)
+    (give_up,) = machine.failed(2, RESET, 0.0)
+    assert "budget" in give_up.reason
+
+
 def test_unprocessed_requests_may_overdraw():
     retries = Bucket(capacity=3)
     ends = [sent_on_a(retries=retries).failed(1, UNPROCESSED, 0.0) for _ in range(8)]
