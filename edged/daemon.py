@@ -402,7 +402,7 @@ class Daemon:
 
     def _alternatives(self, path: Path) -> list[PathState]:
         """Where a connection on ``path`` can go on, best first: other lines to the same endpoint
-        that are not DOWN and let UDP pass; off a line that is dead, those that are DOWN, too.
+        that are not DOWN and let UDP pass; off a line that is dead, any other line.
         """
         if path.endpoint.is_door:
             return []  # flows move, and connections to relays stay on their lines
@@ -418,8 +418,7 @@ class Daemon:
             for state in (candidate.state for candidate in order)
             if state.path.endpoint.key == path.endpoint.key
             and state.path.line.name != path.line.name
-            and (dead or state.usable)
-            and self.pools.carriers.blocked_until(state.path) <= now
+            and (dead or (state.usable and self.pools.carriers.blocked_until(state.path) <= now))
         ]
 
     def _choices(self) -> dict[str, Path]:
