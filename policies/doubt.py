@@ -32,8 +32,9 @@ NEXT_WAIT_S: Final = 0.15
 HEARD_WAIT_S: Final = 0.5
 """Between packets when all are answered and only a verdict is left to be revoked."""
 SWIFT: Final = 8
-"""So many packets follow swiftly; then the wait doubles each time."""
-LONGEST_WAIT_S: Final = 5.0
+"""So many packets follow swiftly; then the wait doubles each time, so that the purse is full again
+when there is a sign of life."""
+LONGEST_WAIT_S: Final = 60.0
 
 
 class Inquiry:
@@ -71,9 +72,12 @@ class Inquiry:
 
         ``silent``: something is unanswered; else only a verdict is left.
         """
-        bought = self.purse.take(now, cost_bytes)
-        self.asked += bought
+        if not self.purse.take(now, cost_bytes):
+            missing = cost_bytes - self.purse.available(now)
+            self.due = now + max(NEXT_WAIT_S, missing / DOUBT_BYTES_S)
+            return False
+        self.asked += 1
         wait_s = FIRST_WAIT_S if self.asked == 1 else NEXT_WAIT_S
-        wait_s = (wait_s if silent else HEARD_WAIT_S) * 2 ** min(max(0, self.asked - SWIFT), 8)
-        self.due = now + (min(wait_s, LONGEST_WAIT_S) if bought else LONGEST_WAIT_S)
-        return bought
+        wait_s = (wait_s if silent else HEARD_WAIT_S) * 2 ** min(max(0, self.asked - SWIFT), 9)
+        self.due = now + min(wait_s, LONGEST_WAIT_S)
+        return True

@@ -26,7 +26,7 @@ def test_one_packet_is_waited_for_and_then_they_follow_swiftly():
     inquiry.doubt(10.1)
     assert inquiry.due == 10.0 + FIRST_WAIT_S, "the same doubt"
     waits = []
-    for _ in range(SWIFT + 8):
+    for _ in range(SWIFT + 10):
         now = inquiry.due
         assert inquiry.buy(112, now)
         waits.append(inquiry.due - now)
@@ -52,6 +52,15 @@ def test_an_answer_ends_it_and_the_next_doubt_begins_anew():
     assert not inquiry.open, "nothing is in doubt"
     inquiry.doubt(12.0)
     assert (inquiry.due, inquiry.asked) == (12.0, 0)
+
+
+def test_what_cannot_be_paid_is_waited_for():
+    inquiry = Inquiry()
+    inquiry.doubt(0.0)
+    assert inquiry.buy(8192, 0.0)
+    assert not inquiry.buy(8192, 1.0)
+    assert inquiry.due == pytest.approx(1.0 + (2 * 8192 - PURSE_BYTES) / DOUBT_BYTES_S - 1.0)
+    assert inquiry.buy(8192, inquiry.due + 0.01)
 
 
 @given(

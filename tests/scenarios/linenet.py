@@ -333,7 +333,7 @@ class _Handle:
 class _Probe:
     """Every kind; starts are plain calls."""
 
-    COSTS = {Kind.ICMP: 112, Kind.TCP: 420, Kind.PING: 182, Kind.HTTP: 8192, Kind.QUIC: 9000}
+    COSTS = {Kind.ICMP: 112, Kind.TCP: 420, Kind.PING: 354, Kind.HTTP: 8192, Kind.QUIC: 9000}
 
     def __init__(self, net, kind):
         self.net, self.kind, self.cost_bytes = net, kind, self.COSTS[kind]
@@ -426,13 +426,8 @@ class Net:
         self.pools: dict[str, list[Connection]] = {}
         self.busy: dict[Connection, int] = {}
         self.blocked: dict[str, tuple] = {}
-        self.changes, self.carrier_changes, self.requests, self.sent, self.stuck = (
-            [],
-            [],
-            [],
-            [],
-            [],
-        )
+        self.changes, self.carrier_changes, self.requests = [], [], []
+        self.sent, self.stuck, self.choices = [], [], []
         self.probe_bytes = dict.fromkeys(lines, 0)
         self._heap, self._order = [], itertools.count()
         policy = policy or Policy()
@@ -449,7 +444,9 @@ class Net:
                 for name, e in self.endpoints.items()
             ),
         )
-        self.table = PathTable(topology, {"u": policy}, 0.0, rng=random.Random(seed))
+        self.table = PathTable(
+            topology, {"u": policy}, 0.0, rng=random.Random(seed), on_choice=self.choices.append
+        )
         self.table.subscribe(self._changed)
         self.table.subscribe_carriers(self._carrier_changed)
         for path in topology.paths():

@@ -119,6 +119,54 @@ def test_loss_alone_convicts_nobody(carrier, loss):
     assert not net.carrier_changes
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("carrier", [H1, H2, H3])
+def test_a_brown_out_moves_requests_within_a_second_and_is_no_death(seed, carrier):
+    net = world(seed, carrier)
+    net.choices.clear()
+    began = net.now
+    net.lines["a"].rtt_s, net.lines["a"].loss = 0.36, 0.1
+    net.run(began + 10.0)
+    assert not [c for c in net.changes if c.new is Verdict.DOWN and c.at > began]
+    assert not any(r.moves for r in net.requests), "nothing is executed again"
+    for request in net.requests:
+        if request.begun > began + 1.0:
+            assert all(path.startswith("b>") for _, path, _ in request.starts)
+    assert len(net.choices) <= 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("carrier", [H1, H2, H3])
+def test_an_idle_line_with_loss_costs_less_than_10_mb_a_day(seed, carrier):
+    lines = {"a": SimLine(0.060, 0.001), "b": SimLine(0.150, 0.01), "c": SimLine(0.150, 0.03)}
+    net = Net(seed, lines, {"e1": SimEndpoint(carrier)})
+    net.run(2.0)
+    net.request()
+    net.run(30.0)
+    before, down = dict(net.probe_bytes), len(net.changes)
+    net.run(30.0 + 1800.0)
+    for line in lines:
+        assert (net.probe_bytes[line] - before[line]) * 86_400 / 1800 < 10e6
+    assert not [c for c in net.changes[down:] if c.new is Verdict.DOWN]
+
+
+@pytest.mark.parametrize("carrier", [H1, H2, H3])
+def test_an_idle_line_that_dies_is_down_in_a_few_seconds_and_back_when_it_heals(carrier):
+    net = Net(1, two_lines(), {"e1": SimEndpoint(carrier)})
+    net.run(2.0)
+    net.request()
+    net.run(60.0)
+    net.lines["a"].hole = "both"
+    net.run(66.0)
+    assert net.line_down("a")
+    spent = net.probe_bytes["a"]
+    net.run(600.0)
+    assert net.probe_bytes["a"] - spent < 10_000 + 540 * 116
+    net.lines["a"].hole = ""
+    net.run(630.0)
+    assert net.table.snapshot.paths["a>u/e1"].verdict is Verdict.UP
+
+
 def test_a_flood_of_bytes_with_late_answers_is_not_death():
     """A queue of half a second builds up within a second while a stream keeps coming."""
     net = world(1, H2, per_s=0)
