@@ -18,9 +18,10 @@ from edged.downstream.h2_fields import Malformed, request_head, trailers
 from edged.downstream.h2_floods import Floods
 from edged.downstream.h3_stream import H3Exchange
 from edged.downstream.hub import NEVER, Hub
-from edged.downstream.quic_engines import Address, Engine
+from edged.downstream.quic_engines import Engine
 from edged.headers import answer
 from edged.messages import Headers, RequestHead
+from edged.quic import Address
 from edged.upstream import h3_frames as h3
 
 _GOAWAY, _MAX_PUSH_ID = 0x7, 0xD

@@ -7,18 +7,10 @@ from typing import Any
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnection
-from aioquic.quic.packet import QuicFrameType
 
-from edged.downstream.quic_engines import (
-    CID_BYTES,
-    CONNECTION_WINDOW_BYTES,
-    STREAM_WINDOW_BYTES,
-    Address,
-    Initial,
-    Sink,
-    Tickets,
-)
+from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
+from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.quic.aioquic import CreditConnection, Streams
 
 
 class AioquicFactory:
@@ -40,46 +32,19 @@ class AioquicFactory:
         return AioquicEngine(self._configuration, initial, tickets)
 
 
-class _Connection(QuicConnection):
-    """Moves a stream's receive window only for bytes that were delivered and not held."""
-
-    held: set[int]
-
-    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
-        limit = stream.max_stream_data_local
-        if not limit:
-            return
-        delivered = stream.receiver.starting_offset()
-        if limit - delivered < STREAM_WINDOW_BYTES // 2 and stream.stream_id not in self.held:
-            limit = stream.max_stream_data_local = delivered + STREAM_WINDOW_BYTES
-        if stream.max_stream_data_local_sent != limit:
-            frame = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            frame.push_uint_var(stream.stream_id)
-            frame.push_uint_var(limit)
-            stream.max_stream_data_local_sent = limit
-
-
-class AioquicEngine:
+class AioquicEngine(Streams):
     """A server connection on `aioquic`."""
-
-    exact_credit = True
 
     def __init__(
         self, configuration: QuicConfiguration, initial: Initial, tickets: Tickets
     ) -> None:
-        self._quic = _Connection(
+        self._quic = CreditConnection(
             configuration=configuration,
             original_destination_connection_id=initial.original_cid,
             retry_source_connection_id=initial.destination_cid if initial.retried else None,
             session_ticket_fetcher=tickets.take,
             session_ticket_handler=tickets.put,
         )
-        self._quic.held = set()
         self._ended = False
         self.stalled = False
         self.cid = self._quic.host_cid
@@ -128,25 +93,5 @@ class AioquicEngine:
         if stream is None or stream.sender._reset_error_code is None:
             self._quic.send_stream_data(stream_id, data, fin)
 
-    def reset(self, stream_id: int, code: int) -> None:
-        stream = self._quic._streams.get(stream_id)
-        if stream is not None and not stream.sender.is_finished:
-            self._quic.reset_stream(stream_id, code)
-
-    def stop(self, stream_id: int, code: int) -> None:
-        stream = self._quic._streams.get(stream_id)
-        if stream is not None and not stream.receiver.is_finished:
-            self._quic.stop_stream(stream_id, code)
-
     def close(self, code: int) -> None:
         self._quic.close(error_code=code)
-
-    def unsent(self, stream_id: int) -> int:
-        stream = self._quic._streams.get(stream_id)
-        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
-
-    def hold(self, stream_id: int, held: bool) -> None:
-        if held:
-            self._quic.held.add(stream_id)
-        else:
-            self._quic.held.discard(stream_id)

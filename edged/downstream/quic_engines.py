@@ -13,13 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from edged.quic import Address
 from edged.upstream.engines import FAST, chosen
 
-Address = tuple[str, int]
-
-STREAM_WINDOW_BYTES = 4 << 20
-"""Receive window of a stream: 150 ms at 200 Mbit/s; also the most that a held one can pile up."""
-CONNECTION_WINDOW_BYTES = 16 << 20
 CID_BYTES = 8
 """Length of the connection ids that the server chooses."""
 TICKETS = 4096

@@ -1,37 +1,27 @@
 """`qh3` as a server's `Engine`: its Rust core is driven directly once the handshake is complete.
 
-As on the client side (`edged.upstream.quic_qh3`), taking the core's own tuples when they are wanted
-saves objects and is what gives credit; whatever is not plain traffic is handed back.
+`edged.quic.qh3` says why.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
-from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.connection import QuicConnection
 
-from edged.downstream.quic_engines import (
-    CID_BYTES,
-    CONNECTION_WINDOW_BYTES,
-    STREAM_WINDOW_BYTES,
-    Address,
-    Initial,
-    Sink,
-    Tickets,
-)
-from edged.upstream.engines import EngineError
+from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
+from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.quic.qh3 import Broken, Streams, demand_core
 
 
 class Qh3Factory:
     """See `edged.downstream.quic_engines.Factory`. Raises `EngineError` with qh3 before 2.1."""
 
     def __init__(self, chain_file: Path, key_file: Path, idle_timeout_s: float) -> None:
-        if not hasattr(QuicConnection, "_drain_core"):
-            raise EngineError("qh3 is too old for QUIC here: pip install 'qh3>=2.1'")
+        demand_core()
         self._configuration = QuicConfiguration(
             is_client=False,
             alpn_protocols=["h3"],
@@ -47,21 +37,6 @@ class Qh3Factory:
 
 
 INFINITE = 1 << 62
-
-
-class _OneEvent:
-    """A core whose queue holds one event: lets `QuicConnection` handle just that one."""
-
-    def __init__(self, core: Any, event: tuple[Any, ...]) -> None:
-        self._core = core
-        self._event: tuple[Any, ...] | None = event
-
-    def next_event(self) -> tuple[Any, ...] | None:
-        event, self._event = self._event, None
-        return event
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
 
 
 class _Connection(QuicConnection):
@@ -80,10 +55,8 @@ class _Connection(QuicConnection):
             self._retry_source_connection_id = known
 
 
-class Qh3Engine:
+class Qh3Engine(Streams):
     """A server connection on `qh3`."""
-
-    exact_credit = False
 
     def __init__(
         self, configuration: QuicConfiguration, initial: Initial, tickets: Tickets
@@ -95,8 +68,7 @@ class Qh3Engine:
             session_ticket_fetcher=tickets.take,
             session_ticket_handler=tickets.put,
         )
-        self._core: Any = None
-        """The native core once the handshake is complete; it is never replaced after that."""
+        self._core = None
         self._next_id = 3
         self._allowance = INFINITE if initial.retried else 0
         """Bytes that may be sent to an address which was not validated yet."""
@@ -119,7 +91,7 @@ class Qh3Engine:
                     self._core = self._quic._core
                     self._core.receive_many_datagrams(datagrams[i + 1 :], address, now)
                     return
-        except (QuicConnectionError, RuntimeError, ValueError):
+        except Broken:
             self._broken = True
 
     def pump(self, sink: Sink) -> None:
@@ -145,11 +117,7 @@ class Qh3Engine:
             elif kind == "connection_id_retired":
                 sink.cid_retired(event[1])
             else:
-                quic._core = _OneEvent(core, event)
-                try:
-                    quic._drain_core()
-                finally:
-                    quic._core = core
+                self._hand_back(event)
                 while quic._events:
                     self._tell(quic._events.popleft(), sink)
         if (quic._close_event is not None or self._broken) and not self._ended:
@@ -196,7 +164,7 @@ class Qh3Engine:
                 self._quic.handle_timer(now)
             else:
                 self._core.handle_timer(now)
-        except (QuicConnectionError, RuntimeError, ValueError):
+        except Broken:
             self._broken = True
 
     def next_stream_id(self) -> int:
@@ -205,31 +173,7 @@ class Qh3Engine:
     def send(self, stream_id: int, data: bytes, fin: bool) -> None:
         if stream_id & 3 == 3 and stream_id >= self._next_id:
             self._next_id = stream_id + 4
-        if self._core is None:
-            self._quic.send_stream_data(stream_id, data, fin)
-            return
-        try:
-            self._core.send_stream(stream_id, data, fin)
-        except (RuntimeError, ValueError):
-            # A STOP_SENDING that came may not be told yet: the bytes have no taker.
-            if self._core.can_send_stream(stream_id):
-                raise
-
-    def reset(self, stream_id: int, code: int) -> None:
-        if self._quic._stream_can_send(stream_id):
-            self._quic.reset_stream(stream_id, code)
-
-    def stop(self, stream_id: int, code: int) -> None:
-        # The core refuses for a stream that it has already finished: then there is nothing to stop.
-        with suppress(QuicConnectionError):
-            self._quic.stop_stream(stream_id, code)
+        self._send(stream_id, data, fin)
 
     def close(self, code: int) -> None:
         self._quic.close(error_code=code)
-
-    def unsent(self, stream_id: int) -> int:
-        unsent: int = (self._core or self._quic).get_send_buffer_size(stream_id)
-        return unsent
-
-    def hold(self, stream_id: int, held: bool) -> None:
-        """Nothing to do: not taking events is what withholds credit."""

@@ -22,9 +22,10 @@ from aioquic.quic.packet import encode_quic_retry, encode_quic_version_negotiati
 
 from edged.downstream.h3 import H3Connection
 from edged.downstream.hub import Hub
-from edged.downstream.quic_engines import CID_BYTES, Address, Factory, Initial, Tickets
+from edged.downstream.quic_engines import CID_BYTES, Factory, Initial, Tickets
 from edged.downstream.quic_retry import RetryTokens
 from edged.downstream.sockets import explain
+from edged.quic import Address
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """Asked for both ways; the kernel gives what net.core.rmem_max and wmem_max allow."""

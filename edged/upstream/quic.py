@@ -21,7 +21,8 @@ import socket
 from time import monotonic
 from typing import Protocol
 
-from edged.upstream.quic_engines import Address, Engine, Sink
+from edged.quic import Address
+from edged.upstream.quic_engines import Engine, Sink
 from edged.upstream.quic_socket import SOCKET_BUFFER_BYTES, UdpSocket
 from policies.model import Outcome
 

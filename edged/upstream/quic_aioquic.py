@@ -7,31 +7,21 @@ from typing import Any
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY
-from aioquic.quic.packet import QuicFrameType, QuicPacketType
+from aioquic.quic.packet import QuicPacketType
 from aioquic.tls import Epoch
 
+from edged.quic import Address
+from edged.quic.aioquic import CreditConnection, Streams
 from edged.upstream.quic_aioquic_paths import PathConnection
 from edged.upstream.quic_base import BaseEngine, options
-from edged.upstream.quic_engines import (
-    STREAM_WINDOW_BYTES,
-    Address,
-    ClientSettings,
-    Counters,
-    Sink,
-)
+from edged.upstream.quic_engines import ClientSettings, Counters, Sink
 
 
-class _Connection(PathConnection):
-    """Moves a stream's receive window only for bytes that were delivered and not held.
-
-    The base class doubles the window whenever half of it was used, so that after 100 MB a paused
-    stream could still pile up 100 MB.
-    """
+class _Connection(CreditConnection, PathConnection):
+    """Counts what it sends and loses."""
 
     def __init__(self, configuration: QuicConfiguration, on_ticket: Callable[[Any], None]) -> None:
         super().__init__(configuration=configuration, session_ticket_handler=on_ticket)
-        self.held: set[int] = set()
         self.lost = 0
         self.sent = 0
         recovery = self._loss
@@ -50,24 +40,6 @@ class _Connection(PathConnection):
         recovery._on_packets_lost = count_lost  # type: ignore[method-assign]  # the engine has no counter
         recovery.on_packet_sent = count_sent  # type: ignore[method-assign]  # likewise
 
-    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
-        limit = stream.max_stream_data_local
-        if not limit:
-            return
-        delivered = stream.receiver.starting_offset()
-        if limit - delivered < STREAM_WINDOW_BYTES // 2 and stream.stream_id not in self.held:
-            limit = stream.max_stream_data_local = delivered + STREAM_WINDOW_BYTES
-        if stream.max_stream_data_local_sent != limit:
-            frame = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            frame.push_uint_var(stream.stream_id)
-            frame.push_uint_var(limit)
-            stream.max_stream_data_local_sent = limit
-
     def resend_early(self, now: float) -> None:
         """0-RTT was rejected: its packets will never be acknowledged, so send their data again."""
         space = self._spaces[Epoch.ONE_RTT]
@@ -75,10 +47,9 @@ class _Connection(PathConnection):
         self._loss._on_packets_lost(congestion_event=False, now=now, packets=early, space=space)
 
 
-class AioquicEngine(BaseEngine):
+class AioquicEngine(Streams, BaseEngine):
     """A client connection on `aioquic`."""
 
-    exact_credit = True
     probes = True
 
     def __init__(self, settings: ClientSettings, on_ticket: Callable[[Any], None]) -> None:
@@ -141,31 +112,11 @@ class AioquicEngine(BaseEngine):
     def send(self, stream_id: int, data: bytes, fin: bool) -> None:
         self._quic.send_stream_data(stream_id, data, fin)
 
-    def reset(self, stream_id: int, code: int) -> None:
-        stream = self._quic._streams.get(stream_id)
-        if stream is not None and not stream.sender.is_finished:
-            self._quic.reset_stream(stream_id, code)
-
-    def stop(self, stream_id: int, code: int) -> None:
-        stream = self._quic._streams.get(stream_id)
-        if stream is not None and not stream.receiver.is_finished:
-            self._quic.stop_stream(stream_id, code)
-
-    def unsent(self, stream_id: int) -> int:
-        stream = self._quic._streams.get(stream_id)
-        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
-
     def streams_allowed(self) -> int:
         return self._quic._remote_max_streams_bidi
 
     def peer_idle_timeout_s(self) -> float | None:
         return self._quic._remote_max_idle_timeout or None
-
-    def hold(self, stream_id: int, held: bool) -> None:
-        if held:
-            self._quic.held.add(stream_id)
-        else:
-            self._quic.held.discard(stream_id)
 
     def counters(self) -> Counters:
         loss = self._quic._loss

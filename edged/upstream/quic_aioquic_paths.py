@@ -24,7 +24,7 @@ from aioquic.quic.packet import pull_quic_transport_parameters
 from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.tls import Epoch
 
-from edged.upstream.quic_engines import Address
+from edged.quic import Address
 
 _ABLE = all(
     hasattr(QuicConnection, name)

@@ -6,14 +6,8 @@ import ipaddress
 from types import ModuleType
 from typing import Any
 
-from edged.upstream.quic_engines import (
-    CONNECTION_WINDOW_BYTES,
-    INITIAL_RTT_S,
-    STREAM_WINDOW_BYTES,
-    Address,
-    ClientSettings,
-    Sink,
-)
+from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.upstream.quic_engines import INITIAL_RTT_S, ClientSettings, Sink
 
 CONNECTION_IDS = 8
 """How many of the peer's connection ids are kept: the one in use, and some for other paths."""

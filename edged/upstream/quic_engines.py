@@ -20,15 +20,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-from edged.upstream.engines import FAST, EngineError, chosen
+from edged.quic import Address
+from edged.upstream.engines import FAST, chosen
 
-STREAM_WINDOW_BYTES = 4 << 20
-"""Receive window of a stream: 150 ms at 200 Mbit/s; also the most that a held one can pile up."""
-CONNECTION_WINDOW_BYTES = 16 << 20
 INITIAL_RTT_S = 0.2
 """Before the first sample. RFC 9002 suggests 333 ms; a lost first packet costs twice this."""
 
-Address = tuple[str, int]
 
 # The engines log peers' misbehaviour as warnings; here it becomes a Failure with a text instead.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
@@ -198,17 +195,3 @@ def _factory(name: str) -> Callable[[ClientSettings, Callable[[Any], None]], Eng
     from edged.upstream.quic_aioquic import AioquicEngine
 
     return AioquicEngine
-
-
-__all__ = [
-    "CONNECTION_WINDOW_BYTES",
-    "INITIAL_RTT_S",
-    "STREAM_WINDOW_BYTES",
-    "Address",
-    "ClientSettings",
-    "Counters",
-    "Engine",
-    "EngineError",
-    "Sink",
-    "make_engine",
-]

@@ -8,10 +8,6 @@ path after the handshake's gets an address of its own here, from a network that 
 id and out of the new socket. It cannot probe a path that is not in use, knows `_PATHS` in its life
 (on later ones congestion control goes on as it was), and does not pad path validation to 1200
 bytes; docs/decisions/quic-migration.md says what that means.
-
-qh3's `QuicConnection` turns every event of the core into an object as soon as a datagram arrives;
-taking the core's own tuples when they are wanted saves that, and is what gives credit (see
-`edged.upstream.quic_engines`). Whatever is not plain traffic is handed back to `QuicConnection`.
 """
 
 from __future__ import annotations
@@ -22,41 +18,25 @@ from typing import Any
 
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
-from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.connection import QuicConnection
 
-from edged.upstream.engines import EngineError
+from edged.quic import Address
+from edged.quic.qh3 import Streams, demand_core
 from edged.upstream.quic_base import CONNECTION_IDS, BaseEngine, options
-from edged.upstream.quic_engines import Address, ClientSettings, Counters, Sink
+from edged.upstream.quic_engines import ClientSettings, Counters, Sink
 
 _INTERNAL_ERROR, _PADDING = 0x1, 0x0
 _PATHS = 4
 _NOWHERE = "192.0.2.%d"
 
 
-class _OneEvent:
-    """A core whose queue holds one event: lets `QuicConnection` handle just that one."""
-
-    def __init__(self, core: Any, event: tuple[Any, ...]) -> None:
-        self._core = core
-        self._event: tuple[Any, ...] | None = event
-
-    def next_event(self) -> tuple[Any, ...] | None:
-        event, self._event = self._event, None
-        return event
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
-
-
-class Qh3Engine(BaseEngine):
+class Qh3Engine(Streams, BaseEngine):
     """A client connection on `qh3` 2.1 or later. Raises `EngineError` on an older one."""
 
-    exact_credit = False
     probes = False
 
     def __init__(self, settings: ClientSettings, on_ticket: Callable[[Any], None]) -> None:
-        if not hasattr(QuicConnection, "_drain_core"):
-            raise EngineError("qh3 is too old for QUIC here: pip install 'qh3>=2.1'")
+        demand_core()
         quic: Any = QuicConnection(
             configuration=QuicConfiguration(
                 **options(settings), active_connection_id_limit=CONNECTION_IDS
@@ -64,8 +44,7 @@ class Qh3Engine(BaseEngine):
             session_ticket_handler=on_ticket,
         )
         super().__init__(quic, events)
-        self._core: Any = None
-        """The native core once the handshake is complete; it is never replaced after that."""
+        self._core = None
         self._next_ids = {0: 0, 2: 2}
         self._broken: str | None = None
         self._path = 0
@@ -124,11 +103,7 @@ class Qh3Engine(BaseEngine):
             elif kind == "path_validated":
                 sink.path_validated(self._path, None)
             else:
-                quic._core = _OneEvent(core, event)
-                try:
-                    quic._drain_core()
-                finally:
-                    quic._core = core
+                self._hand_back(event)
                 while quic._events:
                     self._tell(quic._events.popleft(), sink)
         ended = quic._close_event
@@ -179,28 +154,7 @@ class Qh3Engine(BaseEngine):
         kind = stream_id & 3
         if stream_id >= self._next_ids[kind]:
             self._next_ids[kind] = stream_id + 4
-        if self._core is None:
-            self._quic.send_stream_data(stream_id, data, fin)
-        else:
-            try:
-                self._core.send_stream(stream_id, data, fin)
-            except RuntimeError:
-                # A STOP_SENDING may wait untold while stalled: the bytes have no taker.
-                if self._core.can_send_stream(stream_id):
-                    raise
-
-    def reset(self, stream_id: int, code: int) -> None:
-        if self._quic._stream_can_send(stream_id):
-            self._quic.reset_stream(stream_id, code)
-
-    def stop(self, stream_id: int, code: int) -> None:
-        # The core refuses for a stream that it has already finished: then there is nothing to stop.
-        with suppress(QuicConnectionError):
-            self._quic.stop_stream(stream_id, code)
-
-    def unsent(self, stream_id: int) -> int:
-        unsent: int = (self._core or self._quic).get_send_buffer_size(stream_id)
-        return unsent
+        self._send(stream_id, data, fin)
 
     def streams_allowed(self) -> int:
         allowed: int = self._quic.max_concurrent_bidi_streams
@@ -212,9 +166,6 @@ class Qh3Engine(BaseEngine):
             return None
         seconds: float = parameters.max_idle_timeout / 1000
         return seconds
-
-    def hold(self, stream_id: int, held: bool) -> None:
-        """Nothing to do: not taking events is what withholds credit."""
 
     def counters(self) -> Counters:
         core = self._core or self._quic._core
