@@ -373,7 +373,13 @@ class PathTable:
             if path.relay is not None:
                 continue  # what is heard of its leg is heard of it
             listed = record.upstream.listed
-            self._detector.watch(path.name, path.line.name, path.endpoint.key, listed=listed)
+            self._detector.watch(
+                path.name,
+                path.line.name,
+                path.endpoint.key,
+                listed=listed,
+                udp_only=path.endpoint.protocols == (Carrier.H3,),
+            )
         self._dirty.update(turnover.placed)
 
     def _judge(self, record: PathRecord, sample: Sample, now: float) -> bool:

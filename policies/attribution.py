@@ -42,9 +42,10 @@ _ABOVE: Final = ("", " above ICMP", " of data", " end to end", " of QUIC")
 def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
     """Whether one transport is silent on the path although the other one answers.
 
-    Its silence counts for nothing more until it answers again.
+    Its silence counts for nothing more until it answers again; unless it is the only one that the
+    endpoint speaks: then it is the path that is silent.
     """
-    if path.blocked:
+    if path.blocked or path.udp_only:
         return None
     udp = path.channels[UDP]
     refused = path.error is Outcome.REFUSED and path.errors > 0
@@ -114,7 +115,7 @@ def _stands(channels: Sequence[Channel], layer: int) -> bool:
 def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
     worst, reason = Verdict.UP, ""
     for number, channel in enumerate(path.channels):
-        verdict = _weigh(path.channels, number, icmp_alone=Verdict.SUSPECT)
+        verdict = _weigh(path.channels, number, icmp_alone=Verdict.SUSPECT, udp_only=path.udp_only)
         if verdict > worst:
             worst, reason = verdict, _silence(channel, number, now)
     if now < path.hole_until and worst is Verdict.UP:
@@ -131,7 +132,9 @@ def _own_evidence(path: PathState, now: float) -> tuple[Verdict, str]:
     return worst, reason
 
 
-def _weigh(channels: Sequence[Channel], number: int, icmp_alone: Verdict) -> Verdict:
+def _weigh(
+    channels: Sequence[Channel], number: int, icmp_alone: Verdict, *, udp_only: bool = False
+) -> Verdict:
     """What the silence of one channel says in the light of the others."""
     channel = channels[number]
     verdict = channel.verdict
@@ -142,7 +145,7 @@ def _weigh(channels: Sequence[Channel], number: int, icmp_alone: Verdict) -> Ver
     since = channel.run_sent_at
     if number == END and channels[DATA].proved_at >= since:
         verdict = min(verdict, _in_order(channel))
-    if number == UDP:
+    if number == UDP and not udp_only:
         if max(channels[DATA].proved_at, channels[END].proved_at) >= since:
             return Verdict.UP
         return Verdict.SUSPECT if channels[SYN].proved_at >= since else verdict

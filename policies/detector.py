@@ -112,8 +112,17 @@ class Detector:
 
     # -- what exists -------------------------------------------------------------------------
 
-    def watch(self, path: str, line: str, endpoint: str, *, listed: bool = True) -> None:
-        """Begin with a path; nothing changes if it is known.
+    def watch(
+        self,
+        path: str,
+        line: str,
+        endpoint: str,
+        *,
+        listed: bool = True,
+        udp_only: bool = False,
+    ) -> None:
+        """Begin with a path; nothing changes if it is known. ``udp_only``: the endpoint speaks
+        nothing over TCP.
 
         What a client asks for that is not ``listed`` may be wrong or dead: such a path speaks
         against its line only after it was heard, and never by a name that does not resolve.
@@ -123,7 +132,9 @@ class Detector:
         owner = self._lines.get(line)
         if owner is None:
             owner = self._lines[line] = LineState(line)
-        state = self._paths[path] = PathState(path, owner, endpoint, listed=listed)
+        state = self._paths[path] = PathState(
+            path, owner, endpoint, listed=listed, udp_only=udp_only
+        )
         owner.paths.append(state)
         self._endpoints.setdefault(endpoint, []).append(state)
 

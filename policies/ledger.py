@@ -175,12 +175,23 @@ class PathState:
         "name",
         "reason",
         "slots",
+        "udp_only",
     )
 
-    def __init__(self, name: str, line: LineState, endpoint: str, *, listed: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        line: LineState,
+        endpoint: str,
+        *,
+        listed: bool = True,
+        udp_only: bool = False,
+    ) -> None:
         self.name = name
         self.line = line
         self.listed = listed
+        self.udp_only = udp_only
+        """The endpoint speaks nothing over TCP: what answers there makes up for no datagram."""
         self.endpoint = endpoint
         self.channels = tuple(Channel() for _ in REACH)
         self.gate = Gate()
