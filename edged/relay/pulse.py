@@ -175,6 +175,10 @@ class Pulse:
         uploads, self._uploads = self._uploads, {}
         gone, self._gone = tuple(self._gone), {}
         load, far = self._report(now)
+        if self._load is not None and self._load.get("draining") and not self._ledger.flows:
+            self._leave()  # nobody needs it any more, and a relay that stops waits for requests
+            self._responder.end()
+            return
         self._responder.data(
             RelayBeat(
                 self._number,

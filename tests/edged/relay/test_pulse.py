@@ -93,6 +93,20 @@ def test_a_pulse_beats_at_the_pace_that_is_asked_for():
     assert all(beat.load is None for beat in told[1:])
 
 
+def test_a_relay_that_stops_waits_for_flows_and_not_for_pulses():
+    house = House()
+    pulse = house.ask("POST", PULSE, length=None)
+    flow = house.flow("POST", TARGET, ("edged-ack", "0"), length=10)
+    house.draining = True
+    house.pass_time(2.0)
+    assert pulse.ended is None
+    assert any(beat.load and beat.load.get("draining") for beat in beats(pulse))
+    house.flow("DELETE")
+    assert flow.ended == "abort"
+    house.pass_time(2.0)
+    assert pulse.ended == "end"
+
+
 def test_a_pulse_lets_journals_go_and_tells_of_uploads():
     house = House()
     pulse = house.ask("POST", PULSE, length=None)

@@ -42,6 +42,7 @@ class House:
     """A relay with fake exchanges and a clock of its own."""
 
     instance = "boot-1"
+    draining = False
 
     def __init__(self, *clients, **limits):
         self.clock = Clock()
@@ -72,7 +73,8 @@ class House:
         return handle
 
     def load(self):
-        return {"flows": self.flows.count}
+        load = {"flows": self.flows.count}
+        return load | {"draining": True} if self.draining else load
 
     def far(self, host, port):
         return [{"endpoint": f"{host}:{port}", "rtt_ms": 9.0}]
