@@ -302,6 +302,10 @@ class PathTable:
         """Whether something sent on ``line`` is overdue, verdict or not."""
         return self._detector.silent(line)
 
+    def dead(self, line: str) -> bool:
+        """Whether nothing passes on ``line`` at all."""
+        return self._detector.line_verdict(line) is Verdict.DOWN
+
     def stirred(self, line: str) -> int:
         """How often something on ``line`` fell silent, or was heard again, so far."""
         return self._detector.stirred(line)

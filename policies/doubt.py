@@ -24,7 +24,7 @@ IDLE_BYTES_S: Final = 0.9 * 10e6 / 86_400
 """What is sent on an idle line in the mean: 10 MB a day, less what connections do by themselves."""
 DOUBT_BYTES_S: Final = IDLE_BYTES_S / 4
 ROUTINE_BYTES_S: Final = IDLE_BYTES_S - DOUBT_BYTES_S
-PURSE_BYTES: Final = 10_000.0
+PURSE_BYTES: Final = 12_000.0
 """One request over a fresh connection, and some packets."""
 FIRST_WAIT_S: Final = 0.4
 """The answer to the first packet ends most doubts: it is waited for."""

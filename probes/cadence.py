@@ -210,7 +210,8 @@ class _LineState:
     inquiry: Inquiry = field(default_factory=Inquiry)
     """The doubt about it while it is IDLE."""
     silent: bool = False
-    """Something on it is unanswered."""
+    dead: bool = False
+    """Something on it is unanswered; nothing passes."""
 
     def refill(self, now: float) -> None:
         self.tokens = min(self.depth, self.tokens + (now - self.filled_at) * self.rate)
@@ -272,10 +273,17 @@ class Planner:
                     self._push(task, now + self._slot(task, state) * round_s)
 
     def set_activity(
-        self, line: str, busy: bool, now: float, *, doubted: bool = False, silent: bool = False
+        self,
+        line: str,
+        busy: bool,
+        now: float,
+        *,
+        doubted: bool = False,
+        silent: bool = False,
+        dead: bool = False,
     ) -> Pace:
-        """Say whether an exchange waits on ``line``, whether its verdicts are bad and whether
-        anything on it is silent. Call it often; gives the pace."""
+        """Say whether an exchange waits on ``line``, whether its verdicts are bad, whether
+        anything on it is silent, and all of it. Call it often; gives the pace."""
         state = self._lines.get(line)
         if state is None:
             return Pace.IDLE
@@ -285,7 +293,7 @@ class Planner:
             state.doubted_since = None
         elif state.doubted_since is None:
             state.doubted_since = now
-        state.silent = silent
+        state.silent, state.dead = silent, dead
         self._set_pace(state, now)
         if state.pace is not Pace.IDLE:
             if state.inquiry.open:
@@ -423,7 +431,7 @@ class Planner:
         silent.sort(key=lambda task: (_ORDER[task.kind], task.phase))
         number = inquiry.asked
         task = silent[number % len(silent)]
-        if number and state.doubted_since is not None:
+        if number and state.doubted_since is not None and not state.dead:
             for other in state.tasks:
                 if (
                     other.kind is Kind.HTTP

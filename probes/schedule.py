@@ -59,6 +59,9 @@ class Activity(Protocol):
     def silent(self, line: str) -> bool:
         """Something sent on it is overdue, verdict or not."""
 
+    def dead(self, line: str) -> bool:
+        """Nothing passes on it at all: there is no use in dear probes."""
+
     def stirred(self, line: str) -> int:
         """How often something on it fell silent, or was heard again, so far."""
 
@@ -208,7 +211,12 @@ class Scheduler:
                 planner.stir(line, now)
             silent = activity.silent(line)
             pace = planner.set_activity(
-                line, activity.waiting(line), now, doubted=activity.doubted(line), silent=silent
+                line,
+                activity.waiting(line),
+                now,
+                doubted=activity.doubted(line),
+                silent=silent,
+                dead=activity.dead(line),
             )
             # Looking costs no bytes: an idle line that is silent is looked at, too.
             self._closely = self._closely or silent or pace >= Pace.DOUBTED

@@ -285,7 +285,10 @@ def test_an_idle_line_without_a_connection_to_ping_is_asked_end_to_end():
     planner = planner_of(paths_of(1), costs=ALL_COSTS)
     simulate(planner, 1000.0, 100)
     planner.set_lacks("cn2>u/e0", frozenset({Kind.PING}), 1100.0)
-    fired = idle_for(planner, 1100.0, 5.0, silent=True, doubted=True)
+    dead = idle_for(planner, 1100.0, 5.0, silent=True, doubted=True, dead=True)
+    assert not times(dead, Kind.HTTP), "the purse is kept for a sign of life"
+    planner.stir("cn2", 1105.0)
+    fired = idle_for(planner, 1105.0, 5.0, silent=True, doubted=True)
     assert len(times(fired, Kind.HTTP)) == 1
     assert not times(fired, Kind.PING)[1:]
 
@@ -414,6 +417,9 @@ class Quiet:
         return False
 
     def silent(self, line):
+        return False
+
+    def dead(self, line):
         return False
 
     def stirred(self, line):

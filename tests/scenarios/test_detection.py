@@ -161,7 +161,7 @@ def test_an_idle_line_that_dies_is_down_in_a_few_seconds_and_back_when_it_heals(
     assert net.line_down("a")
     spent = net.probe_bytes["a"]
     net.run(600.0)
-    assert net.probe_bytes["a"] - spent < 10_000 + 540 * 116
+    assert net.probe_bytes["a"] - spent < 12_000 + 540 * 116
     net.lines["a"].hole = ""
     net.run(630.0)
     assert net.table.snapshot.paths["a>u/e1"].verdict is Verdict.UP
