@@ -141,10 +141,21 @@ class HttpProbe:
         self._target = target
         self._clock = clock
         self._clients: dict[str, tuple[Path, httpx.AsyncClient, LineTransport]] = {}
+        self._running: set[str] = set()
 
     async def run(self, path: Path, *, timeout_s: float) -> Sequence[Sample]:
-        """One GET over the path's kept connection, or over a new one if there is none."""
-        return (await self.measure(path, timeout_s=timeout_s)).samples()
+        """One GET over the path's kept connection, or over a new one if there is none.
+
+        Nothing while the last one is not answered: it will tell, and one that times out takes the
+        connection with it that both would share.
+        """
+        if path.name in self._running:
+            return ()
+        self._running.add(path.name)
+        try:
+            return (await self.measure(path, timeout_s=timeout_s)).samples()
+        finally:
+            self._running.discard(path.name)
 
     async def measure(self, path: Path, *, timeout_s: float, fresh: bool = False) -> HttpReport:
         """The same with all there is to know; ``fresh`` insists on a new connection."""

@@ -100,6 +100,21 @@ def run(test, *, loop=asyncio.run, **kwargs):
     return loop(main())
 
 
+def test_a_run_begins_only_when_the_last_one_has_ended():
+    async def test(probe):
+        async with Origin(answer=None) as origin:
+            path = origin.path()
+            first = asyncio.create_task(probe.run(path, timeout_s=0.3))
+            await asyncio.sleep(0)
+            assert await probe.run(path, timeout_s=5) == ()
+            (sample,) = [one for one in await first if one.kind is Kind.HTTP]
+            assert sample.outcome is Outcome.TIMEOUT
+            assert await probe.run(path, timeout_s=0.1)
+            assert origin.connections == 2
+
+    run(test)
+
+
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
 def test_a_fresh_connection_shows_every_phase_and_a_kept_one_only_the_last(authority, loop):
     async def test(probe):
