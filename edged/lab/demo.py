@@ -151,7 +151,7 @@ class Show:
         with self._view:
             if not self._lab.kernel_silence:
                 self._tell(
-                    "this kernel refuses socket filters: dead lines stall in user space only"
+                    "this kernel refuses filters and keys: dead lines stall in user space only"
                 )
             helpers = [
                 self._loop.create_task(self._refresh(live)),

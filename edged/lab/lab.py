@@ -95,8 +95,10 @@ class Lab:
 
     @property
     def kernel_silence(self) -> bool:
-        """False where the kernel refuses filters: dead lines then stall in user space only."""
-        return all(endpoint.tcp.kernel for endpoint in self.endpoints.values())
+        """False where the kernel refuses filters and keys: dead lines only stall in user space."""
+        return all(
+            endpoint.tcp.kernel or endpoint.tcp.signs for endpoint in self.endpoints.values()
+        )
 
     @property
     def ca_file(self) -> Path:

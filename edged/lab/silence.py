@@ -76,3 +76,9 @@ def set_mute(sock: socket.socket, peer: str, mute: bool) -> bool:
     except OSError as error:
         return not mute and error.errno == errno.ENOENT
     return True
+
+
+def can_mute() -> bool:
+    """Whether this kernel lets the caller sign what its own sockets send."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        return set_mute(sock, "127.0.0.1", True)

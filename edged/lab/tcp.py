@@ -231,6 +231,11 @@ class Link:
             if mute != self._applied[1]:
                 silence.set_mute(self._sock, self._peer, mute)
             self._applied = wanted
+        elif self._front.signs:
+            mute = dead_up and dead_down
+            if mute != self._applied[1]:
+                silence.set_mute(self._sock, self._peer, mute)
+            self._applied = (0.0, mute)
         self._up.freeze(dead_up)
         self._down.freeze(dead_down)
 
@@ -277,7 +282,8 @@ class TcpFront:
     """The listening socket of one endpoint address and all connections through it.
 
     ``extra_delay_s`` is the endpoint's own distance each way, on top of the line's.
-    ``kernel`` tells whether silence is the kernel's or only stalling in user space.
+    ``kernel`` tells whether silence and loss are the kernel's. Where it refuses filters ``signs``
+    tells whether keys still silence a line, both ways at once; else it stalls in user space only.
     """
 
     def __init__(
@@ -287,6 +293,7 @@ class TcpFront:
         self.origin = origin
         self.extra_delay_s = extra_delay_s
         self.kernel = supported()
+        self.signs = silence.can_mute()
         self.silent = False
         self.port = 0
         self._links: set[Link] = set()
@@ -325,7 +332,11 @@ class TcpFront:
             link.apply()
 
     def _filter_listener(self) -> None:
-        if not self._listener or not self.kernel:
+        if not self._listener:
+            return
+        if not self.kernel:
+            if self.signs:
+                self._mute_listener(self._listener)
             return
         if self.silent:
             set_filter(self._listener, silence.drop_program(1))
@@ -338,6 +349,12 @@ class TcpFront:
             if loss:
                 losses.append((line.spec.source, loss))
         set_filter(self._listener, silence.sources_program(losses) if losses else None)
+
+    def _mute_listener(self, listener: socket.socket) -> None:
+        """No SYN from a dead line is answered: it lacks the signature."""
+        for line in self.lines:
+            dead = all(x.impairment.blackhole for x in (line.up, line.down))
+            silence.set_mute(listener, line.spec.source, self.silent or dead)
 
     def _changed(self, line: EmulatedLine) -> None:
         self._filter_listener()
