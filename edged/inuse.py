@@ -31,11 +31,50 @@ class Tunnel(Protocol):
     def path_name(self) -> str:
         """The path it runs on."""
 
+    @property
+    def line_name(self) -> str:
+        """The line it runs on."""
+
+    def waits(self, now: float) -> bool:
+        """Whether anybody may be waiting for its bytes."""
+
     def fileno(self) -> int | None:
         """Its socket; ``None`` when closed."""
 
     def give_up(self, detail: str) -> None:
         """It is of no use any more."""
+
+
+class Activity:
+    """What the table says of the lines, for `probes.schedule`; a tunnel that rests waits for
+    nothing, and its line may be idle."""
+
+    def __init__(
+        self,
+        table: PathTable,
+        tunnels: Callable[[], Iterable[Tunnel]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._table = table
+        self._tunnels = tunnels
+        self._clock = clock
+        self.doubted = table.doubted
+        self.silent = table.silent
+        self.dead = table.dead
+        self.stirred = table.stirred
+
+    def waiting(self, line: str) -> bool:
+        """Whether an exchange, or a tunnel that does not rest, waits for an answer over it."""
+        in_flight = self._table.in_flight(line)
+        if not in_flight:
+            return False
+        now = self._clock()
+        for tunnel in self._tunnels():
+            if tunnel.line_name == line and not tunnel.waits(now):
+                in_flight -= 1
+                if not in_flight:
+                    return False
+        return True
 
 
 class PingProbe:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
 
-from edged.inuse import InUse, PingProbe, Tunnel
+from edged.inuse import Activity, InUse, PingProbe, Tunnel
 from edged.table import PathTable
 from edged.upstream.pool import Pools
 from policies.model import Carrier, Kind, Path, Sample
@@ -61,7 +61,7 @@ class Probing:
         self._report = report
         self.scheduler = Scheduler(
             probes,
-            table,
+            Activity(table, tunnels, clock),
             self._take,
             estimate=lambda name: (
                 state.estimate if (state := table.snapshot.paths.get(name)) else None

@@ -285,10 +285,14 @@ class PathTable:
         if record is not None:
             record.drilled = drilled
 
+    def in_flight(self, line: str) -> int:
+        """How many attempts are in flight on ``line``."""
+        record = self._lines.get(line)
+        return 0 if record is None else record.in_flight
+
     def waiting(self, line: str) -> bool:
         """Whether an exchange is in flight on ``line``: probes speed up."""
-        record = self._lines.get(line)
-        return record is not None and record.in_flight > 0
+        return self.in_flight(line) > 0
 
     def doubted(self, line: str) -> bool:
         """Whether ``line`` or a path on it is worse than UP: it is probed for its return."""

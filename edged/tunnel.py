@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DRAIN_REST_S = 5.0
 """A tunnel without traffic for so long is closed in a drain: most are pooled connections that
 nobody uses, and would hold it up to its end."""
+ANSWER_S = 120.0
+"""So long a tunnel in which the client spoke last is taken for one that waits for an answer."""
 _HIGH_BYTES = 256 << 10
 _LOW_BYTES = 64 << 10
 
@@ -34,6 +36,7 @@ class Tunnel(Driver["Leg"]):
 
     __slots__ = (
         "_transport",
+        "asking",
         "broken",
         "client_ended",
         "early",
@@ -52,6 +55,8 @@ class Tunnel(Driver["Leg"]):
         machine = plan.machine(True, candidates(plan.ranking, self.suits))
         super().__init__(house, plan, machine, request, responder)
         self._transport: asyncio.Transport | None = None
+        self.asking = True
+        """Whether the client sent last: then an answer may be due."""
         self.broken = False
         self.client_ended = False
         self.upstream_ended = False
@@ -82,6 +87,7 @@ class Tunnel(Driver["Leg"]):
                 self.responder.pause_body()
             return
         self.touch(UPGRADED_IDLE_S)
+        self.asking = True
         if self.winner is not None:
             self.winner.target.moved_bytes += len(data)
         self._transport.write(data)
@@ -131,6 +137,7 @@ class Tunnel(Driver["Leg"]):
     def received(self, data: bytes) -> None:
         """Bytes from the upstream."""
         self.touch(UPGRADED_IDLE_S)
+        self.asking = False
         self.record.bytes_down += len(data)
         self.record.bytes_down_wire += len(data)
         self.responder.data(data)
@@ -177,8 +184,17 @@ class Tunnel(Driver["Leg"]):
 
     def rested(self, now: float) -> bool:
         """Whether it is connected and nothing was sent either way for `DRAIN_REST_S`."""
-        idle_s = UPGRADED_IDLE_S - (self.deadline - now)
-        return self.winner is not None and idle_s >= DRAIN_REST_S
+        return self.winner is not None and self._idle_s(now) >= DRAIN_REST_S
+
+    def waits(self, now: float) -> bool:
+        """Whether anybody may be waiting for its bytes: not where the upstream spoke last, nor
+        when an answer has been due for `ANSWER_S`."""
+        return self.winner is None or self._idle_s(now) < (
+            ANSWER_S if self.asking else DRAIN_REST_S
+        )
+
+    def _idle_s(self, now: float) -> float:
+        return UPGRADED_IDLE_S - (self.deadline - now)
 
     def drain(self) -> None:
         """An orderly end: its client connects anew, to who comes after us."""
@@ -228,6 +244,15 @@ class Leg(asyncio.Protocol):
             return None
         number: int = sock.fileno()
         return number if number >= 0 else None
+
+    @property
+    def line_name(self) -> str:
+        """The line it runs on."""
+        return self.target.path.line.name
+
+    def waits(self, now: float) -> bool:
+        """Whether anybody may be waiting for its bytes."""
+        return self.exchange.waits(now)
 
     def give_up(self, detail: str) -> None:
         """Nothing passes any more on this connection, whatever its line does."""

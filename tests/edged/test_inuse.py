@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edged.inuse import InUse, PingProbe
+from edged.inuse import Activity, InUse, PingProbe
 from edged.upstream.h2 import H2Connection
 from policies.manners import TRIAL
 from policies.model import Carrier, Endpoint, Kind, Line, Outcome, Path
@@ -167,3 +167,31 @@ def test_a_tunnel_cannot_move_and_is_given_more_time(times, given_up):
     tunnel = Tunnel(7)
     look_at(Stuck(PATH.name, 7, times, 0, 100.0), tunnels=(tunnel,))
     assert (tunnel.detail is not None) is given_up
+
+
+class Resting:
+    """A tunnel."""
+
+    def __init__(self, line_name, waits):
+        self.line_name, self.waiting = line_name, waits
+
+    def waits(self, now):
+        return self.waiting
+
+
+def test_tunnels_that_rest_do_not_keep_their_line_busy():
+    counts = {"a": 2, "b": 1}
+
+    class Lines:
+        doubted = silent = dead = stirred = None
+
+        def in_flight(self, line):
+            return counts.get(line, 0)
+
+    tunnels = [Resting("a", False), Resting("a", False), Resting("b", True)]
+    activity = Activity(Lines(), lambda: tunnels, lambda: 0.0)
+    assert [activity.waiting(line) for line in "abc"] == [False, True, False]
+    counts["a"] = 3  # an exchange beside them
+    assert activity.waiting("a")
+    counts["a"], tunnels[1].waiting = 2, True
+    assert activity.waiting("a")

@@ -8,7 +8,7 @@ from edged.dialer import LineDialer
 from edged.driver import UPGRADED_IDLE_S
 from edged.messages import RequestHead
 from edged.routes import Routed
-from edged.tunnel import DRAIN_REST_S
+from edged.tunnel import ANSWER_S, DRAIN_REST_S
 from policies.model import Blame, Change, Kind, Outcome, Verdict
 from tests.harness.scripted import Client, Stage, make_path, staged
 
@@ -215,3 +215,23 @@ async def test_a_drain_closes_tunnels_once_they_carry_nothing():
         assert busy.over == "end"
         assert stage.idle()
         assert [r.error for r in stage.records] == [None, None]
+
+
+@staged
+async def test_a_tunnel_waits_for_an_answer_longer_than_for_nothing_in_particular():
+    async with Server(echo=False) as server:
+        stage = tunnel_stage(server.port)
+        client = connect(stage, server.port)
+        await until(lambda: client.status == 200)
+        (tunnel,) = stage.exchanges.live
+        client.sink.body(b"ask")
+        await until(lambda: server.got == b"ask")
+        asked_at = tunnel.deadline - UPGRADED_IDLE_S
+        assert tunnel.waits(asked_at + ANSWER_S - 1)
+        assert not tunnel.waits(asked_at + ANSWER_S + 1)
+        server.writers[0].write(b"answer")
+        await until(lambda: client.body)
+        answered_at = tunnel.deadline - UPGRADED_IDLE_S
+        assert tunnel.waits(answered_at + DRAIN_REST_S - 1)
+        assert not tunnel.waits(answered_at + DRAIN_REST_S + 1)
+        tunnel.gone()
