@@ -141,21 +141,12 @@ class HttpProbe:
         self._target = target
         self._clock = clock
         self._clients: dict[str, tuple[Path, httpx.AsyncClient, LineTransport]] = {}
-        self._running: set[str] = set()
+        """The kept ones; a run takes its path's, and puts it back. One that begins while another
+        hangs has a connection of its own: the line may be back, and the other not see it."""
 
     async def run(self, path: Path, *, timeout_s: float) -> Sequence[Sample]:
-        """One GET over the path's kept connection, or over a new one if there is none.
-
-        Nothing while the last one is not answered: it will tell, and one that times out takes the
-        connection with it that both would share.
-        """
-        if path.name in self._running:
-            return ()
-        self._running.add(path.name)
-        try:
-            return (await self.measure(path, timeout_s=timeout_s)).samples()
-        finally:
-            self._running.discard(path.name)
+        """One GET over the path's kept connection, or over a new one if there is none."""
+        return (await self.measure(path, timeout_s=timeout_s)).samples()
 
     async def measure(self, path: Path, *, timeout_s: float, fresh: bool = False) -> HttpReport:
         """The same with all there is to know; ``fresh`` insists on a new connection."""
@@ -184,9 +175,12 @@ class HttpProbe:
         if held is not None:
             await held[1].aclose()
 
-    def _client(self, path: Path) -> tuple[httpx.AsyncClient, LineTransport]:
-        held = self._clients.get(path.name)
-        if held is None or held[0] != path:
+    async def _take(self, path: Path) -> tuple[httpx.AsyncClient, LineTransport]:
+        held = self._clients.pop(path.name, None)
+        if held is not None and held[0] != path:
+            await held[1].aclose()
+            held = None
+        if held is None:
             transport = LineTransport(
                 self._dialer,
                 path.line,
@@ -198,7 +192,7 @@ class HttpProbe:
                 trust_env=False,
                 headers={"user-agent": "edged-probe", "accept": "*/*"},
             )
-            held = self._clients[path.name] = (path, client, transport)
+            held = (path, client, transport)
         return held[1], held[2]
 
     async def _once(self, path: Path, timeout_s: float) -> HttpReport:
@@ -206,7 +200,7 @@ class HttpProbe:
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         target = endpoint.base_path + self._target(path)
         url = f"{endpoint.scheme}://{host}:{endpoint.port}{target}"
-        client, transport = self._client(path)
+        client, transport = await self._take(path)
         transport.backend.dialed = None
         timeline = _Timeline(self._clock)
         report = HttpReport(path.name, url, self._clock())
@@ -228,10 +222,13 @@ class HttpProbe:
                 _fail(report, Outcome.TLS, _tls_text(endpoint.host, str(error)))
             else:
                 _fail(report, Outcome.RESET, str(error) or "the connection was reset")
+        finally:
+            if keep and path.name not in self._clients:
+                self._clients[path.name] = (path, client, transport)
+            else:
+                await client.aclose()
         report.total_s = self._clock() - report.sent_at
         _fill(report, timeline, transport)
-        if not keep:
-            await self._drop(path)
         return report
 
     async def _get(

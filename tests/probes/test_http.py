@@ -100,16 +100,21 @@ def run(test, *, loop=asyncio.run, **kwargs):
     return loop(main())
 
 
-def test_a_run_begins_only_when_the_last_one_has_ended():
+def test_a_run_that_begins_while_another_hangs_has_a_connection_of_its_own():
     async def test(probe):
         async with Origin(answer=None) as origin:
             path = origin.path()
-            first = asyncio.create_task(probe.run(path, timeout_s=0.3))
-            await asyncio.sleep(0)
-            assert await probe.run(path, timeout_s=5) == ()
-            (sample,) = [one for one in await first if one.kind is Kind.HTTP]
-            assert sample.outcome is Outcome.TIMEOUT
-            assert await probe.run(path, timeout_s=0.1)
+            hangs = asyncio.create_task(probe.run(path, timeout_s=1.0))
+            while not origin.requests:
+                await asyncio.sleep(0.001)
+            origin.answer = OK
+            (sample,) = [s for s in await probe.run(path, timeout_s=5) if s.kind is Kind.HTTP]
+            assert sample.outcome is Outcome.OK
+            assert not hangs.done()
+            (late,) = [s for s in await hangs if s.kind is Kind.HTTP]
+            assert late.outcome is Outcome.TIMEOUT
+            again = await probe.measure(path, timeout_s=5)
+            assert again.reused
             assert origin.connections == 2
 
     run(test)
