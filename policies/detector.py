@@ -45,12 +45,12 @@ that fell silent with it are pardoned. Recovery: `policies.silence.Gate`.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from policies.attribution import blocked_carriers, judge
+from policies.deadlines import Deadlines
 from policies.ledger import (
     ANY,
     END,
@@ -99,11 +99,7 @@ class Detector:
         self._paths: dict[str, PathState] = {}
         self._lines: dict[str, LineState] = {}
         self._endpoints: dict[str, list[PathState]] = {}
-        self._due: list[Slot] = []
-        self._patient: dict[LineState, float] = {}
-        """When lines are to be judged again although nothing more fell silent."""
-        self._shift_s = 0.0
-        """What lag has added to the deadlines of the heap, which are stored without it."""
+        self._due = Deadlines()
         self._stalled_at = float("-inf")
         self._carrier_changes: list[CarrierChange] = []
         self.stirs = 0
@@ -149,7 +145,7 @@ class Detector:
         state.line.paths.remove(state)
         if not state.line.paths:
             del self._lines[state.line.name]
-            self._patient.pop(state.line, None)
+            self._due.wait(state.line, None)
         self._endpoints[state.endpoint].remove(state)
         if not self._endpoints[state.endpoint]:
             del self._endpoints[state.endpoint]
@@ -202,13 +198,7 @@ class Detector:
 
     def next_deadline(self) -> float | None:
         """When `tick` must run at the latest, or ``None`` while nothing is outstanding."""
-        while self._due and not self._due[0].open:
-            heapq.heappop(self._due)
-        patient = min(self._patient.values(), default=None)
-        if not self._due:
-            return patient
-        due = self._due[0].due + self._shift_s
-        return due if patient is None else min(due, patient)
+        return self._due.next()
 
     # -- what happens ------------------------------------------------------------------------
 
@@ -230,7 +220,7 @@ class Detector:
         if state is None or kind in _NO_SLOTS:
             return
         layer = layer_of(kind, carrier)
-        slot = Slot(state, kind, layer, at, at + rtt_s, at + rtt_s + slack_s - self._shift_s)
+        slot = Slot(state, kind, layer, at, at + rtt_s, at + rtt_s + slack_s)
         key = (kind, layer)
         slots = state.slots.get(key)
         if slots is None:
@@ -238,7 +228,7 @@ class Detector:
         elif len(slots) == _OUTSTANDING:
             slots[0].open = False
         slots.append(slot)
-        heapq.heappush(self._due, slot)
+        self._due.add(slot)
         self._space(state, kind, layer, at)
 
     def _space(self, path: PathState, kind: Kind, layer: int, at: float) -> None:
@@ -341,16 +331,11 @@ class Detector:
         """
         if lag_s > 0:
             self.lagged(lag_s, now)
-        touched: dict[LineState, None] = {}
-        due = self._due
-        while due and due[0].due + self._shift_s <= now:
-            slot = heapq.heappop(due)
-            if slot.open:
-                slot.open = False
-                self._silent(slot)
-                touched[slot.path.line] = None
-        if self._patient:
-            touched |= dict.fromkeys(line for line, at in self._patient.items() if at <= now)
+        slots, patient = self._due.take(now)
+        touched = dict.fromkeys(patient)
+        for slot in slots:
+            self._silent(slot)
+            touched[slot.path.line] = None
         if not touched:
             return _UNCHANGED
         changes: list[Change] = []
@@ -369,9 +354,7 @@ class Detector:
                         slot.open = False
                     slots.clear()
         elif self._due and lag_s > self._pace_s() / 2:
-            self._shift_s += lag_s
-            for line in self._patient:
-                self._patient[line] += lag_s
+            self._due.delay(lag_s)
 
     def _pace_s(self) -> float:
         return min(line.channels[ANY].pace_s for line in self._lines.values())
@@ -389,11 +372,7 @@ class Detector:
         changes = judge(line, self._endpoints, now, heard, layer)
         if was_calm and not line.calm:
             self._stir(line)
-        again_at = None if line.calm else line.patient_until(now)
-        if again_at is not None:
-            self._patient[line] = again_at
-        elif self._patient:
-            self._patient.pop(line, None)
+        self._due.wait(line, None if line.calm else line.patient_until(now))
         return changes
 
     def _stir(self, line: LineState) -> None:
