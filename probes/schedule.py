@@ -17,7 +17,8 @@ from typing import Protocol, runtime_checkable
 from policies.model import Estimate, Kind, Path, Sample
 from policies.schema import Cadence
 from probes.base import Probe
-from probes.cadence import Job, Pace, Planner
+from probes.cadence import Job, Planner
+from probes.paces import Pace
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,11 @@ from probes.cadence import (
     RECENT_S,
     VOLLEY_SPACING_S,
     YOUNG_S,
-    Pace,
     Planner,
     cap_bytes_s,
-    period_s,
     spread,
 )
+from probes.paces import Pace, period_s
 from probes.schedule import Scheduler, timeout_s
 
 COSTS = {Kind.ICMP: 112, Kind.TCP: 420, Kind.QUIC: 5000, Kind.HTTP: 8192}
