@@ -15,7 +15,7 @@ T   h3: R + max(4v, 1 ms) + 25 ms                     RFC 9002 section 6.2, PTO
     h2: R + R/4 + 20 ms                               RFC 8985: something follows on the connection
     h1: R + max(4v, 200 ms)                           RFC 6298: nothing follows, the timer must fire
 G   where congestion control takes loss for congestion 1.22 * packet / (R * sqrt p) (Mathis et
-    al. 1997); where it measures bandwidth (BBR) what was measured
+    al. 1997), p at least `LEAST_LOSS`; where it measures bandwidth (BBR) what was measured
 ```
 
 What was measured of a carrier (time from sending a request to its response) outweighs the model
@@ -45,6 +45,9 @@ H1_CONNECTIONS_MAX: Final = 32
 STREAM_MOVES_S: Final = 0.01
 """What it is worth to a stream of events that it can change its line: an outage a day and line,
 30 s of stream, 30 s of it to be done again."""
+LEAST_LOSS: Final = 5e-4
+"""What a body on a carrier that takes loss for congestion has to reckon with where none was seen:
+a few hundred probes do not show it, and it costs such a body tens of seconds."""
 EXPLORE_EVERY: Final = 64
 """One request of so many takes the carrier that may be better than the best."""
 HALF_LIFE_S: Final = 60.0
@@ -117,7 +120,7 @@ def expected_s(carrier: Carrier, facts: Facts, load: Load, group: int) -> float:
     again = (1 - (1 - p) ** (ceil(size / PACKET_BYTES) - 1)) * 9 / 8 * rtt_s
     body_s = _body_s(size, rtt_s, 0.0, facts.goodput_bps)
     if not load.paced:
-        body_s = max(body_s, _body_s(size, rtt_s, p, None))
+        body_s = max(body_s, _body_s(size, rtt_s, max(p, LEAST_LOSS), None))
     return own + others + moves + again + body_s
 
 

@@ -162,6 +162,14 @@ def test_what_might_be_better_is_looked_at_until_it_is_known():
     assert H2 not in choose(chooser).explore[SMALL]
 
 
+def test_no_large_body_trusts_a_line_because_no_loss_was_seen_yet():
+    """What does not take loss for congestion carries it; small requests need not care."""
+    loads = {H3: Load(paced=False)}
+    choice = choose(Chooser(EVERY), Facts(0.15, 0.004, 0.0), loads=loads)
+    assert choice.orders[LARGE][0] is not H3
+    assert choice.orders[SMALL][0] is H3
+
+
 def test_nobody_looks_at_what_would_cost_seconds():
     assert H3 not in choose(Chooser(EVERY)).explore[LARGE]
 
