@@ -149,6 +149,18 @@ class Compression(_Section):
     """zstd level; br and gzip use the nearest of theirs."""
 
 
+class Redundancy(_Section):
+    """What goes through a relay over two lines at once; whichever byte comes first goes on."""
+
+    small_streams: Literal["auto", "always", "never"] = "auto"
+    """Of token streams and small requests. auto: while the best line is in doubt, loses more than
+    1% or is young; never: only once a line is silent."""
+    max_kbit_s: float = Field(64.0, strict=True, gt=0, allow_inf_nan=False)
+    """A response that comes faster than this is not small."""
+    max_share: Share = 0.25
+    """Of a line's capacity, if it is known: so much may all second copies take."""
+
+
 class Limits(_Section):
     """What one exchange may hold."""
 
@@ -184,5 +196,7 @@ class Policy(_Section):
     or always. Null: line-down for gateway requests, never for explicit-proxy requests."""
     compression: Compression = Compression()
     """What is compressed on the long leg."""
+    redundancy: Redundancy = Redundancy()
+    """What goes through a relay twice."""
     limits: Limits = Limits()
     """What one exchange may hold."""

@@ -17,7 +17,7 @@ from edged.messages import Headers
 from edged.relay import wire
 from edged.relay.beats import MOST_WANTED, RelayBeat
 from edged.relay.client_leg import ACTIVE_AFTER_S, Leg
-from edged.relay.client_stream import FlowStream
+from edged.relay.client_stream import APART, FlowStream
 from edged.table import PathTable
 from edged.upstream.base import Pending, StreamEvents
 from edged.upstream.pool import Pools
@@ -34,8 +34,6 @@ from policies.model import (
 
 _log = logging.getLogger("edged.relay")
 
-SETTLE_S = 1.0
-"""So long a second line is kept beside one that is well again."""
 TICK_S = 0.5
 _VERDICTS = {"up": Verdict.UP, "suspect": Verdict.SUSPECT, "down": Verdict.DOWN}
 
@@ -77,8 +75,8 @@ class RelayClient:
         self.door = Door(b"https", f"{host}{port}".encode(), fields)
         self.legs = {leg.line.name: Leg(self, leg) for leg in legs}
         self.flows: dict[bytes, FlowStream] = {}
-        self.joined = 0
-        """Visits beyond the first of a flow."""
+        self.copies = 0
+        """Flows that go over two lines, as of the last count."""
         self._paths = {path.name: path for path in paths}
         self._by_url: dict[str, list[str]] = {}
         for path in paths:
@@ -106,7 +104,8 @@ class RelayClient:
         self, path: Path, events: StreamEvents, request_class: RequestClass | None
     ) -> Pending | None:
         """A flow along ``path``, or over a better line if that is silent just now."""
-        flow = FlowStream(self, path, events, request_class)
+        redundancy = self.table.policy(path.endpoint.upstream).redundancy
+        flow = FlowStream(self, path, events, request_class, redundancy)
         self.flows[flow.id] = flow
         line = path.line.name
         if self.legs[line].silent:
@@ -121,6 +120,10 @@ class RelayClient:
         legs = [leg for leg in legs if not leg.silent] or legs
         legs.sort(key=_quality)
         return [leg.name for leg in legs]
+
+    def leg(self, way: str) -> Leg:
+        """The leg that ``way`` is on."""
+        return self.legs[way.removesuffix(APART)]
 
     def path_over(self, line: str, path: Path) -> Path | None:
         """The path to the same endpoint over ``line``."""
@@ -143,13 +146,13 @@ class RelayClient:
         """``leg`` says nothing: its flows ask others."""
         for visit in tuple(leg.visits):
             if visit.flow is not None:
-                visit.flow.silent(leg.name)
+                visit.flow.silent(visit.way)
 
     def heard(self, leg: Leg) -> None:
         """``leg`` says something again."""
         for visit in tuple(leg.visits):
             if visit.flow is not None:
-                visit.flow.heard(leg.name)
+                visit.flow.heard(visit.way)
 
     def verdict(self, leg: Leg, verdict: Verdict) -> None:
         """The detector has judged ``leg``."""
@@ -157,7 +160,7 @@ class RelayClient:
         if verdict is Verdict.DOWN:
             for visit in tuple(leg.visits):
                 if visit.flow is not None:
-                    visit.flow.leave(leg.name)
+                    visit.flow.leave(visit.way)
         elif verdict is Verdict.SUSPECT and old is Verdict.UP:
             self.silent(leg)
         if old is Verdict.DOWN and verdict is not Verdict.DOWN:
@@ -231,15 +234,14 @@ class RelayClient:
                 leg.hurry()
 
     def _tick(self) -> None:
-        """Flows that need one line only have one."""
+        """What is sent twice, and need not be any more, or should be from now on."""
         self._timer = self.loop.call_later(TICK_S, self._tick)
-        lines = self.usable()
-        if not lines or self.legs[lines[0]].doubtful:
-            return
-        before = monotonic() - SETTLE_S
-        for flow in tuple(self.flows.values()):
-            if len(flow.machine.lines) > 1 and flow.doubled_at <= before:
-                flow.settle(next((n for n in lines if n in flow.machine.lines), lines[0]))
+        now = monotonic()
+        flows = tuple(self.flows.values())
+        self.copies = sum(len(flow.machine.lines) > 1 for flow in flows)
+        for flow in flows:
+            if flow.copying.small or len(flow.machine.lines) > 1:
+                flow.review(now)
 
 
 class Relayed:

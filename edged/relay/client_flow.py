@@ -135,8 +135,10 @@ class FlowClient:
         return None if other is None else self.ask(other)
 
     def second(self, lines: Sequence[str]) -> Ask | None:
-        """Redundancy is wanted: the best line without a visit is asked, too."""
-        if self.over or not self._visits or len(self._visits) >= VISITS_MOST:
+        """Redundancy is wanted: the best line without a visit is asked, too. Visits over lines that
+        are silent do not count.
+        """
+        if self.over or sum(not v.silent for v in self._visits.values()) >= VISITS_MOST:
             return None
         other = next((name for name in lines if name not in self._visits), None)
         return None if other is None else self.ask(other)
@@ -200,10 +202,10 @@ class FlowClient:
         visit = self._visits.pop(line, None)
         if visit is None or self.over:
             return None
-        if not failure.path_down and not visit.fruitful:
-            self._fruitless += 1
         if self._visits:
             return None
+        if not failure.path_down and not visit.fruitful:
+            self._fruitless += 1
         if self._fruitless >= FRUITLESS:
             return self._give(failure)
         pause_s = PAUSE_S * 2 ** (self._fruitless - 2) if self._fruitless > 1 else 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
 from edged.relay.beats import BadBeat, ClientBeat, Lines, RelayBeat
 from edged.upstream.base import Pending, Stream, StreamEvents
-from policies.model import Kind, Outcome, Path, RequestClass, Sample, Verdict
+from policies.model import Carrier, Kind, Outcome, Path, RequestClass, Sample, Verdict
 from policies.rtt import RttEstimator
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Leg:
         """Nothing was heard for longer than is usual."""
         self.connected = False
         """The relay answered the pulse."""
+        self.since = inf
+        """When the pulse began, monotonic."""
         self.closed = False
         self.rtt: RttEstimator | None = None
         self._stream: Stream | None = None
@@ -93,6 +96,12 @@ class Leg:
         """Another line is better."""
         return self.silent or self.verdict is not Verdict.UP
 
+    @property
+    def loss(self) -> float:
+        """What is proven to be lost, as a share."""
+        state = self.client.table.snapshot.paths.get(self.path.name)
+        return 0.0 if state is None else state.estimate.loss_least or 0.0
+
     def open(self, events: StreamEvents, request_class: RequestClass | None) -> Pending | None:
         """A stream to the relay over this line."""
         now = monotonic()
@@ -101,6 +110,10 @@ class Leg:
         return self.client.pools.open(
             self.path, events, early_data=False, request_class=request_class
         )
+
+    def open_apart(self, events: StreamEvents, carrier: Carrier) -> bool:
+        """A stream on another connection than one of ``carrier``; False: there is none now."""
+        return self.client.pools.open_apart(self.path, events, carrier)
 
     def left(self, visit: Visit) -> None:
         """A visit is over."""
@@ -151,6 +164,7 @@ class Leg:
         self.heard()
         self.connected = head.status == 200
         if self.connected:
+            self.since = min(self.since, self._heard_at)
             self._warned = ""
             self._retry_s = RETRY_S
             self.client.known(self)

@@ -15,15 +15,28 @@ from edged.downstream.fields import BadMessage
 from edged.headers import REQUEST_ID
 from edged.messages import Headers, RequestHead, ResponseHead, header
 from edged.relay import wire
-from edged.relay.client_flow import LINGER_S, Ask, Command, FlowClient, Give, Wait
+from edged.relay.client_copies import SMALL_BYTES, Copying
+from edged.relay.client_flow import (
+    LINGER_S,
+    Ask,
+    Command,
+    FlowClient,
+    Give,
+    Wait,
+)
 from edged.relay.client_upload import MOST_BYTES, Outgoing
 from edged.upstream.base import Pending, Stream, StreamEvents
 from policies.model import Carrier, Failure, Outcome, Path, RequestClass
+from policies.schema import Redundancy
 
 if TYPE_CHECKING:
     from edged.relay.client import RelayClient
     from edged.relay.client_leg import Leg
 
+APART = "+"
+"""Ends the name of a second way over the same line, on another connection."""
+SETTLE_S = 1.0
+"""So long a second line is kept beside one that is well again."""
 ACK_AT_BYTES = 256 << 10
 """So much unacknowledged is told at once and not with the next pulse: journals are small."""
 _NOTHING: int | None = 0
@@ -39,6 +52,7 @@ class FlowStream:
         path: Path,
         events: StreamEvents,
         request_class: RequestClass | None,
+        redundancy: Redundancy,
     ) -> None:
         self.id = secrets.token_bytes(16)
         self.path = path
@@ -55,6 +69,8 @@ class FlowStream:
         self.trailers: Headers | None = None
         self.doubled_at = 0.0
         """When the last visit began."""
+        self.copying = Copying(redundancy, request_class, monotonic())
+        """Whether it goes over two lines at once."""
         self._client = client
         self._events = events
         self._visits: dict[str, Visit] = {}
@@ -99,6 +115,7 @@ class FlowStream:
             self.machine.uploaded = True
         for visit in tuple(self._visits.values()):
             visit.begin()
+        self.review(monotonic())
 
     def send_data(self, data: bytes) -> None:
         """Request body bytes."""
@@ -156,51 +173,58 @@ class FlowStream:
             self._refused(visit, outer.status)
         elif header(outer.headers, wire.UNPROCESSED) == wire.TRUE and not self.machine.begun:
             self._fail(Failure(Outcome.RESET, f"{_NO_WAY} ({outer.status})", unprocessed=True))
-        elif self.machine.head(visit.line, inner.offset):
+        elif self.machine.head(visit.way, inner.offset):
             head = inner.head
             head.headers = [field for field in head.headers if field[0] != REQUEST_ID]  # not ours
+            self.copying.answers(head.body_length)
             self._events.head(head)
+            self.review(monotonic())
 
     def data(self, visit: Visit, data: bytes) -> None:
         """Response bytes."""
-        new = self.machine.data(visit.line, data)
+        new = self.machine.data(visit.way, data)
         if new:
             received = self.machine.received
             self._client.received(self.id, received)
             if received - self._acked >= ACK_AT_BYTES:
                 self._acked = received
                 self._client.hurry()
+            if self.copying.small and self.copying.passed(received, monotonic()):
+                self.settle(visit.way)
             self._events.data(new)
 
     def ended(self, visit: Visit, trailers: Headers | None) -> None:
         """A visit ended cleanly."""
-        self._visits.pop(visit.line, None)
-        if self.machine.ended(visit.line):
+        self._visits.pop(visit.way, None)
+        if self.machine.ended(visit.way):
             events = self._events
             self._end()
             events.end(trailers)
 
     def failed(self, visit: Visit, failure: Failure) -> None:
         """A visit ended otherwise."""
-        self._visits.pop(visit.line, None)
+        self._visits.pop(visit.way, None)
         if self._over:
             return
         if not self._ready:
             self._fail(failure)
             return
         lines = self._client.usable()
-        self._carry_out(self.machine.failed(visit.line, failure, lines, monotonic()))
+        now = monotonic()
+        self._carry_out(self.machine.failed(visit.way, failure, lines, now))
+        self.review(now)
 
     def _refused(self, visit: Visit, status: int) -> None:
-        self._visits.pop(visit.line, None)
+        self._visits.pop(visit.way, None)
         visit.cancel()
-        self._carry_out(self.machine.refused(visit.line, status, f"the relay answered {status}"))
+        self._carry_out(self.machine.refused(visit.way, status, f"the relay answered {status}"))
 
     # -- what the relay's client tells -----------------------------------------------------------
 
     def silent(self, line: str) -> None:
         """``line`` is silent: others are asked for what comes next."""
         self._carry_out(self.machine.silent(line, self._client.usable()))
+        self.review(monotonic())
 
     def heard(self, line: str) -> None:
         """It is heard again."""
@@ -210,16 +234,44 @@ class FlowStream:
         """``line`` is DOWN: go on over another, if there is one."""
         self.silent(line)
         if len(self._visits) > 1:
-            self._drop(line)
+            self.drop(line)
             self._moved()
+
+    def review(self, now: float) -> None:
+        """Go over two lines if that is wanted, and over one if it is not any more."""
+        if self._over or not self._visits:
+            return
+        client = self._client
+        ways = client.usable()
+        lines = {way.removesuffix(APART) for way in self._visits}
+        best = next((way for way in ways if way in lines), None)
+        if best is None:
+            return
+        leg = client.legs[best]
+        other = next((way for way in ways if way != best), None)
+        second = leg if other is None else client.legs[other]
+        if self.copying.wanted(leg, client.copies, second, now):
+            cheap = self.machine.uploaded or self.outgoing.end <= SMALL_BYTES
+            if cheap and self._headed:
+                self._carry_out(self.machine.second((*ways, best + APART)))
+            if best + APART in self._visits and other is not None and other in self._visits:
+                self.drop(best + APART)  # another line is better than another connection
+        elif self.doubled_at <= now - SETTLE_S and not leg.doubtful:
+            self.settle(best)
+
+    def carrier_on(self, leg: Leg) -> Carrier:
+        """What the visit over ``leg`` runs on."""
+        visit = self._visits.get(leg.name)
+        return self.carrier if visit is None or visit.stream is None else visit.stream.carrier
 
     def settle(self, best: str) -> None:
         """``best`` is well: one line is enough."""
         for line in self.machine.surplus(best):
-            self._drop(line)
+            self.drop(line)
         self._moved()
 
-    def _drop(self, line: str) -> None:
+    def drop(self, line: str) -> None:
+        """One of two visits is not needed."""
         self.machine.drop(line)
         if (visit := self._visits.pop(line, None)) is not None:
             visit.cancel()
@@ -236,7 +288,7 @@ class FlowStream:
             for visit in visits:
                 at = visit.sending_at
                 if at is not None and outgoing.end - at > 2 * MOST_BYTES:
-                    self._drop(visit.line)  # another one sends, and what this one needs is kept
+                    self.drop(visit.way)  # another one sends, and what this one needs is kept
         sending = [v.sending_at for v in self._visits.values() if v.sending_at is not None]
         outgoing.release(offset, min(sending, default=None))
         if self.length is not None and outgoing.done:
@@ -269,15 +321,16 @@ class FlowStream:
             return
         self._stop_timer()
         self.doubled_at = monotonic()
-        visit = self._visits[ask.line] = Visit(self, self._client.legs[ask.line], ask)
+        visit = self._visits[ask.line] = Visit(self, self._client.leg(ask.line), ask)
         visit.start()
 
     def _moved(self) -> None:
         """Tell the attempt when its line is none of those that are asked."""
-        lines = self.machine.lines
-        if self._over or not self._ready or not lines or self.path.line.name == lines[-1]:
+        lines = [way.removesuffix(APART) for way in self.machine.lines]
+        line = self.path.line.name
+        if self._over or not self._ready or not lines or line == lines[-1]:
             return
-        if self.path.line.name in lines and not self._client.legs[self.path.line.name].doubtful:
+        if line in lines and not self._client.legs[line].doubtful:
             return
         path = self._client.path_over(lines[-1], self.path)
         if path is not None:
@@ -317,10 +370,11 @@ class FlowStream:
 class Visit:
     """One request about a flow over one line. Implements `StreamEvents`."""
 
-    __slots__ = ("_ask", "_blocked", "_ended", "_flow", "_leg", "_pending", "_up", "line", "stream")
+    __slots__ = ("_ask", "_blocked", "_ended", "_flow", "_leg", "_pending", "_up", "stream", "way")
 
     def __init__(self, flow: FlowStream, leg: Leg, ask: Ask) -> None:
-        self.line = ask.line
+        self.way = ask.line
+        """Its line; with `APART`, on another connection there than the flow's other visit."""
         self.stream: Stream | None = None
         self._ask = ask
         self._flow: FlowStream | None = flow
@@ -334,8 +388,11 @@ class Visit:
         """Ask for a stream to the relay."""
         assert self._flow is not None
         self._leg.visits[self] = None
-        cls = self._flow.request_class
-        self._pending = self._leg.open(self, cls)
+        flow = self._flow
+        if not self.way.endswith(APART):
+            self._pending = self._leg.open(self, flow.request_class)
+        elif not self._leg.open_apart(self, flow.carrier_on(self._leg)):
+            flow.drop(self.way)
 
     def cancel(self) -> None:
         """Give up."""

@@ -110,6 +110,18 @@ class OriginPool:
             self.dialing.for_waiters()
         return waiter
 
+    def open_apart(self, events: StreamEvents, carrier: Carrier) -> bool:
+        """See `Pools.open_apart`. If there is none, one may be on its way afterwards."""
+        for shelf in self.choosing.orders[0]:
+            connection = next(iter(shelf), None)
+            if connection is None or connection.carrier is carrier:
+                continue
+            if not self.trust.doubtful(connection):
+                self._assign(connection, events, 0)
+                return True
+        self.upkeep.open_beside(self._loop.time())
+        return False
+
     def _pick(self, group: int, *, early_data: bool, upgrade: bool) -> Connection | None:
         """A connection that may carry the request now."""
         shelves = (self.shelves[Carrier.H1],) if upgrade else self.choosing.order(group)

@@ -112,6 +112,12 @@ class Pools:
             events, early_data=early_data, upgrade=upgrade, request_class=request_class
         )
 
+    def open_apart(self, path: Path, events: StreamEvents, carrier: Carrier) -> bool:
+        """A stream at once on a connection of another carrier than ``carrier``; False: none has
+        room now. For a copy of what runs on that one already.
+        """
+        return self._pool(path).open_apart(events, carrier)
+
     def answered(
         self, path: Path, carrier: Carrier, request_class: RequestClass, latency_s: float
     ) -> None:

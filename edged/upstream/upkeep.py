@@ -65,7 +65,7 @@ class Upkeep:
         if self.keep_warm:
             self.warm_up(now)
         if self.keep_warm or now - self._used_at < self._limits.used_s:
-            self._open_beside(now)
+            self.open_beside(now)
 
     def warm_up(self, now: float) -> None:
         """See that one connection is open or being opened; not too often, and not while DOWN."""
@@ -91,7 +91,7 @@ class Upkeep:
         self.down = False
         self._warm_dial_at = 0.0
 
-    def _open_beside(self, now: float) -> None:
+    def open_beside(self, now: float) -> None:
         """The carrier that would be taken if the one in use could not."""
         pool = self._pool
         if now < self._beside_at or self.down or pool.trust.suspect_since is not None:
