@@ -142,6 +142,7 @@ class Dial:
         self._dials.connected(self, connection)
 
     def _failed(self, error: DialError, *, last: bool) -> None:
-        self._error = self._error or error
+        # Its traceback holds the leg's frame, and that us: no cycle may keep sockets and buffers.
+        self._error = self._error or error.with_traceback(None)
         if last and not self._won:
             self._dials.dial_failed(self, self._error)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 
 import pytest
+import uvloop
 from hyperframe.frame import SettingsFrame
 
 from edged.upstream.connection import Connection
+from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolLimits
 from policies.model import Blame, Carrier, Change, Failure, Kind, Outcome, Verdict
 from probes.base import DialError
@@ -343,6 +346,38 @@ def test_a_dead_idle_h2_connection_costs_a_dial_and_not_the_request():
             await eventually(lambda: dead not in only_pool(pools).connections)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_failed_dial_leaves_nothing_to_the_garbage_collector(cancelled):
+    """TLS buffers in cycles are megabytes by the time that it looks for them."""
+
+    async def mute(reader, writer):
+        while await reader.read(65536):
+            pass
+
+    async def main():
+        options = {"connect_timeout": lambda _: 0.1}
+        async with server(mute) as port, setup(**options) as pools:
+            waiting = pools.open(path_to(port, scheme="https"), get())
+            await asyncio.sleep(0.03)
+            assert _alive(Dial)
+            if cancelled:
+                waiting.pending.cancel()
+            else:
+                await waiting.until(lambda e: e.failure)
+            await eventually(lambda: not _alive(Dial))
+
+    gc.collect()
+    gc.disable()
+    try:
+        uvloop.run(main())
+    finally:
+        gc.enable()
+
+
+def _alive(kind):
+    return [thing for thing in gc.get_objects() if type(thing) is kind]
 
 
 def test_a_busy_silent_connection_is_not_doubted():
