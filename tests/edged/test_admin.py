@@ -35,7 +35,6 @@ upstreams:
     prefix: /api
     hosts: [api.test]
     endpoints: [{{name: one, url: "http://127.0.0.1:{port}/base"}}]
-relays: [{{name: hk, url: "https://hk.example"}}]
 log: {{access: null}}
 {more}
 """
@@ -110,7 +109,6 @@ def test_status(tmp_path):
     assert {path["path"] for path in upstream["paths"]} == {"a>api/one", "b>api/one"}
     assert all(set(path["parts"]) >= {"rtt", "loss", "load"} for path in upstream["paths"])
     assert data["clients"]["requests_total"] == 3
-    assert any("relays are not used" in note for note in data["notes"])
     assert data["reload"]["ok"] is True
     assert data["reload"]["by"] == "start"
 
@@ -340,7 +338,6 @@ def test_the_text_views_show_what_the_json_says(tmp_path):
     for words in (
         *("edged.yaml:1:1: wrong", "a>api/one", "b>api/one", "127.0.4.1", "policy balanced"),
         *("/[bold]x", "GET", "first", "rtt", "hazard", record["ranking"]["decided_by"]),
-        "note: relays are not used",
     ):
         assert words in said, said
 
