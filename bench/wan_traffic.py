@@ -104,6 +104,8 @@ class Client:
     async def _exchange(
         self, shot: Shot, method: str, target: str, body: bytes, headers: dict[str, str]
     ) -> None:
+        while self._idle and self._idle[-1][0].at_eof():
+            self._idle.pop()[1].close()  # the proxy let it go
         connection = self._idle.pop() if self._idle else await self._connect()
         reader, writer = connection
         try:
