@@ -135,8 +135,6 @@ class Config:
     policies_dir: Path | None
     tokens: Mapping[str, Token] = field(default_factory=dict)
     """By relay."""
-    notes: tuple[str, ...] = ()
-    """What is no mistake but should be known: sentences for people."""
 
 
 def load(file: Path | str) -> Config:

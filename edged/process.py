@@ -104,8 +104,6 @@ class Process:
             self._notifier.close()
 
     def _announce(self, daemon: Daemon) -> None:
-        for note in self._config.notes:
-            _log.warning("%s", note)
         for line in self._config.topology.lines:
             if (problem := bind_problem(line)) is not None:
                 _log.warning("%s", problem)

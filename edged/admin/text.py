@@ -43,8 +43,6 @@ def _status(data: Data) -> Iterator[RenderableType]:
     )
     if (relay := data.get("relay")) is not None:
         yield from _relay(relay)
-    for note in data["notes"]:
-        yield Text(f"note: {note}", style="yellow")
     if (drill := data["drill"]) is not None:
         left = f"for {drill['silent_for_s']:.0f} s more" if drill["silent_for_s"] else "no more"
         yield Text(f"drill: {drill['line']} is silenced on purpose {left}", style="yellow")

@@ -156,7 +156,6 @@ def status(live: Live, now: float) -> Data:
         "listening": list(live.listening),
         "config": str(config.file),
         "reload": live.reload.data(),
-        "notes": list(config.notes),
         "drill": _drill(live.drills.current, now),
         "loop_lag_ms": {
             "last": _ms(live.lag.last_s),

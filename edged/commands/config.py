@@ -33,8 +33,6 @@ def check(file: str) -> int:
     )
     said = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
     print(f"{file}: good: {said}")
-    for note in config.notes:
-        print(f"note: {note}")
     return 0
 
 

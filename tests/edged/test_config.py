@@ -100,7 +100,6 @@ def test_the_rest(full: Config) -> None:
     assert (full.limits.idle_s, full.limits.header_bytes) == (90.0, 16384)
     assert full.access_log == str(full.file.parent / "access.log")
     assert full.log_level == "warning"
-    assert full.notes == ()
 
 
 def test_an_empty_file_is_a_forward_proxy_on_loopback(tmp_path: Path) -> None:
@@ -143,7 +142,6 @@ upstreams:
     assert leg == topology.legs()[0]
     assert config.tokens["hk"].secret == b"abc-secret"
     assert "secret" not in repr(config)
-    assert config.notes == ()
 
 
 def test_a_listener_for_others(tmp_path: Path) -> None:
