@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edged.accesslog import ExchangeRecord
 from edged.line_sockets import LineSockets
+from edged.socket_filter import supported
 from policies.model import Change, Path, Verdict
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Drill:
         self._back_at: float | None = None
         self._done = False
         _log.warning("drill: %s falls silent for %g s", line, for_s)
-        self._tell("silent", for_s=for_s, in_use=in_use)
+        self._tell("silent", for_s=for_s, in_use=in_use, inward=supported())
         table.set_drilled(line, True)
         sockets.silence()
         self._timer = self._loop.call_at(self._loop.time() + for_s, self.restore, "time")

@@ -1,6 +1,7 @@
 """The sockets of one line, and how they all fall silent as if the line had died (`edged.drill`).
 
-No privileges are needed, and nothing but edged's own sockets is touched:
+Nothing but edged's own sockets is touched. Where the kernel refuses filters (`socket_filter`), what
+comes in still arrives:
 
 | traffic | how it is stopped |
 | --- | --- |

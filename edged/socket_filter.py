@@ -1,4 +1,6 @@
-"""Classic BPF programs on one's own sockets (SO_ATTACH_FILTER, socket(7)): no privileges needed.
+"""Classic BPF programs on one's own sockets (SO_ATTACH_FILTER, socket(7)).
+
+Most kernels ask for no privileges; hardened ones may. `supported` tells.
 
 The kernel runs a socket's program on each packet for it before the protocol sees it. What the
 program drops never arrived: TCP acknowledges nothing, so that the peer retransmits as it would

@@ -20,6 +20,11 @@ from edged.failure import Failed
 
 Data = dict[str, Any]
 
+_UNFILTERED = (
+    "this kernel lets only privileged processes filter their sockets, so what is already on its way "
+    "in still arrives"
+)
+
 
 def drill(client: Client, line: str, *, for_s: float, force: bool, as_json: bool) -> int:
     """Rehearse, print what happens, and say whether anybody was failed (status 1)."""
@@ -63,7 +68,8 @@ def _text(line: str, event: Data) -> str:
         case "silent":
             used = ", ".join(event["in_use"])
             which = f"{used} takes it now" if used else "no upstream takes it now"
-            return f"{line} is silent for {event['for_s']:g} s; {which}"
+            filtered = "" if event["inward"] else f"; {_UNFILTERED}"
+            return f"{line} is silent for {event['for_s']:g} s; {which}{filtered}"
         case "verdict":
             return f"{line} is {event['verdict']}: {event['reason']}"
         case "moved":

@@ -316,6 +316,18 @@ def states_of(b, line):
     return {s.verdict.name for s in states if s.path.line.name == line}
 
 
+def test_a_kernel_that_refuses_filters_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("edged.drill.supported", lambda: False)
+
+    async def main():
+        async with bench(tmp_path) as b:
+            process = await command(b, await b.line_in_use(), "--for", "1s")
+            out, _ = await process.communicate()
+            assert b"what is already on its way in still arrives" in out
+
+    run(main)
+
+
 async def command(b, *arguments):
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "edged", "drill", "blackhole", *arguments),
@@ -337,6 +349,7 @@ def test_the_command_reports_and_says_by_its_status_whether_all_went_well(tmp_pa
             assert f"{line} is DOWN" in text
             assert f"{line} is back" in text
             assert " 0 failed, 0 broken" in text
+            assert "still arrives" not in text
             process = await command(b, "c")
             _, err = await process.communicate()
             assert process.returncode == 1
