@@ -21,8 +21,8 @@ from edged.failure import Failed
 Data = dict[str, Any]
 
 _UNFILTERED = (
-    "this kernel lets only privileged processes filter their sockets, so what is already on its way "
-    "in still arrives"
+    "this kernel lets only privileged processes filter their sockets: "
+    "what is already on its way in still arrives"
 )
 
 
