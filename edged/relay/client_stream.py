@@ -209,10 +209,15 @@ class FlowStream:
         if not self._ready:
             self._fail(failure)
             return
-        lines = self._client.usable()
-        now = monotonic()
-        self._carry_out(self.machine.failed(visit.way, failure, lines, now))
-        self.review(now)
+        command = self.machine.failed(visit.way, failure, self._client.usable(), monotonic())
+        if isinstance(command, Give):
+            self._fail(command.failure)
+        else:  # its connection may be ending just now, and must not be asked
+            self._client.loop.call_soon(self._go_on, command)
+
+    def _go_on(self, command: Command) -> None:
+        self._carry_out(command)
+        self.review(monotonic())
 
     def _refused(self, visit: Visit, status: int) -> None:
         self._visits.pop(visit.way, None)

@@ -114,7 +114,7 @@ class OriginPool:
         """See `Pools.open_apart`. If there is none, one may be on its way afterwards."""
         for shelf in self.choosing.orders[0]:
             connection = next(iter(shelf), None)
-            if connection is None or connection.carrier is carrier:
+            if connection is None or connection.carrier is carrier or connection.capacity <= 0:
                 continue
             if not self.trust.doubtful(connection):
                 self._assign(connection, events, 0)

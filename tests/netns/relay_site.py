@@ -57,7 +57,10 @@ class RelaySite(Site):
                 upstream.pop(name, None)
         return {
             "node": {"name": "hk-1"},
-            "listen": {"relay": f"0.0.0.0:{RELAY_PORT}", "admin": f"127.0.0.1:{ADMIN_PORT}"},
+            "listen": {
+                "relay": f"{self.lab.addresses[0]}:{RELAY_PORT}",
+                "admin": f"127.0.0.1:{ADMIN_PORT}",
+            },
             "certificate": {
                 "chain_file": str(self.certificates.certificate),
                 "key_file": str(self.certificates.key),
