@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from rich.console import Console
 
 from edged.admin.text import print_status, print_why
+from edged.commands.console import console
 from edged.config_file import split_address
 from edged.failure import Failed
 
@@ -86,7 +86,7 @@ def status(client: Client, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(data, indent=2))
     else:
-        print_status(_console(), data)
+        print_status(console(), data)
     return 0
 
 
@@ -100,7 +100,7 @@ def why(client: Client, what: str, *, body: int, stream: bool, as_json: bool) ->
     if as_json:
         print(json.dumps(data, indent=2))
     else:
-        print_why(_console(), data)
+        print_why(console(), data)
     return 0
 
 
@@ -119,11 +119,3 @@ def reload(client: Client) -> int:
 def _error(data: Any) -> str | None:
     error = data.get("error") if isinstance(data, dict) else None
     return error if isinstance(error, str) else None
-
-
-def _console() -> Console:
-    # Names may look like markup, and a pipe must not cut lines at 80 columns.
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 200
-    return console

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path as File
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edged.admin.text import ms, percent
 from edged.cli import DEFAULT_CONFIG
+from edged.commands.console import console
 from edged.config import Config, ConfigError, load
 from edged.config_checks import url_host
 from edged.config_file import split_url
@@ -190,9 +190,6 @@ _COLUMNS = (
 
 
 def _print(rows: Sequence[Row]) -> None:
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 200
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for column in _COLUMNS:
         table.add_column(column)
@@ -210,12 +207,13 @@ def _print(rows: Sequence[Row]) -> None:
             _icmp(row),
             _quic(row.quic),
         )
-    console.print(table)
+    output = console()
+    output.print(table)
     for row in rows:
         quic = row.quic.detail if row.quic else ""
         for text in dict.fromkeys((row.http.detail, row.icmp_note, quic)):
             if " " in text:  # a mere outcome stands in the table
-                console.print(Text(f"{row.line}: {text}", style="dim"))
+                output.print(Text(f"{row.line}: {text}", style="dim"))
 
 
 def _icmp(row: Row) -> str:

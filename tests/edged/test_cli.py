@@ -290,6 +290,14 @@ def test_a_reader_that_stops_is_no_error():
     assert (result.stdout, result.stderr) == ("{\n", "")
 
 
+def test_a_table_ends_like_any_output_when_its_reader_stops(origin):
+    command = f"{sys.executable} -m edged probe {origin} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("streams", [">&-", "<&- >&-"])
 def test_a_closed_output_is_no_error(streams):
     command = f"{sys.executable} -m edged version {streams}"
