@@ -25,6 +25,7 @@ from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.tls import Epoch
 
 from edged.quic import Address
+from edged.upstream.quic_base import limit_payload
 
 _ABLE = all(
     hasattr(QuicConnection, name)
@@ -61,6 +62,9 @@ class PathConnection(QuicConnection):
         """There is a path that the peer has not answered on: a stateless reset is possible."""
         self.preferred_address: Any = None
         self._migration_refused = False
+
+    def _serialize_transport_parameters(self) -> bytes:
+        return limit_payload(super()._serialize_transport_parameters())
 
     @property
     def may_migrate(self) -> bool:

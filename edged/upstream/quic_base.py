@@ -9,6 +9,10 @@ from typing import Any
 from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
 from edged.upstream.quic_engines import INITIAL_RTT_S, ClientSettings, Sink
 
+DATAGRAM_BYTES = 1200
+"""What every path carries (RFC 9000 section 14.1), both ways: larger datagrams vanish where a path
+changed or a tunnel narrows it, and PINGs, which are small, say that all is well."""
+_MAX_UDP_PAYLOAD_SIZE = 0x03
 CONNECTION_IDS = 8
 """How many of the peer's connection ids are kept: the one in use, and some for other paths."""
 
@@ -26,6 +30,28 @@ def options(settings: ClientSettings) -> dict[str, Any]:
         "server_name": settings.server_name,
         "session_ticket": settings.ticket,
     }
+
+
+def limit_payload(parameters: bytes) -> bytes:
+    """Transport parameters (RFC 9000 section 18) that ask the peer for datagrams of at most
+    `DATAGRAM_BYTES`, instead of what they asked for.
+    """
+    kept, at = b"", 0
+    while at < len(parameters):
+        kind, begin = _varint(parameters, at)
+        length, begin = _varint(parameters, begin)
+        if kind != _MAX_UDP_PAYLOAD_SIZE:
+            kept += parameters[at : begin + length]
+        at = begin + length
+    limit = (DATAGRAM_BYTES | 0x4000).to_bytes(2, "big")
+    return kept + bytes((_MAX_UDP_PAYLOAD_SIZE, len(limit))) + limit
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at`` (RFC 9000 section 16), and where what follows begins."""
+    end = at + (1 << (data[at] >> 6))
+    size = end - at
+    return int.from_bytes(data[at:end], "big") & ((1 << (8 * size - 2)) - 1), end
 
 
 class BaseEngine:

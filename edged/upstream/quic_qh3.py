@@ -22,17 +22,30 @@ from qh3.quic.connection import QuicConnection
 
 from edged.quic import Address
 from edged.quic.qh3 import Broken, Streams, demand_core
-from edged.upstream.quic_base import CONNECTION_IDS, BaseEngine, options
+from edged.upstream.quic_base import (
+    CONNECTION_IDS,
+    DATAGRAM_BYTES,
+    BaseEngine,
+    limit_payload,
+    options,
+)
 from edged.upstream.quic_engines import ClientSettings, Counters, Sink
 
 _INTERNAL_ERROR, _PADDING = 0x1, 0x0
 _PATHS = 4
-DATAGRAM_BYTES = 1200
-"""What every path carries (RFC 9000 section 14.1). Larger ones, which the core would look for, may
-vanish later, and nobody finds out; and on another line the core begins with these again, but cannot
-cut smaller what it has to repeat there.
-"""
 _NOWHERE = "192.0.2.%d"
+
+
+class _Connection(QuicConnection):
+    """A client's."""
+
+    def _create_tls(self, remote_source_cid: bytes | None) -> Any:
+        bridge = super()._create_tls(remote_source_cid)
+        tls: Any = bridge.tls
+        tls.handshake_extensions = [
+            (kind, limit_payload(value)) for kind, value in tls.handshake_extensions
+        ]
+        return bridge
 
 
 class Qh3Engine(Streams, BaseEngine):
@@ -42,7 +55,9 @@ class Qh3Engine(Streams, BaseEngine):
 
     def __init__(self, settings: ClientSettings, on_ticket: Callable[[Any], None]) -> None:
         demand_core()
-        quic: Any = QuicConnection(
+        # On another line the core begins with small datagrams again, but cannot cut smaller what it
+        # has to repeat there: so none may be larger.
+        quic: Any = _Connection(
             configuration=QuicConfiguration(
                 **options(settings),
                 active_connection_id_limit=CONNECTION_IDS,

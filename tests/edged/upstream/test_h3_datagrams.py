@@ -1,7 +1,15 @@
-"""How large our datagrams are, and an engine that cannot make one any more."""
+"""How large datagrams are both ways, and an engine that cannot make one any more."""
 
 import pytest
+from aioquic.buffer import Buffer
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import (
+    QuicTransportParameters,
+    pull_quic_transport_parameters,
+    push_quic_transport_parameters,
+)
 
+from edged.upstream.quic_base import limit_payload
 from edged.upstream.quic_engines import ClientSettings, make_engine
 from tests.harness.h3 import Certificates, both_engines, request, run, until
 
@@ -40,6 +48,42 @@ def test_a_path_that_drops_large_datagrams_is_not_even_noticed(engine, certifica
         connection.close()
 
     run(engine, certificates, lambda e: e.answer(b"ok"), body, through={"delay_s": 0.005})
+
+
+@both_engines
+def test_the_server_is_asked_for_small_datagrams(engine, certificates, monkeypatch):
+    asked = []
+    parse = QuicConnection._parse_transport_parameters
+
+    def noting(connection, data, *rest, **options):
+        if not connection._is_client:
+            asked.append(pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size)
+        return parse(connection, data, *rest, **options)
+
+    monkeypatch.setattr(QuicConnection, "_parse_transport_parameters", noting)
+
+    async def body(client, origin):
+        connection = await client.connect()
+        assert (await client.get(connection)).received == b"ok"
+        connection.close()
+
+    run(engine, certificates, lambda e: e.answer(b"ok"), body)
+    assert asked == [SMALLEST_PATH]
+
+
+@pytest.mark.parametrize("before", [None, 1472, 65527])
+def test_the_limit_takes_the_place_of_another_and_leaves_the_rest(before):
+    parameters = QuicTransportParameters(
+        max_udp_payload_size=before,
+        initial_max_data=1 << 40,
+        initial_source_connection_id=bytes(range(8)),
+        disable_active_migration=True,
+    )
+    buffer = Buffer(capacity=200)
+    push_quic_transport_parameters(buffer, parameters)
+    limited = pull_quic_transport_parameters(Buffer(data=limit_payload(buffer.data)))
+    parameters.max_udp_payload_size = SMALLEST_PATH
+    assert limited == parameters
 
 
 class Exhausted:
