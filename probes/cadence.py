@@ -24,7 +24,8 @@ Rules:
 7. All periods of a line are stretched by the same factor when what they plan exceeds the line's
    byte cap, or while IDLE what is routine of 10 MB a day; and a token bucket holds back what
    bunches, so that over any window no more than ``0.9 * cap * window + depth`` bytes are sent.
-   Cheap probes may use it up; expensive ones wait until half a second's worth is left for them.
+   Cheap probes may use it up; expensive ones wait until half a second's worth is left for them, or
+   until a quarter of what came in meanwhile suffices.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ HEADROOM = 0.9
 BURST_S = 2.0
 RESERVE_S = 0.5
 CHEAP_BYTES = 600
+SAVED_SHARE = 0.25
+"""Of what the cap allows, put by while an expensive probe waits: where something stirs all the time
+the cheap would use up all, and no path be found back end to end."""
 FIRST_ROUND_S = 1.0
 """Every path is measured within this time after it came, cap permitting."""
 VOLLEY_SPACING_S = 0.025
@@ -135,14 +139,33 @@ class _LineState:
     dead: bool = False
     """Something on it is unanswered; nothing passes."""
 
+    saved: float = 0.0
+    """Of ``tokens``, what is put by for an expensive probe that waits."""
+    saving: bool = False
+
     def refill(self, now: float) -> None:
-        self.tokens = min(self.depth, self.tokens + (now - self.filled_at) * self.rate)
+        came = (now - self.filled_at) * self.rate
+        self.tokens = min(self.depth, self.tokens + came)
+        if self.saving:
+            self.saved = min(self.saved + SAVED_SHARE * came, self.tokens)
         self.filled_at = now
 
     def wait_s(self, cost: int) -> float:
         """How long until a probe of ``cost`` bytes may go; 0: now."""
-        need = cost if cost <= CHEAP_BYTES else cost + RESERVE_S * self.rate
-        return max(0.0, (min(need, self.depth) - self.tokens) / self.rate)
+        if cost <= CHEAP_BYTES:
+            return max(0.0, (min(cost + self.saved, self.depth) - self.tokens) / self.rate)
+        need = min(cost + RESERVE_S * self.rate, self.depth)
+        wait_s = max(0.0, (need - self.tokens) / self.rate)
+        if wait_s > 0.0:
+            self.saving = True
+            wait_s = max(0.0, min(wait_s, (cost - self.saved) / (SAVED_SHARE * self.rate)))
+        return wait_s
+
+    def take(self, cost: int) -> None:
+        """A probe of ``cost`` bytes goes."""
+        self.tokens -= cost
+        if cost > CHEAP_BYTES:
+            self.saved, self.saving = max(0.0, self.saved - cost), False
 
 
 class Planner:
@@ -255,7 +278,8 @@ class Planner:
             key=lambda task: (_VOLLEY[task.kind], task.phase),
         )[:VOLLEY_MOST]
         if state.doubted_since is not None:  # is it back end to end?
-            asked += [task for task in state.tasks if task.kind is Kind.HTTP]
+            ends = [task for task in state.tasks if task.kind is Kind.HTTP]
+            asked += sorted(ends, key=lambda task: task.ran_at)
         for number, task in enumerate(asked):
             at = now + number * VOLLEY_SPACING_S
             if at < task.due:
@@ -335,7 +359,7 @@ class Planner:
             if wait_s > 0:
                 self._push(task, now + wait_s + 1e-6)
                 continue
-            state.tokens -= task.cost
+            state.take(task.cost)
             task.ran_at = now
             jobs.append(Job(task.path, task.kind))
             self._push(task, self._next(task, state, now))

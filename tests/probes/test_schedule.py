@@ -372,6 +372,26 @@ def test_no_window_ever_sees_more_bytes_than_the_cap_allows(count, kbit_s, busy,
     assert long_run <= kbit_s * 125 * 1.05
 
 
+def test_where_something_stirs_all_the_time_paths_are_still_asked_end_to_end():
+    paths = paths_of(8)
+    planner = planner_of(paths)
+    stirred_at = 0.0
+
+    def step(at):
+        nonlocal stirred_at
+        planner.set_activity("cn2", True, at, doubted=True)
+        if at - stirred_at >= 1.0:
+            stirred_at = at
+            planner.stir("cn2", at)
+
+    fired = simulate(planner, 1000.0, 90.0, step)
+    asked = defaultdict(list)
+    for at, job in fired:
+        if job.kind is Kind.HTTP:
+            asked[job.path.name].append(at)
+    assert asked.keys() == {path.name for path in paths}
+
+
 def test_under_the_cap_every_kind_still_gets_its_turn():
     planner = planner_of(paths_of(10), Cadence(cap_kbit_s=16))
     planner.set_activity("cn2", True, 1000.0)
