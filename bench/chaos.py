@@ -245,11 +245,14 @@ def main() -> int:
         raise SystemExit(f"bench/chaos.py: {reason}")
     with tempfile.TemporaryDirectory(prefix="edged-chaos-") as name:
         directory = Path(name)
-        result = run(directory, arguments.seed, arguments.seconds)
-        if arguments.keep is not None:
-            there = arguments.keep / f"seed-{arguments.seed}-{arguments.seconds:g}"
-            shutil.rmtree(there, ignore_errors=True)
-            shutil.copytree(directory, there, ignore=shutil.ignore_patterns("*.key", "*.pem"))
+        there = arguments.keep and arguments.keep / f"seed-{arguments.seed}-{arguments.seconds:g}"
+        try:
+            result = run(directory, arguments.seed, arguments.seconds)
+        finally:
+            if there:
+                shutil.rmtree(there, ignore_errors=True)
+                shutil.copytree(directory, there, ignore=shutil.ignore_patterns("*.key", "*.pem"))
+        if there:
             (there / "account.json").write_text(json.dumps(_account(result), indent=1))
             (there / "report.txt").write_text(report(result))
     print(report(result))

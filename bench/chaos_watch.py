@@ -102,7 +102,12 @@ async def left_behind(edged: Edged, warm: Holding, limit_s: float) -> tuple[Hold
     ``limit_s``; and what is too much."""
     end = time.monotonic() + limit_s
     while True:
-        now = await asyncio.to_thread(holding, edged)
+        try:
+            now = await asyncio.to_thread(holding, edged)
+        except OSError as error:
+            if time.monotonic() > end:
+                return warm, [f"the daemon does not answer: {error}"]
+            continue
         if not (too_much := _too_much(now, warm)) or time.monotonic() > end:
             return now, too_much
         await asyncio.sleep(_EVERY_S)
