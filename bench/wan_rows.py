@@ -178,6 +178,24 @@ HOLES = (
         (Event(WARM_S, "a", {"mtu_bytes": 1280}),),
         no_failure(0.6 + TWO_RTT_S, 0.9 + TWO_RTT_S),
     ),
+    Row(
+        "4f",
+        "20 KB answers over h3 alone, packets over 1280 B vanish on A",
+        (Steady("r", method="GET", target="/bytes/20000", count=STEADY.count),),
+        (Event(WARM_S, "a", {"mtu_bytes": 1280}),),
+        no_failure(0.6 + TWO_RTT_S, 0.9 + TWO_RTT_S)[:2],  # what is safe may be hedged
+        site={"protocols": ("h3",), "caddy": True},
+        peers=EDGED,
+    ),
+    Row(
+        "4g",
+        "UDP dead on A (edged: h3 alone)",
+        (STEADY,),
+        (Event(WARM_S, "a", {"udp_blocked": True}),),
+        no_failure(0.6 + TWO_RTT_S, 0.9 + TWO_RTT_S),
+        site={"protocols": ("h3",), "caddy": True},
+        peers=EDGED,
+    ),
 )
 WORSE_A = {"loss": 0.1, "delay_s": (RTT_A_S + 0.3) / 2}
 BURSTS = {"burst": Burst(0.01 / 1.8, 0.01 / 0.2, step_s=0.01)}

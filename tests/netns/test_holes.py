@@ -9,6 +9,9 @@ pytestmark = pytest.mark.root
 with_caddy = pytest.mark.skipif(not CADDY.exists(), reason="caddy is not installed")
 
 
-@pytest.mark.parametrize("key", ["4b", pytest.param("4d", marks=with_caddy), "4e"])
+@pytest.mark.parametrize(
+    "key",
+    ["4b", "4e", *(pytest.param(key, marks=with_caddy) for key in ("4d", "4f", "4g"))],
+)
 def test_row_4_half_dead_lines(tmp_path, key):
     play(short(key), tmp_path)
