@@ -34,6 +34,7 @@ from edged.netwatch import NetChange, NetWatch
 from edged.probing import Probing
 from edged.recent import Recent
 from edged.relay.client import Relayed
+from edged.relay.client_report import RelaysReport
 from edged.routes import RouteEntry, RouteTable
 from edged.stages import Access, AccessRules, Route
 from edged.table import PathTable
@@ -447,6 +448,7 @@ class Daemon:
             started_at=monotonic(),
             reload=ReloadNote(time.time(), True, "start"),
             drills=self.drills,
+            parts=[RelaysReport(self.relays)],
             access_log=self.access_log,
             probe_bytes=self.probing.bytes,
         )

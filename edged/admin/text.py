@@ -43,6 +43,8 @@ def _status(data: Data) -> Iterator[RenderableType]:
     )
     if (relay := data.get("relay")) is not None:
         yield from _relay(relay)
+    for one in data.get("relays", ()):
+        yield from _relay_used(one)
     if (drill := data["drill"]) is not None:
         left = f"for {drill['silent_for_s']:.0f} s more" if drill["silent_for_s"] else "no more"
         yield Text(f"drill: {drill['line']} is silenced on purpose {left}", style="yellow")
@@ -72,6 +74,17 @@ def _relay(relay: Data) -> Iterator[RenderableType]:
             f"  {client['name']}: {client['flows']} flows ({client['finished']} finished), "
             f"{client['pulses']} lines, {client['opened']} in all, {client['refused']} refused"
         )
+
+
+def _relay_used(relay: Data) -> Iterator[RenderableType]:
+    legs = ", ".join(
+        f"{leg['line']} {ms(leg['rtt_ms'])}" + ("" if leg["connected"] else " (no pulse)")
+        for leg in relay["legs"]
+    )
+    yield Text(
+        f"relay {relay['name']}: {relay['flows']} flows, {relay['copies']} of them twice, "
+        f"{relay['asked_again']} asked for again; {legs}"
+    )
 
 
 def _lines(lines: Sequence[Data]) -> Table:
@@ -252,6 +265,9 @@ def _note(candidate: Data) -> str:
         notes.append(f"ejected for {candidate['ejected_for_s']:.0f} s")
     if (limit := candidate["limit"]) is not None:
         notes.append(f"{candidate['endpoint_in_flight']} of {limit:.0f} at its endpoint")
+    if (legs := candidate.get("legs")) is not None:
+        far = ms(legs["far_rtt_ms"]) if legs["far_verdict"] else "unknown"
+        notes.append(f"{ms(legs['near_rtt_ms'])} to {legs['relay']}, {far} from there")
     if candidate["rtt_ms"] is None and candidate["distance_km"] is not None:
         notes.append(f"{candidate['distance_km']:.0f} km")
     return ", ".join(notes)

@@ -90,7 +90,7 @@ class Part(Protocol):
 
     name: str
 
-    def data(self) -> Data:
+    def data(self) -> Data | list[Data]:
         """Its section of ``/status``."""
 
     def metrics(self) -> Iterable[Metric]:
@@ -324,6 +324,22 @@ def path_data(state: PathState, now: float) -> Data:
         "in_flight": state.in_flight,
         "endpoint_in_flight": state.endpoint_in_flight,
         "limit": None if state.limit is None else round(state.limit, 1),
+        "legs": _legs(state),
+    }
+
+
+def _legs(state: PathState) -> Data | None:
+    """Of a path through a relay: what was measured, and what the relay says of the rest."""
+    if state.path.relay is None:
+        return None
+    near, far = state.near, state.far
+    return {
+        "relay": state.path.relay.name,
+        "near_rtt_ms": None if near is None else _ms(near.rtt_s),
+        "near_loss": None if near is None else near.loss,
+        "far_verdict": None if far is None else far.verdict.name,
+        "far_rtt_ms": None if far is None else _ms(far.rtt_s),
+        "far_loss": None if far is None else far.loss,
     }
 
 

@@ -17,7 +17,8 @@ from edged.messages import Headers
 from edged.relay import wire
 from edged.relay.beats import MOST_WANTED, RelayBeat
 from edged.relay.client_leg import ACTIVE_AFTER_S, Leg
-from edged.relay.client_stream import APART, FlowStream
+from edged.relay.client_stream import FlowStream
+from edged.relay.client_visit import APART
 from edged.table import PathTable
 from edged.upstream.base import Pending, StreamEvents
 from edged.upstream.pool import Pools
@@ -77,6 +78,10 @@ class RelayClient:
         self.flows: dict[bytes, FlowStream] = {}
         self.copies = 0
         """Flows that go over two lines, as of the last count."""
+        self.opened = 0
+        """Flows so far."""
+        self.visits = 0
+        """Requests about flows so far."""
         self._paths = {path.name: path for path in paths}
         self._by_url: dict[str, list[str]] = {}
         for path in paths:
@@ -107,6 +112,7 @@ class RelayClient:
         redundancy = self.table.policy(path.endpoint.upstream).redundancy
         flow = FlowStream(self, path, events, request_class, redundancy)
         self.flows[flow.id] = flow
+        self.opened += 1
         line = path.line.name
         if self.legs[line].silent:
             line = next(iter(self.usable()), line)

@@ -24,7 +24,7 @@ from policies.rtt import RttEstimator
 
 if TYPE_CHECKING:
     from edged.relay.client import Door, RelayClient
-    from edged.relay.client_stream import Visit
+    from edged.relay.client_visit import Visit
     from policies.model import Failure
 
 _log = logging.getLogger("edged.relay")
@@ -106,6 +106,7 @@ class Leg:
         """A stream to the relay over this line."""
         now = monotonic()
         self._active_until = now + ACTIVE_AFTER_S
+        self.client.visits += 1
         self.client.wake(now)
         return self.client.pools.open(
             self.path, events, early_data=False, request_class=request_class
@@ -113,6 +114,7 @@ class Leg:
 
     def open_apart(self, events: StreamEvents, carrier: Carrier) -> bool:
         """A stream on another connection than one of ``carrier``; False: there is none now."""
+        self.client.visits += 1
         return self.client.pools.open_apart(self.path, events, carrier)
 
     def left(self, visit: Visit) -> None:

@@ -1,9 +1,15 @@
 """An edge and its relay: exchanges as flows, over lines that die."""
 
 import asyncio
+from time import monotonic
 
 import pytest
+from rich.console import Console
 
+from edged.admin import views
+from edged.admin.text import print_status
+from edged.relay.client_report import RelaysReport
+from edged.relay.client_visit import APART
 from edged.relay.flow import State
 from policies.model import Verdict
 from tests.edged.relay.edge import Edge, edge_relay_origin
@@ -184,3 +190,61 @@ def test_methods_and_statuses_pass(tmp_path, size):
         data = bytes(size)
         _, _, got, _ = await edge.fetch("PUT", "/hash", [], data)
         assert got == f"{sha(data)} {size}".encode()
+
+
+def test_both_legs_are_shown(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        await edge.fetch("GET", "/bytes/1/10")
+        shown = views.status(edge.daemon.live, monotonic())
+        (hk,) = shown["relays"]
+        assert (hk["name"], hk["opened"], hk["flows"]) == ("hk", 1, 0)
+        assert all(leg["connected"] for leg in hk["legs"])
+        (upstream,) = shown["upstreams"]
+        for path in upstream["paths"]:
+            assert path["legs"]["relay"] == "hk"
+            assert path["legs"]["near_rtt_ms"] > 0
+        families = {family.name for family in RelaysReport(edge.daemon.relays).metrics()}
+        assert {"edged_flows", "edged_flow_visits"} <= families
+        console = Console(record=True, width=160)
+        print_status(console, shown)
+        assert "relay hk: 0 flows" in console.export_text()
+
+
+def test_a_small_stream_goes_over_both_lines(tmp_path):
+    @scenario(tmp_path, policy={"redundancy": {"small_streams": "always"}})
+    async def _(edge, relay, origin):
+        answer = await edge.call("GET", "/poll", [("x-id", "1")])
+        await until(lambda: origin.executed)
+        (flow,) = edge.client.flows.values()
+        await until(lambda: relay.daemon.relay.joined)
+        assert len(flow.machine.lines) == 2
+        origin.go_on.set()
+        await answer.head()
+        assert await answer.read() == (b"news", True)
+        assert origin.executed == {"1": 1}
+        answer.writer.close()
+        await until(lambda: relay.flows.count == 0)
+
+
+def test_a_second_copy_may_go_over_another_connection_of_the_same_line(tmp_path):
+    @scenario(tmp_path, policy={"redundancy": {"small_streams": "always"}})
+    async def _(edge, relay, origin):
+        await edge.silence("b")
+        await until(lambda: edge.client.legs["b"].verdict is Verdict.DOWN)
+        await edge.fetch("GET", "/bytes/1/10")
+        pools = edge.daemon.pools
+
+        def carriers():
+            (pool,) = [p for p in pools.stats() if p.path.startswith("a>relay")]
+            return set(pool.connections)
+
+        await until(lambda: {"h2", "h3"} <= carriers(), 30)
+        answer = await edge.call("GET", "/poll", [("x-id", "1")])
+        await until(lambda: edge.client.flows)
+        (flow,) = edge.client.flows.values()
+        await until(lambda: flow.machine.lines == ("a", "a" + APART))
+        origin.go_on.set()
+        await answer.head()
+        assert await answer.read() == (b"news", True)
+        answer.writer.close()
