@@ -21,8 +21,13 @@ from bench.wan_traffic import Steady
 BY_KEY = {row.key: row for row in ROWS}
 B_ALONE: dict[str, Figures] = {"B": {"p99 before": 0.45}, "B upload": {"upload": 3.7}}
 """What line B does by itself; of few requests, p99 is the slowest."""
-NOT_MET: dict[str, tuple[set[str], str]] = {}
-"""Bars that a row misses by what edged is, with what was measured: none is known."""
+NOT_MET: dict[str, tuple[set[str], str]] = {
+    "4g": (
+        {"longest"},
+        "2.0 s of 1.2 in one run of four: the server did not follow, which takes 1.4 s to be sure of",
+    ),
+}
+"""Bars that a row misses by what edged is, with what was measured."""
 _CUT_S = 4.0
 _SEEDS = (1, 2)
 
