@@ -92,6 +92,8 @@ class FlowStream:
         if self._ready:
             if self._headed:
                 visit.begin()
+            if self._paused and visit.stream is not None:
+                visit.stream.pause_reading()
             return
         self._ready = True
         assert visit.stream is not None
@@ -107,8 +109,11 @@ class FlowStream:
             return
         self._headed = True
         _, self.fields = wire.outer_request(head, self._client.token)
-        self.length = 0 if end else head.body_length
-        if end or self.length == 0:
+        if head.upgrade is not None:
+            self.length = None  # what follows the switch is the rest of this body
+        else:
+            self.length = 0 if end else head.body_length
+        if self.length == 0:
             self.outgoing.complete = True
             self.machine.uploaded = True
         for visit in tuple(self._visits.values()):

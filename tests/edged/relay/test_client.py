@@ -126,8 +126,9 @@ def test_the_relay_hears_that_the_client_left(tmp_path):
         await until(lambda: relay.flows.count == 0 and not edge.client.flows)
 
 
-def test_a_slow_client_stops_the_origin(tmp_path):
-    @scenario(tmp_path)
+@pytest.mark.parametrize("when", ["never", "always"])
+def test_a_slow_client_stops_the_origin(tmp_path, when):
+    @scenario(tmp_path, policy={"redundancy": {"small_streams": when}})
     async def _(edge, relay, origin):
         answer = await edge.call("GET", "/endless")
         await answer.head()
@@ -248,3 +249,21 @@ def test_a_second_copy_may_go_over_another_connection_of_the_same_line(tmp_path)
         await answer.head()
         assert await answer.read() == (b"news", True)
         answer.writer.close()
+
+
+def test_an_upgraded_connection_goes_on_over_another_line(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        upgrade = [("connection", "upgrade"), ("upgrade", "websocket")]
+        answer = await edge.call("GET", "/ws", upgrade)
+        await answer.head()
+        assert answer.status == 101
+        assert answer.headers["upgrade"] == "websocket"
+        answer.writer.write(b"first")
+        assert await answer.reader.readexactly(5) == b"first"
+        (flow,) = edge.client.flows.values()
+        await edge.silence(flow.path.line.name)
+        answer.writer.write(b"second")
+        assert await answer.reader.readexactly(6) == b"second"
+        answer.writer.transport.abort()
+        await until(lambda: relay.flows.count == 0)
