@@ -88,12 +88,18 @@ class Dial:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+        self._tcp_leg = None
 
     def _spawn(self, leg: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(leg)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._leg_over)
         return task
+
+    def _leg_over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task is self._tcp_leg:
+            self._tcp_leg = None  # what it was cancelled with may refer to us
 
     async def _run_h3(self, h3: Connector) -> None:
         began_at = self._loop.time()

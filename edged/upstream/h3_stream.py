@@ -272,7 +272,10 @@ class H3Stream:
     def _leave(self, code: int) -> None:
         """Let go of the QUIC stream; what is still open of it is reset with ``code``."""
         self._over = True
-        self._reader.stopped = True
+        reader = self._reader
+        reader.stopped = True
+        # It refers to us: a cycle would leave the whole exchange to the garbage collector.
+        reader.on_fields = reader.on_body = _drop
         self._held.clear()
         connection = self._connection
         connection.paused.discard(self)
@@ -282,3 +285,7 @@ class H3Stream:
             connection.engine.hold(self.id, False)
             if not (self._send_over and code == h3.NO_ERROR):
                 connection.abandon(self.id, code)
+
+
+def _drop(data: bytes) -> None:
+    """What comes after the end is nobody's."""

@@ -1,10 +1,12 @@
 """The HTTP/3 carrier on both engines, against a scripted origin over real sockets."""
 
 import asyncio
+import gc
 
 import pytest
 
 from edged.upstream.h3_frames import REQUEST_REJECTED
+from edged.upstream.h3_stream import H3Stream
 from policies.model import Failure, Kind, Outcome
 from tests.harness.h3 import (
     Attempt,
@@ -45,6 +47,36 @@ def test_a_response_arrives_whole_and_in_order(engine, certificates):
         assert client.pool.ended == [None]
 
     run(engine, certificates, answering, body)
+
+
+def test_an_exchange_that_is_over_is_nobodys(engine, certificates):
+    """Its request body would wait for the garbage collector, which seldom looks."""
+
+    def alive():
+        return [thing for thing in gc.get_objects() if isinstance(thing, H3Stream)]
+
+    async def body(client, origin):
+        connection = await client.connect()
+        for end in (None, H3Stream.cancel):
+            attempt = Attempt()
+            stream = connection.open_stream(attempt)
+            attempt.stream_ready(stream)
+            stream.send_head(request(), end=True)
+            if end is None:
+                await attempt.done
+            else:
+                end(stream)
+            attempt.stream = None  # as edged.attempt does
+            del attempt, stream
+        assert not alive()
+        connection.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(engine, certificates, answering, body)
+    finally:
+        gc.enable()
 
 
 def test_only_the_second_stream_of_a_connection_is_reused(engine, certificates):
