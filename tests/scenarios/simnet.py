@@ -32,6 +32,7 @@ from policies.model import (
     Verdict,
 )
 from policies.schema import Policy
+from probes.schedule import timeout_s
 
 CLASS = RequestClass.of(1024)
 
@@ -321,9 +322,7 @@ class World:
                 return  # no connection, no PING
             self.table.sent(path, kind, self.now)
         known = self.table.snapshot.paths[path].estimate
-        patience_s = 1.0
-        if known.rtt_s is not None:
-            patience_s = max(0.25, known.rtt_s + 4 * (known.rttvar_s or 0) + 0.1)
+        patience_s = timeout_s(kind, known)
         if kind is Kind.TCP and self.of(path)[1].fault == "refuse" and rtt_s is not None:
             self.after(rtt_s, self._report, path, kind, sent_at, None, Outcome.REFUSED)
             return
