@@ -47,9 +47,14 @@ class Shelf:
             self.free.pop(connection, None)
 
     def took(self, connection: Connection, *, bulky: bool) -> bool:
-        """``connection`` was given a stream; whether that leaves none that is free."""
+        """``connection`` was given a stream; whether that leaves none that is free.
+
+        One that is not here, early or being verified, does not come here by that.
+        """
         if bulky:
             self._bulky.add(connection)
+        if connection not in self:
+            return False
         if bulky or connection.capacity <= 0 or connection.in_flight >= self.limit:
             self.place(connection)
             if connection in self.shared:

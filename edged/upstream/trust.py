@@ -69,13 +69,13 @@ class Trust:
 
     def verify(self, connection: Connection) -> None:
         """Set it aside until it answers a PING."""
+        self._pool.set_aside(connection)  # whoever looks for another must not find it again
         if connection in self.verifying:
             return
 
         def answered(rtt_s: float | None) -> None:
             self._answered(connection, alive=rtt_s is not None)
 
-        self._pool.set_aside(connection)
         self.verifying.add(connection)
         connection.ping(answered, self._limits.ping_timeout_s)
 

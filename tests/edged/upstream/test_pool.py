@@ -13,7 +13,16 @@ from hyperframe.frame import SettingsFrame
 from edged.upstream.connection import Connection
 from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolLimits
-from policies.model import Blame, Carrier, Change, Failure, Kind, Outcome, Verdict
+from policies.model import (
+    Blame,
+    Carrier,
+    Change,
+    Failure,
+    Kind,
+    Outcome,
+    RequestClass,
+    Verdict,
+)
 from probes.base import DialError
 from tests.edged.upstream.h2_peer import Peer
 from tests.edged.upstream.support import Events, eventually, get, path_to, server, setup
@@ -378,6 +387,27 @@ def test_a_failed_dial_leaves_nothing_to_the_garbage_collector(cancelled):
 
 def _alive(kind):
     return [thing for thing in gc.get_objects() if type(thing) is kind]
+
+
+def test_a_large_request_beside_the_ping_does_not_make_the_connection_trusted():
+    """It used to stand among those with room while it was asked; who looked next never ended."""
+
+    async def main():
+        limits = PoolLimits(trust_s=0.0, ping_timeout_s=5.0)
+        async with server(silent_after(1)) as port, setup(limits=limits) as pools:
+            path = path_to(port, protocols=(H2,))
+            await pools.fetch(path, get())
+            asked = only_connection(pools)
+            await asyncio.sleep(0.01)
+            large = pools.open(path, get(), request_class=RequestClass.of(1 << 20))
+            assert large.stream is not None, "it may be repeated"
+            pool = only_pool(pools)
+            assert asked in pool.trust.verifying
+            assert asked not in pool.shelves[H2]
+            pools.pools.path_changed(change(path, Verdict.SUSPECT))
+            assert pools.open(path, get()).stream is None
+
+    asyncio.run(main())
 
 
 def test_a_busy_silent_connection_is_not_doubted():

@@ -138,3 +138,12 @@ def test_a_connection_stands_in_one_place_and_only_with_room(events, limit):
             assert (each in shelf.free) + (each in shelf.shared) == (each.capacity > 0)
             if each in shelf.free:
                 assert each.in_flight < limit
+
+
+def test_one_that_was_set_aside_does_not_come_back_by_taking_a_stream():
+    for bulky in (False, True):
+        asked = Connection()
+        shelf = shelf_of(asked, limit=1)
+        shelf.remove(asked)
+        assert not take(shelf, asked, bulky=bulky)
+        assert asked not in shelf
