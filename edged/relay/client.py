@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from edged.messages import Headers
 from edged.relay import wire
 from edged.relay.beats import MOST_WANTED, RelayBeat
+from edged.relay.client_bodies import Bodies
 from edged.relay.client_leg import ACTIVE_AFTER_S, Leg
 from edged.relay.client_stream import FlowStream
 from edged.relay.client_visit import APART
@@ -82,6 +83,8 @@ class RelayClient:
         """Flows so far."""
         self.visits = 0
         """Requests about flows so far."""
+        self.bodies = Bodies()
+        """Request bodies, and what is known of earlier ones."""
         self._paths = {path.name: path for path in paths}
         self._by_url: dict[str, list[str]] = {}
         for path in paths:

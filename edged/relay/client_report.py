@@ -27,6 +27,9 @@ class RelaysReport:
                 "flows": len(client.flows),
                 "opened": client.opened,
                 "copies": client.copies,
+                "bodies_plain": client.bodies.plain_bytes,
+                "bodies_coded": client.bodies.coded_bytes,
+                "dictionaries_missed": client.bodies.missed,
                 "asked_again": max(0, client.visits - client.opened),
                 "legs": [
                     {
@@ -61,7 +64,18 @@ class RelaysReport:
             "Round trip of the pulse over a line to a relay.",
             labels=["relay", "line"],
         )
+        bodies = CounterMetricFamily(
+            "edged_flow_body_bytes",
+            "Request bodies that went to a relay coded, before and after.",
+            labels=["relay", "size"],
+        )
+        missed = CounterMetricFamily(
+            "edged_flow_dictionaries_missed", "Bodies that were sent again.", labels=["relay"]
+        )
         for client in self._relayed.clients.values():
+            bodies.add_metric([client.name, "plain"], client.bodies.plain_bytes)
+            bodies.add_metric([client.name, "coded"], client.bodies.coded_bytes)
+            missed.add_metric([client.name], client.bodies.missed)
             flows.add_metric([client.name], len(client.flows))
             copies.add_metric([client.name], client.copies)
             opened.add_metric([client.name], client.opened)
@@ -69,4 +83,4 @@ class RelaysReport:
             for leg in client.legs.values():
                 if leg.rtt is not None:
                     pulse.add_metric([client.name, leg.name], leg.rtt.srtt_s)
-        yield from (flows, copies, opened, visits, pulse)
+        yield from (flows, copies, opened, visits, pulse, bodies, missed)

@@ -11,10 +11,12 @@ import secrets
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from edged.compress import CodingError, ZstdDecoder
 from edged.downstream.fields import BadMessage
 from edged.headers import REQUEST_ID
 from edged.messages import Headers, RequestHead, ResponseHead, header
 from edged.relay import wire
+from edged.relay.client_bodies import Held
 from edged.relay.client_copies import SMALL_BYTES, Copying
 from edged.relay.client_flow import (
     LINGER_S,
@@ -75,6 +77,8 @@ class FlowStream:
         self._ready = False
         self._headed = False
         self._over = False
+        self._held: Held | None = None
+        self._decoder: ZstdDecoder | None = None
         self._paused = False
         self._told_pause = False
         self._acked = 0
@@ -105,24 +109,42 @@ class FlowStream:
 
     def send_head(self, head: RequestHead, *, end: bool) -> None:
         """Open the flow."""
-        if self._headed or self._over:
+        if self._headed or self._held is not None or self._over:
             return
-        self._headed = True
-        _, self.fields = wire.outer_request(head, self._client.token)
+        bodies = self._client.bodies
+        if not end and bodies.codes(head):
+            self._held = Held(bodies, head, self.path.endpoint.upstream)
+            return
         if head.upgrade is not None:
-            self.length = None  # what follows the switch is the rest of this body
+            self._begin(head, [], None)  # what follows the switch is the rest of this body
         else:
-            self.length = 0 if end else head.body_length
-        if self.length == 0:
+            self._begin(head, [(wire.ACCEPT, wire.ZSTD)], 0 if end else head.body_length)
+
+    def _begin(self, head: RequestHead, fields: Headers, length: int | None) -> None:
+        """The request's head can go: ``length`` of what follows it."""
+        self._headed = True
+        self.fields = wire.outer_request(head, self._client.token)[1] + fields
+        self.length = length
+        if length == 0:
             self.outgoing.complete = True
             self.machine.uploaded = True
         for visit in tuple(self._visits.values()):
             visit.begin()
         self.review(monotonic())
 
+    def _begin_coded(self, held: Held, *, alone: bool = False) -> None:
+        fields, data = held.coded(alone=alone)
+        self.outgoing = Outgoing()
+        self.outgoing.append(data)
+        self.outgoing.complete = True
+        self._begin(held.head, [*fields, (wire.ACCEPT, wire.ZSTD)], len(data))
+
     def send_data(self, data: bytes) -> None:
         """Request body bytes."""
         if self._over or self.outgoing.complete or not data:
+            return
+        if self._held is not None:
+            self._held.add(data)
             return
         self.outgoing.append(data)
         for visit in tuple(self._visits.values()):
@@ -136,6 +158,9 @@ class FlowStream:
         if self._over or self.outgoing.complete:
             return
         self.trailers = trailers
+        if self._held is not None:
+            self._begin_coded(self._held)
+            return
         self.outgoing.complete = True
         for visit in tuple(self._visits.values()):
             visit.feed()
@@ -172,12 +197,19 @@ class FlowStream:
             inner = wire.inner_response(outer)
         except (wire.BadFlow, BadMessage):
             inner = None
-        if inner is None or inner.coded:
-            self._refused(visit, outer.status)
+        if inner is None:
+            if outer.status == 412 and self._held is not None:
+                self._resend(self._held, visit.way)
+            else:
+                self._refused(visit, outer.status)
         elif header(outer.headers, wire.UNPROCESSED) == wire.TRUE and not self.machine.begun:
             self._fail(Failure(Outcome.RESET, f"{_NO_WAY} ({outer.status})", unprocessed=True))
         elif self.machine.head(visit.way, inner.offset):
             head = inner.head
+            if inner.coded:
+                self._decoder = ZstdDecoder()
+            if self._held is not None:
+                self._held.arrived()
             head.headers = [field for field in head.headers if field[0] != REQUEST_ID]  # not ours
             self.copying.answers(head.body_length)
             self._events.head(head)
@@ -194,12 +226,29 @@ class FlowStream:
                 self._client.hurry()
             if self.copying.small and self.copying.passed(received, monotonic()):
                 self.settle(visit.way)
-            self._events.data(new)
+            if self._decoder is None:
+                self._events.data(new)
+            else:
+                self._decode(self._decoder, new)
+
+    def _decode(self, decoder: ZstdDecoder, data: bytes) -> None:
+        try:
+            for piece in decoder.feed(data):
+                if not self._over:
+                    self._events.data(piece)
+        except CodingError as error:
+            self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
 
     def ended(self, visit: Visit, trailers: Headers | None) -> None:
         """A visit ended cleanly."""
         self._visits.pop(visit.way, None)
         if self.machine.ended(visit.way):
+            try:
+                if self._decoder is not None:
+                    self._decoder.finish()
+            except CodingError as error:
+                self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
+                return
             events = self._events
             self._end()
             events.end(trailers)
@@ -221,6 +270,15 @@ class FlowStream:
     def _go_on(self, command: Command) -> None:
         self._carry_out(command)
         self.review(monotonic())
+
+    def _resend(self, held: Held, way: str) -> None:
+        """The relay has forgotten the earlier body: the whole one goes under the same id."""
+        held.unknown()
+        for old in tuple(self._visits):
+            self.drop(old)
+        self._headed = False  # what visits would send is made anew
+        self._carry_out(self.machine.ask(way.removesuffix(APART)))
+        self._begin_coded(held, alone=True)
 
     def _refused(self, visit: Visit, status: int) -> None:
         self._visits.pop(visit.way, None)

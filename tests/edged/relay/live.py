@@ -163,6 +163,12 @@ class Origin:
             writer, b"HTTP/1.1 302 Found\r\nlocation: %s\r\ncontent-length: 0\r\n\r\n" % to
         )
 
+    async def do_words(self, reader, writer, headers, size):
+        """Text of so many bytes."""
+        data = (b"word " * (int(size) // 5 + 1))[: int(size)]
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n"
+        await self._send(writer, head % len(data) + data)
+
     async def do_poll(self, reader, writer, headers):
         await self.go_on.wait()
         await self._send(writer, b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnews")

@@ -267,3 +267,41 @@ def test_an_upgraded_connection_goes_on_over_another_line(tmp_path):
         assert await answer.reader.readexactly(6) == b"second"
         answer.writer.transport.abort()
         await until(lambda: relay.flows.count == 0)
+
+
+def test_a_conversation_is_sent_as_differences(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        async def turn(body, key="k1"):
+            fields = [("authorization", f"Bearer {key}"), ("content-type", "application/json")]
+            status, _, got, clean = await edge.fetch("POST", "/hash", fields, body)
+            assert (status, got, clean) == (200, f"{sha(body)} {len(body)}".encode(), True)
+            bodies = edge.client.bodies
+            return bodies.plain_bytes, bodies.coded_bytes
+
+        said = content(1, 60_000).hex().encode()
+        _, first = await turn(said)
+        assert first > 50_000
+        _, second = await turn(said + b" and one thing more")
+        assert second - first < 500
+        _, third = await turn(said + b" and one thing more", key="another")
+        assert third - second > 50_000
+        (ledger,) = [one for one in relay.flows.ledgers.values() if one.bodies_coded]
+        relay.flows.dictionaries.resize(0)
+        relay.flows.dictionaries.resize(64 << 20)
+        await turn(said + b" once more")
+        assert edge.client.bodies.missed == ledger.dictionaries_missed == 1
+        before = edge.client.bodies.coded_bytes
+        await turn(said + b" once more, and shorter")
+        assert edge.client.bodies.coded_bytes - before < 500
+
+
+def test_text_is_coded_on_the_leg(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        status, _, body, clean = await edge.fetch("GET", "/words/200000")
+        assert (status, len(body), clean) == (200, 200_000, True)
+        assert body == b"word " * 40_000
+        await until(lambda: relay.flows.count == 0)
+        (ledger,) = [one for one in relay.flows.ledgers.values() if one.bodies_plain]
+        assert ledger.bodies_coded * 20 < ledger.bodies_plain == 200_000
