@@ -181,7 +181,7 @@ def report(result: Result) -> str:
         f"memory by quarter: {_quarters(result.quarters)}",
         f"warm: {_held(result.warm)}",
         f"left: {_held(result.left)}",
-        *(f"MISSED {one}" for one in result.misses()),
+        *(f"MISSED {one}" for one in result.misses()[:40]),
     ]
     return "\n".join(lines)
 
