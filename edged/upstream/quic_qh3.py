@@ -223,7 +223,7 @@ class Qh3Engine(Streams, BaseEngine):
     def migrate(self, path: int, now: float) -> bool:
         try:
             self._core.change_connection_id()
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # no unused connection id, in either wording
             return False
         self._path = path
         self._moves += 1
