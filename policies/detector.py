@@ -53,6 +53,7 @@ from policies.attribution import blocked_carriers, judge
 from policies.deadlines import Deadlines
 from policies.ledger import (
     ANY,
+    CLOCK_S,
     END,
     REACH,
     SYN,
@@ -87,8 +88,6 @@ _NO_SLOTS: Final = frozenset((Kind.TTFB, Kind.KERNEL))
 _PLAIN: Final = frozenset((ANY, SYN, UDP))
 """Layers on which an answer that is late was late on the way: TCP holds up others by repairs."""
 _ANSWERS: Final = frozenset((Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR))
-_CLOCK_S: Final = 0.05
-"""Slots are announced, samples timed, by different readings of the clock."""
 _UNCHANGED: Final[Sequence[Change]] = ()
 
 
@@ -274,7 +273,7 @@ class Detector:
                     channel.answered(it.sent_at)
                 changes += self._heard(path, it.kind, layer, it.at, it.sent_at)
             elif it.sent_at > self._stalled_at:
-                self._silent(Slot(path, it.kind, layer, it.sent_at, it.reply_at, it.at))
+                path.missed(Slot(path, it.kind, layer, it.sent_at, it.reply_at, it.at))
                 touched[path.line] = None
         for line in touched:
             changes += self._judge(line, now)
@@ -334,7 +333,7 @@ class Detector:
         slots, patient = self._due.take(now)
         touched = dict.fromkeys(patient)
         for slot in slots:
-            self._silent(slot)
+            slot.path.missed(slot)
             touched[slot.path.line] = None
         if not touched:
             return _UNCHANGED
@@ -396,7 +395,7 @@ class Detector:
         if kind not in _NO_SLOTS:
             slots = path.slots.get((kind, layer))
             if slots is not None:
-                slot = self._answer(path, slots, sent_at)
+                slot = path.answer(slots, sent_at)
             else:
                 for channel in path.hears[layer]:
                     channel.sent(sent_at)
@@ -425,18 +424,6 @@ class Detector:
         path.blocked = ()
         self._carrier_changes.append(change)
 
-    @staticmethod
-    def _answer(path: PathState, slots: deque[Slot], sent_at: float) -> Slot | None:
-        """The newest slot sent by then is answered; older ones stay, and are lost when overdue."""
-        for slot in reversed(slots):
-            if slot.sent_at <= sent_at + _CLOCK_S:
-                slot.open = False
-                for channel in path.hears[slot.layer]:
-                    channel.answered(slot.sent_at)
-                slots.remove(slot)
-                return slot
-        return None
-
     def _timed_out(
         self, path: PathState, sample: Sample, layer: int, now: float
     ) -> Sequence[Change]:
@@ -447,14 +434,14 @@ class Detector:
         slots = path.slots.get((sample.kind, layer))
         if slots:
             for slot in reversed(slots):
-                if slot.sent_at <= sent_at + _CLOCK_S:
+                if slot.sent_at <= sent_at + CLOCK_S:
                     if sent_at - slot.sent_at > SAME_RUN_S:
                         break
                     slots.remove(slot)
                     if not slot.open:
                         return _UNCHANGED
                     slot.open = False
-                    self._silent(slot)
+                    path.missed(slot)
                     return self._judge(path.line, now)
         self._unannounced(path, sample.kind, layer, sent_at, now)
         return self._judge(path.line, now)
@@ -464,7 +451,7 @@ class Detector:
     ) -> None:
         self._space(path, kind, layer, sent_at)
         # A timeout is about twice what a reply takes.
-        self._silent(Slot(path, kind, layer, sent_at, (sent_at + now) / 2, now))
+        path.missed(Slot(path, kind, layer, sent_at, (sent_at + now) / 2, now))
 
     def _local_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
         line = path.line
@@ -489,7 +476,7 @@ class Detector:
                 channel.heard(now, sample.sent_at)
             slots = path.slots.get((sample.kind, layer_of(sample.kind, sample.carrier)))
             if slots:
-                self._answer(path, slots, sample.sent_at)
+                path.answer(slots, sample.sent_at)
         if sample.sent_at >= path.attempt_after:
             # Exchanges that fail together fail once: only an attempt made since counts again.
             path.attempt_after = now
@@ -499,20 +486,3 @@ class Detector:
             path.error_layer = layer if sample.outcome is Outcome.REFUSED else END
             path.error = sample.outcome
         return self._judge(line, now, None if reset else path, layer)
-
-    def _silent(self, slot: Slot) -> None:
-        path, layer = slot.path, slot.layer
-        icmp = slot.kind is Kind.ICMP
-        path.icmp_silent += icmp
-        if not path.counts(slot.kind, layer):
-            return
-        pooled = witness(path)
-        for number in REACH[layer]:
-            path.channels[number].silent(slot.sent_at, slot.reply_at, path.endpoint, icmp=icmp)
-            if pooled:
-                path.line.channels[number].silent(
-                    slot.sent_at, slot.reply_at, path.endpoint, icmp=icmp
-                )
-        path.gate.stumble()
-        if pooled:
-            path.line.gate.stumble()

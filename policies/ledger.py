@@ -33,6 +33,8 @@ LATE_S: Final = 2.0
 MUCH_LATE_S: Final = 0.15
 LATE_ANSWERS: Final = 2
 """So many answers that are so late show that the way has grown longer."""
+CLOCK_S: Final = 0.05
+"""Slots are announced, samples timed, by different readings of the clock."""
 ICMP_LOST_MAX: Final = 0.3
 """A path that leaves more of its echoes unanswered while it is heard otherwise limits their rate,
 and their silence says nothing."""
@@ -259,6 +261,31 @@ class PathState:
         if layer == UDP and self.answered:
             return Kind.QUIC in self.answered
         return True
+
+    def answer(self, slots: deque[Slot], sent_at: float) -> Slot | None:
+        """The newest slot sent by then is answered; older ones stay, and are lost when overdue."""
+        for slot in reversed(slots):
+            if slot.sent_at <= sent_at + CLOCK_S:
+                slot.open = False
+                for channel in self.hears[slot.layer]:
+                    channel.answered(slot.sent_at)
+                slots.remove(slot)
+                return slot
+        return None
+
+    def missed(self, slot: Slot) -> None:
+        """A slot of this path's was not answered in time."""
+        icmp = slot.kind is Kind.ICMP
+        self.icmp_silent += icmp
+        if not self.counts(slot.kind, slot.layer):
+            return
+        pooled = witness(self)
+        for number in REACH[slot.layer]:
+            for owner in (self, self.line) if pooled else (self,):
+                owner.channels[number].silent(slot.sent_at, slot.reply_at, self.endpoint, icmp=icmp)
+        self.gate.stumble()
+        if pooled:
+            self.line.gate.stumble()
 
     def more_than_loss(self, times: int, lost: int, now: float) -> bool:
         """Whether a segment sent ``times`` in vain, with ``lost`` missing, is no accident."""
