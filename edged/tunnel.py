@@ -1,17 +1,19 @@
-"""CONNECT on a direct path: opaque bytes both ways with watermarks (RFC 9110 section 9.3.6).
+"""CONNECT: opaque bytes both ways with watermarks (RFC 9110 section 9.3.6).
 
 A tunnel may race and change paths until it is connected, since nothing was sent. After that it is
-bound to its line: when that goes DOWN it is closed at once, so that the client reconnects.
+bound to its line: when that goes DOWN it is closed at once, so that the client reconnects. Through
+a relay it is a flow (`edged.relay.client_tunnel`), and goes on over another line.
 """
 
 from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from edged.driver import UPGRADED_IDLE_S, Driver, candidates
 from edged.messages import Headers, RequestHead, ResponseHead
+from edged.relay.client_tunnel import FlowLeg
 from edged.routes import split_authority
 from policies.commands import Start
 from policies.model import Carrier, CarrierChange, Change, Failure, Kind, Outcome, Path, Sample
@@ -31,7 +33,17 @@ _HIGH_BYTES = 256 << 10
 _LOW_BYTES = 64 << 10
 
 
-class Tunnel(Driver["Leg"]):
+class Pipe(Protocol):
+    """What a tunnel does with its upstream connection."""
+
+    def write(self, data: bytes) -> None: ...
+    def write_eof(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def is_closing(self) -> bool: ...
+
+
+class Tunnel(Driver["Leg | FlowLeg"]):
     """One CONNECT request. The `RequestSink` of its client connection."""
 
     __slots__ = (
@@ -54,7 +66,7 @@ class Tunnel(Driver["Leg"]):
         self.host = split_authority(request.authority, 443)[0]
         machine = plan.machine(True, candidates(plan.ranking, self.suits))
         super().__init__(house, plan, machine, request, responder)
-        self._transport: asyncio.Transport | None = None
+        self._transport: Pipe | None = None
         self.asking = True
         """Whether the client sent last: then an answer may be due."""
         self.broken = False
@@ -63,16 +75,16 @@ class Tunnel(Driver["Leg"]):
         self.early: list[bytes] = []
         """What the client sent before it was connected (a TLS ClientHello, usually)."""
 
-    def make_attempt(self, begun: Start, target: Target) -> Leg:
-        """A TCP connection over the target's line."""
-        return Leg(self, begun, target)
+    def make_attempt(self, begun: Start, target: Target) -> Leg | FlowLeg:
+        """A TCP connection over the target's line, or a flow through its relay."""
+        return (Leg if target.path.relay is None else FlowLeg)(self, begun, target)
 
     def suits(self, path: Path) -> bool:
         """Endpoints of the very host the client named will do, if there are any.
 
         The client's own TLS runs inside: another host's certificate would not satisfy it.
         """
-        return path.endpoint.host == self.host and path.relay is None
+        return path.endpoint.host == self.host
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 
@@ -114,7 +126,7 @@ class Tunnel(Driver["Leg"]):
 
     # -- the upstream's side ----------------------------------------------------------------------
 
-    def connected(self, leg: Leg, transport: asyncio.Transport) -> None:
+    def connected(self, leg: Leg | FlowLeg, transport: Pipe) -> None:
         """The first path is there: the others are cancelled."""
         now = monotonic()
         self.winner = leg
@@ -162,7 +174,11 @@ class Tunnel(Driver["Leg"]):
             self._break("connection_terminated", f"the tunnel's connection was lost: {error}")
 
     def path_down(self, change: Change) -> None:
-        """DOWN closes an established tunnel at once; one that is still connecting moves."""
+        """DOWN closes an established tunnel at once; one that is still connecting moves. A flow
+        waits for a line.
+        """
+        if self.winner is not None and self.winner.outlives_lines:
+            return
         if self.winner is not None:
             self._break("connection_terminated", f"path {change.path} is down: {change.reason}")
         else:
@@ -221,6 +237,7 @@ class Leg(asyncio.Protocol):
     """One try: a dial over one line, then the tunnel's upstream connection."""
 
     carrier: Carrier | None = None
+    outlives_lines = False
 
     def __init__(self, tunnel: Tunnel, begun: Start, target: Target) -> None:
         self.exchange = tunnel

@@ -1,6 +1,7 @@
 """An edge and its relay: exchanges as flows, over lines that die."""
 
 import asyncio
+from functools import partial
 from time import monotonic
 
 import pytest
@@ -12,7 +13,7 @@ from edged.relay.client_report import RelaysReport
 from edged.relay.client_visit import APART
 from edged.relay.flow import State
 from policies.model import Verdict
-from tests.edged.relay.edge import Edge, edge_relay_origin
+from tests.edged.relay.edge import Answer, Edge, edge_relay_origin
 from tests.edged.relay.live import Origin, Relay, content, run, sha, until
 
 
@@ -305,3 +306,38 @@ def test_text_is_coded_on_the_leg(tmp_path):
         await until(lambda: relay.flows.count == 0)
         (ledger,) = [one for one in relay.flows.ledgers.values() if one.bodies_plain]
         assert ledger.bodies_coded * 20 < ledger.bodies_plain == 200_000
+
+
+def outgoing_taken(flow):
+    return flow.outgoing.taken
+
+
+def test_a_tunnel_goes_on_over_another_line(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        for size in (0, 3_000_000):
+            reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+            authority = f"127.0.0.1:{origin.port}"
+            writer.write(f"CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            body = content(4, size)
+            fields = f"host: o\r\nx-id: {size}\r\ncontent-length: {size}\r\n"
+            writer.write(f"POST /stream/9/3000000 HTTP/1.1\r\n{fields}\r\n".encode())
+            writer.write(body[: size // 2])
+            if size:
+                (flow,) = edge.client.flows.values()
+                await until(partial(outgoing_taken, flow))
+                await edge.silence(flow.path.line.name)
+            writer.write(body[size // 2 :])
+            answer = Answer(reader, writer)
+            await answer.head()
+            assert answer.headers["x-hash"] == sha(body)
+            assert answer.headers["transfer-encoding"] == "chunked"
+            data = bytearray()
+            while n := int(await reader.readuntil(b"\r\n"), 16):
+                data += (await reader.readexactly(n + 2))[:-2]
+            assert data == content(9, 3_000_000)
+            writer.transport.abort()
+            await until(lambda: relay.flows.count == 0)
+        assert origin.executed == {"0": 1, "3000000": 1}
