@@ -190,6 +190,14 @@ class RelayClient:
         for name in self._over(leg):
             self.table.reported(name, _STRANGER, monotonic())
 
+    def refused(self) -> None:
+        """Nobody listens there. Unless another line knows better, the relay has ended, and with it
+        all its flows.
+        """
+        if not any(leg.connected for leg in self.legs.values()):
+            for flow in tuple(self.flows.values()):
+                flow.lost()
+
     def _over(self, leg: Leg) -> list[str]:
         return [name for name, path in self._paths.items() if path.line.name == leg.name]
 

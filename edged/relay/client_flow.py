@@ -14,7 +14,8 @@ Rules, with time and the choice of lines as arguments:
 5. When the last visit ends before the response does, the best usable line is asked, at once the
    first time. `FRUITLESS` visits in a row that bring nothing new end the flow: it is broken where
    the relay is, and so is the response. Without a usable line it waits for `LINGER_S`, as long as
-   the relay keeps it.
+   the relay keeps it. Before the response has begun, giving up is as if the path had gone DOWN,
+   unless no visit can have opened the flow.
 6. A relay that does not know the flow has restarted: before the first byte of the response the
    request may be repeated as if its path had gone DOWN, after it the response is broken.
 7. The response is complete when a visit ends cleanly: a relay ends only what it has seen the end
@@ -79,6 +80,7 @@ class FlowClient:
     __slots__ = (
         "_fruitless",
         "_given",
+        "_harmless",
         "_visits",
         "_waits_until",
         "begun",
@@ -98,6 +100,8 @@ class FlowClient:
         self._visits: dict[str, _Visit] = {}
         self._fruitless = 0
         self._given = False
+        self._harmless = True
+        """No visit that has ended can have opened the flow."""
         self._waits_until: float | None = None
 
     @property
@@ -158,6 +162,7 @@ class FlowClient:
 
     def drop(self, line: str) -> None:
         """The visit over ``line`` was given up."""
+        self._harmless = False
         self._visits.pop(line, None)
 
     # -- what visits bring -----------------------------------------------------------------------
@@ -202,12 +207,13 @@ class FlowClient:
         visit = self._visits.pop(line, None)
         if visit is None or self.over:
             return None
+        self._harmless = self._harmless and failure.unprocessed
         if self._visits:
             return None
         if not failure.path_down and not visit.fruitful:
             self._fruitless += 1
         if self._fruitless >= FRUITLESS:
-            return self._give(failure)
+            return self._give(self._failure(failure.outcome, failure.detail))
         pause_s = PAUSE_S * 2 ** (self._fruitless - 2) if self._fruitless > 1 else 0.0
         others = [name for name in lines if name != line] or list(lines)
         if others:
@@ -221,10 +227,10 @@ class FlowClient:
         if self.over or (self._visits and status != 404):
             return None
         if status in (404, 410):
-            text = "the relay does not know the flow any more: it was restarted"
+            text = "the relay does not know the flow any more: it has ended, or was restarted"
             return self._give(Failure(Outcome.RESET, text, path_down=True))
         outcome = Outcome.BUSY if status in (429, 503) else Outcome.RESET
-        return self._give(Failure(outcome, detail, unprocessed=not self.begun and status != 416))
+        return self._give(self._failure(outcome, detail))
 
     # -- lines and time --------------------------------------------------------------------------
 
@@ -240,6 +246,11 @@ class FlowClient:
             return None
         text = f"no line to the relay came back within {LINGER_S:.0f} s"
         return self._give(Failure(Outcome.TIMEOUT, text, path_down=True))
+
+    def _failure(self, outcome: Outcome, detail: str) -> Failure:
+        """What became of the exchange: no visit proves it of another that nothing was executed."""
+        unprocessed = self._harmless and not self.begun
+        return Failure(outcome, detail, unprocessed, path_down=not unprocessed)
 
     def _give(self, failure: Failure) -> Give:
         self._given = True

@@ -151,6 +151,7 @@ class Leg:
         self._slow = False
         self._want = None
         self._every_s = self._answered_every_s = IDLE_S
+        self._active_until = monotonic() + ACTIVE_AFTER_S  # a new line is measured at once
         door = self.door
         fields = [*door.fields, (b"content-type", b"application/x-ndjson")]
         head = RequestHead(b"POST", door.scheme, door.authority, wire.PULSE, fields, None)
@@ -195,8 +196,10 @@ class Leg:
         self._over()
 
     def failed(self, failure: Failure) -> None:
-        """The line or the relay ended it."""
+        """The line or the relay ended it, or there is no relay."""
         self._over()
+        if failure.outcome is Outcome.REFUSED:
+            self.client.refused()
 
     def moved(self, path: Path) -> None:
         """Connections to relays stay on their lines."""

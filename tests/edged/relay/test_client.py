@@ -161,6 +161,25 @@ def test_a_relay_that_forgot_its_flows(tmp_path):
         streaming.writer.close()
 
 
+def test_a_relay_that_ends_takes_its_flows_with_it(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        streaming = await edge.call("GET", "/endless")
+        await streaming.head()
+        await streaming.read(100_000)
+        waiting = await edge.call("POST", "/poll", [("x-id", "1")], b"x")
+        await until(lambda: origin.executed)
+        await relay.daemon.close()
+        async with asyncio.timeout(5):
+            _, clean = await streaming.read()
+            assert not clean
+            await waiting.head()
+            assert waiting.status in (502, 503)
+        assert origin.executed == {"1": 1}
+        streaming.writer.close()
+        waiting.writer.close()
+
+
 def test_a_relay_that_does_not_know_us_is_not_used(tmp_path):
     async def stranger():
         async with Origin() as origin, Relay(tmp_path, origin) as relay:

@@ -136,7 +136,8 @@ def test_a_response_that_is_broken_at_the_relay_is_broken():
         pauses.append(asked.pause_s)
         flow.head(asked.line, 4)
         asked = flow.failed(asked.line, RESET, BOTH, 1.0)
-    assert asked == Give(RESET)
+    assert isinstance(asked, Give)
+    assert (asked.failure.outcome, asked.failure.unprocessed) == (Outcome.RESET, False)
     assert len(pauses) == FRUITLESS
     assert pauses == [0.0, 0.0, PAUSE_S]
     assert flow.data("a", b"more") == b""
@@ -170,6 +171,30 @@ def test_a_relay_that_refuses_has_not_executed_anything():
     late = begun().refused("a", 416, "")
     assert isinstance(late, Give)
     assert not late.failure.unprocessed
+
+
+def test_what_one_visit_proves_does_not_excuse_another():
+    flow = opened()
+    refused = Failure(Outcome.REFUSED, "connection refused", unprocessed=True)
+    assert isinstance(flow.failed("a", RESET, BOTH, 1.0), Ask)
+    assert isinstance(flow.failed("b", refused, BOTH, 1.0), Ask)
+    given = flow.failed("a", refused, BOTH, 1.0)
+    assert isinstance(given, Give)
+    assert not given.failure.unprocessed
+    assert given.failure.path_down
+
+    flow = opened()
+    for line in ("a", "b", "a"):
+        given = flow.failed(line, refused, BOTH, 1.0)
+    assert isinstance(given, Give)
+    assert given.failure.unprocessed
+
+    flow = opened()
+    flow.silent("a", ["b"])
+    flow.drop("a")
+    given = flow.refused("b", 503, "")
+    assert isinstance(given, Give)
+    assert not given.failure.unprocessed
 
 
 def test_a_refusal_of_one_visit_does_not_end_another():
