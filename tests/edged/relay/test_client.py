@@ -217,6 +217,11 @@ def test_both_legs_are_shown(tmp_path):
     @scenario(tmp_path)
     async def _(edge, relay, origin):
         await edge.fetch("GET", "/bytes/1/10")
+        states = edge.daemon.table
+        await until(
+            lambda: all(s.near.rtt_s for s in states.snapshot.paths.values() if s.path.relay)
+        )
+        await until(lambda: not edge.client.flows)
         shown = views.status(edge.daemon.live, monotonic())
         (hk,) = shown["relays"]
         assert (hk["name"], hk["opened"], hk["flows"]) == ("hk", 1, 0)
