@@ -40,10 +40,11 @@ not be repeated goes on with its connection, if that can change its line.
 5. A body that outgrew the spool cannot be repeated: no attempt starts any more.
 6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, after one
    of which nothing was sent, and after silence of its connection: they put no second load on the
-   upstream, and a line that dies under load must not cost answers while other paths are UP. A
-   request refused unprocessed takes a retry token and may overdraw the bucket by its capacity, and
-   so may the first repeat of one whose connection ended: a server that goes takes all of its
-   connections at once. All other retries take a token or end.
+   upstream, and a line that dies under load must not cost answers while other paths are UP. So is
+   a path not yet tried, after a refusal unprocessed; to ask again where it was refused takes a
+   token and may overdraw the bucket by its capacity. So may the first repeat of a request whose
+   connection ended, by word or because nothing listens any more: a server that goes takes all of
+   its connections at once. All other retries take a token or end.
 7. Last resorts. While every path is DOWN each is tried once, at most two at a time, for
    ``patience_s`` in all unless one gets its request sent; a path that comes back is taken at once.
    It makes no difference whether the paths went DOWN before the request came or under it.
@@ -86,6 +87,7 @@ _NOTHING: Commands = ()
 _FIRST_COMMIT: Commands = (Commit(1),)
 _NO_PATH = Failure(Outcome.UNREACHABLE, "no path to this upstream", unprocessed=True)
 _ALL_DOWN = Failure(Outcome.TIMEOUT, "every path is DOWN", unprocessed=True, path_down=True)
+_ENDS = (Outcome.RESET, Outcome.REFUSED)
 _EXPIRED = Failure(Outcome.TIMEOUT, "no response within the limit")
 
 
@@ -395,13 +397,14 @@ class Exchange:
         if again is None and self._resort() is None:
             return self._give_up(self._last_failure, "no other path is left")
         silent = failure.outcome is Outcome.TIMEOUT
-        free = unsent or line_failed or silent or failure.blame is Blame.LINE
-        went = failure.outcome is Outcome.RESET and self.starts == 1
+        path = self._paths.pick()
+        no_load = unsent or (unprocessed and path is not None)
+        free = no_load or line_failed or silent or failure.blame is Blame.LINE
+        went = failure.outcome in _ENDS and self.starts == 1
         overdraft = self._retries.capacity if unprocessed or went else 0.0
         if not free and not self._retries.take(now, overdraft=overdraft):
             return self._give_up(failure, "the retry budget is spent")
         why: Why = "failover" if line_failed else "retry"
-        path = self._paths.pick()
         if path is not None:
             return self._start(path, why, failure.detail, now)
         stale = not unsent and self.starts == 1 and again is not None

@@ -552,8 +552,6 @@ def test_budget_limits_retries_but_not_failover():
     empty = Bucket(capacity=0)
     (give_up,) = sent_on_a(safe=True, retries=empty).failed(1, RESET, 0.0)
     assert "budget" in give_up.reason
-    (give_up,) = sent_on_a(retries=empty).failed(1, UNPROCESSED, 0.0)
-    assert "budget" in give_up.reason
     assert only(sent_on_a(retries=empty).path_down("a", 0.0), Start)
     assert only(sent_on_a(retries=empty).failed(1, DOWN, 0.0), Start)
     machine = exchange(retries=empty)
@@ -572,10 +570,11 @@ def test_silence_is_no_answer_of_an_upstream_that_had_enough():
     assert only(sent_on_a(safe=True, retries=Bucket(capacity=0)).failed(1, mute, 5.0), Start)
 
 
-def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw():
+@pytest.mark.parametrize("end", [RESET, Failure(Outcome.REFUSED, "nothing listens")])
+def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw(end):
     retries = Bucket(capacity=3)
     machines = [sent_on_a(safe=True, retries=retries) for _ in range(8)]
-    ends = [machine.failed(1, RESET, 0.0) for machine in machines]
+    ends = [machine.failed(1, end, 0.0) for machine in machines]
     assert [type(e[0]) for e in ends] == [Start] * 6 + [GiveUp] * 2
     retries = Bucket(capacity=1)
     machine = sent_on_a(safe=True, retries=retries)
@@ -585,10 +584,24 @@ def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw
     assert "budget" in give_up.reason
 
 
-def test_unprocessed_requests_may_overdraw():
+@pytest.mark.parametrize("failure", [UNPROCESSED, REFUSED])
+def test_what_no_server_took_goes_to_each_other_path_whatever_the_budget(failure):
+    empty = Bucket(capacity=0)
+    machines = [sent_on_a(retries=empty) for _ in range(100)]
+    for machine in machines:
+        assert machine.failed(1, failure, 0.0) == (Start(2, "b", "retry"),)
+        machine.sent(2, 0.0)
+        assert machine.failed(2, failure, 0.0) == (Start(3, "c", "retry"),)
+        machine.sent(3, 0.0)
+        (give_up,) = machine.failed(3, failure, 0.0)  # each was asked
+        assert "budget" in give_up.reason
+
+
+def test_who_asks_again_where_it_was_refused_takes_a_token_and_may_overdraw():
     retries = Bucket(capacity=3)
-    ends = [sent_on_a(retries=retries).failed(1, UNPROCESSED, 0.0) for _ in range(8)]
-    assert [type(e[0]) for e in ends] == [Start] * 6 + [GiveUp] * 2
+    ends = [sent_on_a(candidates="a", retries=retries).failed(1, UNPROCESSED, 0) for _ in range(8)]
+    assert [type(e[0]) for e in ends[6:]] == [GiveUp] * 2
+    assert not any(only(e, GiveUp) for e in ends[:6])
 
 
 def test_expired_is_504_and_client_gone_is_silent():
