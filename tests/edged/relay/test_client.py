@@ -258,7 +258,8 @@ def test_a_second_copy_may_go_over_another_connection_of_the_same_line(tmp_path)
     async def _(edge, relay, origin):
         await edge.silence("b")
         await until(lambda: edge.client.legs["b"].verdict is Verdict.DOWN)
-        await edge.fetch("GET", "/bytes/1/10")
+        _, _, body, clean = await edge.fetch("GET", "/bytes/1/10")
+        assert (body, clean) == (content(1, 10), True)
         pools = edge.daemon.pools
 
         def carriers():
@@ -274,6 +275,7 @@ def test_a_second_copy_may_go_over_another_connection_of_the_same_line(tmp_path)
         await answer.head()
         assert await answer.read() == (b"news", True)
         answer.writer.close()
+        await until(lambda: relay.flows.count == 0 and not edge.client.flows)
 
 
 def test_an_upgraded_connection_goes_on_over_another_line(tmp_path):
