@@ -22,7 +22,7 @@ def used(site: RelaySite) -> str:
     return next(path["line"] for path in paths if path["in_flight"])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_token_stream_survives_the_silent_death_of_its_line(tmp_path: Path, seed: int) -> None:
     with RelaySite(tmp_path, seed=seed) as site, site.lab.edge:
         response = site.edged.open(f"/llm/sse?n={TOKENS}&rate=20")
