@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -403,9 +404,9 @@ class FlowStream:
             self.path = path
             self._events.moved(path)
 
-    def _later(self, delay_s: float, call: object) -> None:
+    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._stop_timer()
-        self._timer = self._client.loop.call_later(delay_s, call)  # type: ignore[arg-type]
+        self._timer = self._client.loop.call_later(delay_s, call)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
