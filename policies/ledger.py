@@ -263,15 +263,24 @@ class PathState:
         return True
 
     def answer(self, slots: deque[Slot], sent_at: float) -> Slot | None:
-        """The newest slot sent by then is answered; older ones stay, and are lost when overdue."""
+        """The slot sent nearest to then is answered; older ones stay, and are lost when overdue.
+
+        Not the newest that the clocks allow: of two probes close together the first one's answer
+        says nothing of the second's.
+        """
+        near: Slot | None = None
         for slot in reversed(slots):
-            if slot.sent_at <= sent_at + CLOCK_S:
-                slot.open = False
-                for channel in self.hears[slot.layer]:
-                    channel.answered(slot.sent_at)
-                slots.remove(slot)
-                return slot
-        return None
+            if slot.sent_at > sent_at + CLOCK_S:
+                continue
+            if near is not None and sent_at - slot.sent_at >= near.sent_at - sent_at:
+                break
+            near = slot
+        if near is not None:
+            near.open = False
+            for channel in self.hears[near.layer]:
+                channel.answered(near.sent_at)
+            slots.remove(near)
+        return near
 
     def missed(self, slot: Slot) -> None:
         """A slot of this path's was not answered in time."""

@@ -898,3 +898,24 @@ def test_where_nothing_is_listed_unlisted_hosts_that_were_heard_still_tell_a_dea
         fail(detector, f"a>wild{step % 3}", Outcome.TIMEOUT, 2.0 + step / 2, kind=Kind.TCP)
         detector.tick(2.0 + step / 2)
     assert detector.line_verdict("a") is Verdict.DOWN
+
+
+def test_an_answer_is_the_probe_s_that_it_answers_and_not_the_next_one_s():
+    """Else a line that dies between two probes is taken to have lived until the second."""
+    detector = Detector()
+    detector.watch("a>u/e", "a", "u/e")
+    for sent_at in (10.0, 10.03):
+        detector.sent("a>u/e", Kind.ICMP, sent_at, 0.06, 0.2)
+    detector.observe(Sample("a>u/e", Kind.ICMP, 10.0, 0.06, Outcome.OK), 10.06)
+    (slots,) = detector._paths["a>u/e"].slots.values()
+    assert [slot.sent_at for slot in slots] == [10.03]
+
+
+@pytest.mark.parametrize("announced_late_s", [0.0, 0.02, 0.049])
+def test_slots_and_samples_may_be_timed_by_different_readings_of_the_clock(announced_late_s):
+    detector = Detector()
+    detector.watch("a>u/e", "a", "u/e")
+    detector.sent("a>u/e", Kind.ICMP, 10.0 + announced_late_s, 0.06, 0.2)
+    detector.observe(Sample("a>u/e", Kind.ICMP, 10.0, 0.06, Outcome.OK), 10.06)
+    (slots,) = detector._paths["a>u/e"].slots.values()
+    assert not slots
