@@ -45,6 +45,7 @@ def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
     Its silence counts for nothing more until it answers again; unless it is the only one that the
     endpoint speaks: then it is the path that is silent.
     """
+    _forget_outage(path)
     if path.blocked or path.udp_only:
         return None
     udp = path.channels[UDP]
@@ -60,6 +61,19 @@ def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
         if channel.verdict is Verdict.DOWN and udp.proved_at >= channel.run_sent_at:
             return _block(path, layer, TCP_CARRIERS, OVER_TCP, now)
     return None
+
+
+def _forget_outage(path: PathState) -> None:
+    """Where both transports were silent and one is back, the other's silence until then is no sign
+    that it is blocked: what is sent from now on will tell.
+    """
+    for layer in (UDP, *OVER_TCP):
+        channel = path.channels[layer]
+        if channel.run:
+            others = OVER_TCP if layer == UDP else (UDP,)
+            back_at = max(owner.channels[n].back_at for owner in (path, path.line) for n in others)
+            if channel.run_sent_at < back_at:
+                channel.clear()
 
 
 def _block(

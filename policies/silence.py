@@ -78,6 +78,7 @@ class Channel:
         "_lost_at",
         "_slots",
         "at",
+        "back_at",
         "beyond_icmp",
         "endpoints",
         "gap_s",
@@ -98,6 +99,8 @@ class Channel:
         """When anything last arrived."""
         self.proved_at = float("-inf")
         """The latest sending that was answered: both ways were alive then."""
+        self.back_at = float("-inf")
+        """When the last run ended that was as long as an outage's."""
         self.last_sent_at: float | None = None
         self.spacing_s = FIRST_SPACING_S
         self.gap_s = FIRST_SPACING_S
@@ -172,7 +175,10 @@ class Channel:
         if sent_at > self.proved_at:
             self.proved_at = sent_at
         if self.run and sent_at >= self.run_sent_at - MERGE_S:
-            if self.run <= 2 * self.needed(Verdict.DOWN):
+            needed = self.needed(Verdict.DOWN)
+            if self.run >= needed:
+                self.back_at = at
+            if self.run <= 2 * needed:
                 self._lose(self.run_sent_at)
                 self._count(self.run - 1, self.run - 1, self.run - 1)
                 self._lost_at = self.run_last_sent_at
