@@ -19,8 +19,9 @@
    quic-go, once it followed, gives none.) Until then it takes no new streams, and asks again in
    time; at the end of its patience it is over, and the streams with it (`Failure.path_down`, so
    that the replay table decides).
-7. A path that is UP and did not answer, while the server did on another, has refused: the server,
-   or a balancer before it, does not know migrated clients (`Refusals`).
+7. A path that is UP and did not answer has refused: the server, or a balancer before it, does not
+   know migrated clients (`Refusals`). Of a server that followed before it takes several in a row:
+   lines that die and come back fail moves, too, and without one the streams are lost at once.
 8. What still comes on the old path is taken for a while.
 """
 
@@ -57,6 +58,8 @@ LINGER_S = 1.0
 REFUSED_S = 600.0
 REFUSED_MOST_S = 86_400.0
 LINES_TO_CONVICT_AN_ORIGIN = 2
+FAILURES_AFTER_SUCCESS = 4
+"""In a row, until an origin that followed before has refused."""
 
 _RETRY_LEAST_S = 0.25
 _RETRY_UNKNOWN_S = 0.3
@@ -68,25 +71,30 @@ class Refusals:
     """Which origins did not take a migrated client, and over which line; forgotten after a time
     that doubles. Bounded. Pure: ``now`` is an argument.
 
-    Two lines convict the origin for all of them.
+    Two lines convict the origin for all of them, and a success on any acquits it.
     """
 
     def __init__(self) -> None:
         self._refused: OrderedDict[tuple[str, str, int], tuple[float, float]] = OrderedDict()
+        self._followed: OrderedDict[tuple[str, int], int] = OrderedDict()
+        """Origins that did, with the failures since."""
 
     def allowed(self, path: Path, now: float) -> bool:
         """Whether a move to ``path`` may be tried."""
-        host, port = path.endpoint.host, path.endpoint.port
+        origin = _origin(path)
         lines = [
-            key[0]
-            for key, (until, _) in self._refused.items()
-            if key[1:] == (host, port) and until > now
+            key[0] for key, (until, _) in self._refused.items() if key[1:] == origin and until > now
         ]
         return path.line.name not in lines and len(lines) < LINES_TO_CONVICT_AN_ORIGIN
 
     def failed(self, path: Path, now: float) -> None:
         """``path`` did not validate although it is UP."""
-        key = _key(path)
+        origin = _origin(path)
+        failures = self._followed.pop(origin, None)
+        if failures is not None and failures + 1 < FAILURES_AFTER_SUCCESS:
+            self._followed[origin] = failures + 1
+            return
+        key = (path.line.name, *origin)
         _, seconds = self._refused.pop(key, (0.0, 0.0))
         seconds = min(max(2 * seconds, REFUSED_S), REFUSED_MOST_S)
         self._refused[key] = (now + seconds, seconds)
@@ -95,7 +103,13 @@ class Refusals:
 
     def worked(self, path: Path) -> None:
         """It did."""
-        self._refused.pop(_key(path), None)
+        origin = _origin(path)
+        for key in [key for key in self._refused if key[1:] == origin]:
+            del self._refused[key]
+        self._followed.pop(origin, None)
+        self._followed[origin] = 0
+        if len(self._followed) > _MOST_REFUSALS:
+            self._followed.popitem(last=False)
 
 
 class Pace:
@@ -424,5 +438,5 @@ class Migration:
         self._connection.close(Failure(Outcome.TIMEOUT, detail, path_down=True))
 
 
-def _key(path: Path) -> tuple[str, str, int]:
-    return path.line.name, path.endpoint.host, path.endpoint.port
+def _origin(path: Path) -> tuple[str, int]:
+    return path.endpoint.host, path.endpoint.port

@@ -14,7 +14,12 @@ from aioquic.quic.packet import (
 )
 
 from edged.upstream import h3_connection
-from edged.upstream.migration import LINES_TO_CONVICT_AN_ORIGIN, REFUSED_S, Refusals
+from edged.upstream.migration import (
+    FAILURES_AFTER_SUCCESS,
+    LINES_TO_CONVICT_AN_ORIGIN,
+    REFUSED_S,
+    Refusals,
+)
 from policies.model import Carrier, Endpoint, Line, Outcome, Path
 from tests.harness.h3 import Certificates, both_engines, until
 from tests.harness.migrating import over, run, talking
@@ -215,3 +220,39 @@ def test_refusals_are_forgotten_and_two_lines_convict_an_origin():
     for i in range(2000):
         refusals.failed(Path(Line("a"), Endpoint("up", "e", "https", f"h{i}", 1)), 0.0)
     assert len(refusals._refused) <= 1024
+
+
+def test_an_origin_that_followed_is_not_convicted_by_lines_that_come_and_go():
+    endpoint = Endpoint("up", "e", "https", "h", 1, protocols=(Carrier.H3,))
+    a, b = (Path(Line(name), endpoint) for name in "ab")
+    refusals = Refusals()
+    refusals.failed(a, 0.0)
+    refusals.worked(b)  # it knows migrated clients, whatever line a did
+    assert refusals.allowed(a, 1.0)
+    for _ in range(2):
+        for _ in range(FAILURES_AFTER_SUCCESS - 1):
+            refusals.failed(a, 1.0)
+            assert refusals.allowed(a, 2.0)
+        refusals.worked(a)
+    for _ in range(FAILURES_AFTER_SUCCESS):
+        refusals.failed(a, 3.0)
+    assert not refusals.allowed(a, 4.0)
+    for i in range(2000):
+        refusals.worked(Path(Line("a"), Endpoint("up", "e", "https", f"h{i}", 1)))
+    assert len(refusals._followed) <= 1024
+
+
+@both_engines
+def test_one_that_followed_before_gets_another_chance(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        mobile.die("a")
+        assert connection.leave()
+        await until(lambda: connection.capacity)
+        mobile.wires["c"].dead = True  # yet UP for all that is known
+        mobile.die("b")
+        assert connection.leave()
+        assert (await asyncio.wait_for(attempt.done, 5)).path_down
+        assert mobile.refusals.allowed(mobile.paths["c"], monotonic())
+
+    run(engine, certificates, body, rtts_s={"a": 0.01, "b": 0.012, "c": 0.014})
