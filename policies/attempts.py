@@ -400,7 +400,7 @@ class Exchange:
         path = self._paths.pick()
         no_load = unsent or (unprocessed and path is not None)
         free = no_load or line_failed or silent or failure.blame is Blame.LINE
-        went = failure.outcome in _ENDS and self.starts == 1
+        went = failure.outcome in _ENDS and self.starts - self._free == 1
         overdraft = self._retries.capacity if unprocessed or went else 0.0
         if not free and not self._retries.take(now, overdraft=overdraft):
             return self._give_up(failure, "the retry budget is spent")

@@ -584,6 +584,15 @@ def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw
     assert "budget" in give_up.reason
 
 
+def test_a_race_before_it_was_sent_does_not_make_its_end_a_second_one():
+    machine = exchange(safe=True, retries=Bucket(capacity=0.5))
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    assert only(machine.timer_fired(0.1), Start)
+    assert only(machine.sent(2, 0.2), Cancel)
+    assert only(machine.failed(2, Failure(Outcome.REFUSED, "nothing listens"), 0.3), Start)
+
+
 @pytest.mark.parametrize("failure", [UNPROCESSED, REFUSED])
 def test_what_no_server_took_goes_to_each_other_path_whatever_the_budget(failure):
     empty = Bucket(capacity=0)
