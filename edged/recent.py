@@ -15,17 +15,28 @@ _LATELY = 1000
 class Recent:
     """A bounded memory of records. Only references are kept; nothing is rendered until asked.
 
-    There is no index: every exchange is remembered, and hardly one of them is ever asked for.
+    There is no index: every exchange is remembered, and hardly one of them is ever asked for. A
+    ranking holds all candidates as they were, 1 KB each, and there is a new one ten times a second
+    for each class: so it is forgotten before its record, unless that tells of more than one attempt
+    or of an error. ``size`` and ``ranked``: how many records, and how many such rankings.
     """
 
-    __slots__ = ("_records",)
+    __slots__ = ("_ranked", "_ranked_most", "_records")
 
-    def __init__(self, size: int = 4096) -> None:
+    def __init__(self, size: int = 4096, ranked: int = 1024) -> None:
         self._records: deque[ExchangeRecord] = deque(maxlen=size)
+        self._ranked: deque[ExchangeRecord] = deque()
+        self._ranked_most = ranked
 
     def add(self, record: ExchangeRecord) -> None:
         """Remember ``record``; the oldest is forgotten."""
         self._records.append(record)
+        if record.attempts or record.error is not None:
+            return
+        ranked = self._ranked
+        ranked.append(record)
+        if len(ranked) > self._ranked_most:
+            ranked.popleft().ranking = None
 
     def get(self, request_id: str) -> ExchangeRecord | None:
         """The record of an exchange that is over, or ``None`` if it is unknown or forgotten."""

@@ -132,7 +132,8 @@ def _why(data: Data) -> Iterator[RenderableType]:
         yield _attempts(data["attempts"])
     ranking = data["ranking"]
     if ranking is None:
-        yield Text("It was answered without choosing a path.")
+        forgotten = "Its candidates are no longer known: only the latest requests keep them."
+        yield Text(forgotten if data["attempts"] else "It was answered without choosing a path.")
         return
     yield Text.assemble(("upstream ", "bold"), f"{ranking['upstream']}, {_class(ranking['class'])}")
     yield _candidates(ranking["candidates"], parts=True)

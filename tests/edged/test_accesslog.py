@@ -11,7 +11,7 @@ import pytest
 
 from edged.accesslog import AccessLog, AttemptRecord, ExchangeRecord, format_line
 from edged.recent import Recent
-from policies.model import Carrier, Failure, Outcome
+from policies.model import Carrier, Failure, Outcome, Ranking, RequestClass
 
 
 def record(request_id: str = "ab-1", **fields: object) -> ExchangeRecord:
@@ -225,3 +225,16 @@ def test_recent_is_bounded_and_finds_by_id() -> None:
     found = recent.get("id-9")
     assert found is not None
     assert found.request_id == "id-9"
+
+
+def test_rankings_are_forgotten_before_their_records_unless_something_happened() -> None:
+    recent = Recent(size=100, ranked=3)
+    ranking = Ranking("up", RequestClass(0), (), "")
+    tried = (AttemptRecord("a>up/e", None, 0.0, 0.1), AttemptRecord("b>up/e", None, 0.1, 0.2))
+    recent.add(record("repeated", ranking=ranking, attempts=tried))
+    recent.add(record("refused", ranking=ranking, attempts=(), error="destination_unavailable"))
+    for n in range(10):
+        recent.add(record(f"id-{n}", ranking=ranking, attempts=(), error=None))
+    found = {r.request_id for r in recent._records if r.ranking is not None}
+    assert found == {"repeated", "refused", "id-7", "id-8", "id-9"}
+    assert len(recent) == 12
