@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -208,20 +209,10 @@ class HttpProbe:
         try:
             async with asyncio.timeout(timeout_s):
                 keep = await self._get(client, url, timeout_s, timeline, report)
-        except TimeoutError:
-            _fail(report, Outcome.TIMEOUT, f"no answer within {timeout_s:g} s")
-        except DialError as error:
-            _fail(report, error.outcome, error.detail)
-        except httpcore.TimeoutException as error:
-            _fail(report, Outcome.TIMEOUT, str(error))
-        except httpcore.ProtocolError as error:
-            ended = str(error).startswith("Server disconnected")
-            _fail(report, Outcome.RESET if ended else Outcome.PROTOCOL, str(error))
-        except httpcore.NetworkError as error:
-            if "start_tls.failed" in timeline.at:
-                _fail(report, Outcome.TLS, _tls_text(endpoint.host, str(error)))
-            else:
-                _fail(report, Outcome.RESET, str(error) or "the connection was reset")
+        except (TimeoutError, DialError, *_HTTPCORE) as error:
+            outcome, detail = _ended(error, endpoint.host, timeout_s, timeline)
+            _fail(report, outcome, detail)
+            _let_go(error)
         finally:
             if keep and path.name not in self._clients:
                 self._clients[path.name] = (path, client, transport)
@@ -276,6 +267,38 @@ def _tls_text(host: str, error: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in error:
         return f"{error}: if {host} has an authority of its own, name it in tls.ca_file"
     return f"TLS handshake with {host} failed: {error}"
+
+
+_HTTPCORE = (httpcore.TimeoutException, httpcore.ProtocolError, httpcore.NetworkError)
+
+
+def _ended(
+    error: Exception, host: str, timeout_s: float, timeline: _Timeline
+) -> tuple[Outcome, str]:
+    """What came of a request that ended with ``error``, and the words for it."""
+    if isinstance(error, DialError):
+        return error.outcome, error.detail
+    if isinstance(error, TimeoutError):
+        return Outcome.TIMEOUT, f"no answer within {timeout_s:g} s"
+    text = str(error)
+    if isinstance(error, httpcore.TimeoutException):
+        return Outcome.TIMEOUT, text
+    if isinstance(error, httpcore.ProtocolError):
+        ended = text.startswith("Server disconnected")
+        return Outcome.RESET if ended else Outcome.PROTOCOL, text
+    if "start_tls.failed" in timeline.at:
+        return Outcome.TLS, _tls_text(host, text)
+    return Outcome.RESET, text or "the connection was reset"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that ``error`` came through. Those of httpcore keep it in a variable, and
+    such a cycle keeps a TLS connection with its buffers until the garbage collector comes by.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def _fail(report: HttpReport, outcome: Outcome, detail: str) -> None:

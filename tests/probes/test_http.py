@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import socket
 import ssl
@@ -20,7 +21,7 @@ from edged.dialer import LineDialer
 from policies.model import Endpoint, Kind, Line, Outcome, Path
 from probes.base import DialError
 from probes.http import BODY_BYTES, HttpProbe, HttpReport
-from probes.transport import LineTransport, trust
+from probes.transport import LineStream, LineTransport, trust
 from tests.harness.nameserver import NameServer
 
 LINE = Line("cn2", source="127.0.0.2")
@@ -257,6 +258,28 @@ def test_servers_that_hang_up_or_speak_something_else(answer, outcome):
             return await probe.measure(origin.path(), timeout_s=5)
 
     assert run(test).outcome is outcome
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n\r\n", None])
+def test_a_connection_that_failed_is_free_without_the_garbage_collector(authority, answer):
+    def held():
+        return sum(type(one) is LineStream for one in gc.get_objects())
+
+    async def test(probe):
+        async with Origin(answer, tls=server_context(authority), close_after=1) as origin:
+            report = await probe.measure(origin.path("https", address="127.0.0.1"), timeout_s=0.5)
+        assert report.outcome not in (Outcome.OK, Outcome.TLS)
+        del report
+        await asyncio.sleep(0.01)
+        return held()
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        assert run(test, loop=uvloop.run, ca_file=str(authority / "ca.pem")) == before
+    finally:
+        gc.enable()
 
 
 def test_dial_errors_keep_their_outcome():
