@@ -42,9 +42,9 @@ not be repeated goes on with its connection, if that can change its line.
    of which nothing was sent, and after silence of its connection: they put no second load on the
    upstream, and a line that dies under load must not cost answers while other paths are UP. So is
    a path not yet tried, after a refusal unprocessed; to ask again where it was refused takes a
-   token and may overdraw the bucket by its capacity. So may the first repeat of a request whose
-   connection ended, by word or because nothing listens any more: a server that goes takes all of
-   its connections at once. All other retries take a token or end.
+   token and may overdraw the bucket by its capacity. The first repeat of a request whose connection
+   ended, by word or because nothing listens any more, may overdraw it by several: a server that
+   goes takes all of its connections at once. All other retries take a token or end.
 7. Last resorts. While every path is DOWN each is tried once, at most two at a time, for
    ``patience_s`` in all unless one gets its request sent; a path that comes back is taken at once.
    It makes no difference whether the paths went DOWN before the request came or under it.
@@ -67,6 +67,8 @@ MOST_PAUSE_S = 1.0
 PATIENCE_S = 5.0
 MOST_STARTS = 4
 """Times ``max_attempts``, whatever the starts came to."""
+ENDED_OVERDRAFT = 4.0
+"""Times the capacity of the bucket: 80 requests more at once, where 20 tokens fit."""
 THINKING_S = 1.0
 """Who waits for longer, and for twice the tail, waits for a service that thinks."""
 
@@ -401,8 +403,8 @@ class Exchange:
         no_load = unsent or (unprocessed and path is not None)
         free = no_load or line_failed or silent or failure.blame is Blame.LINE
         went = failure.outcome in _ENDS and self.starts - self._free == 1
-        overdraft = self._retries.capacity if unprocessed or went else 0.0
-        if not free and not self._retries.take(now, overdraft=overdraft):
+        overdraft = ENDED_OVERDRAFT if went else float(unprocessed)
+        if not free and not self._retries.take(now, overdraft=overdraft * self._retries.capacity):
             return self._give_up(failure, "the retry budget is spent")
         why: Why = "failover" if line_failed else "retry"
         if path is not None:

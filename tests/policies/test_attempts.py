@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.attempts import MOST_PAUSE_S, MOST_STARTS, Exchange
+from policies.attempts import ENDED_OVERDRAFT, MOST_PAUSE_S, MOST_STARTS, Exchange
 from policies.budget import Bucket, HedgeBudget
 from policies.commands import ArmTimer, Cancel, Commit, GiveUp, Start, Traits
 from policies.model import Failure, Outcome, Replay
@@ -573,9 +573,10 @@ def test_silence_is_no_answer_of_an_upstream_that_had_enough():
 @pytest.mark.parametrize("end", [RESET, Failure(Outcome.REFUSED, "nothing listens")])
 def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw(end):
     retries = Bucket(capacity=3)
-    machines = [sent_on_a(safe=True, retries=retries) for _ in range(8)]
+    most = round(3 * (1 + ENDED_OVERDRAFT))
+    machines = [sent_on_a(safe=True, retries=retries) for _ in range(most + 2)]
     ends = [machine.failed(1, end, 0.0) for machine in machines]
-    assert [type(e[0]) for e in ends] == [Start] * 6 + [GiveUp] * 2
+    assert [type(e[0]) for e in ends] == [Start] * most + [GiveUp] * 2
     retries = Bucket(capacity=1)
     machine = sent_on_a(safe=True, retries=retries)
     assert only(machine.failed(1, RESET, 0.0), Start)
@@ -585,7 +586,7 @@ def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw
 
 
 def test_a_race_before_it_was_sent_does_not_make_its_end_a_second_one():
-    machine = exchange(safe=True, retries=Bucket(capacity=0.5))
+    machine = exchange(safe=True, retries=Bucket(capacity=0.25))
     machine.begin(0.0)
     machine.pending(1, 0.0)
     assert only(machine.timer_fired(0.1), Start)
