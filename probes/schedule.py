@@ -26,8 +26,9 @@ POLL_S = 0.1
 """How often the lines are asked whether they are busy; `Scheduler.nudge` is faster."""
 ASK_S = 0.05
 """No more often, unless there is a nudge or a look."""
-LOOK_S = 0.05
-"""How often connections in use are looked at; less often where that takes longer than 1/20."""
+LOOK_S = 0.025
+"""How often connections in use are looked at; less often where that takes longer than 1/20. A look
+knows of the latest transmission only: so much later may a silence be taken to have begun."""
 VOICES_S = 0.5
 """How often it is asked which probes say something."""
 

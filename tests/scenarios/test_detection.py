@@ -121,7 +121,7 @@ def test_loss_alone_convicts_nobody(carrier, loss):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("carrier", [H1, H2, H3])
-def test_a_brown_out_moves_requests_within_a_second_and_is_no_death(seed, carrier):
+def test_a_brown_out_moves_requests_within_two_seconds_and_is_no_death(seed, carrier):
     net = world(seed, carrier)
     net.choices.clear()
     began = net.now
@@ -130,7 +130,7 @@ def test_a_brown_out_moves_requests_within_a_second_and_is_no_death(seed, carrie
     assert not [c for c in net.changes if c.new is Verdict.DOWN and c.at > began]
     assert not any(r.moves for r in net.requests), "nothing is executed again"
     for request in net.requests:
-        if request.begun > began + 1.0:
+        if request.begun > began + 2.0:
             assert all(path.startswith("b>") for _, path, _ in request.starts)
     assert len(net.choices) <= 5
 
@@ -157,7 +157,7 @@ def test_an_idle_line_that_dies_is_down_in_a_few_seconds_and_back_when_it_heals(
     net.request()
     net.run(60.0)
     net.lines["a"].hole = "both"
-    net.run(66.0)
+    net.run(67.0)
     assert net.line_down("a")
     spent = net.probe_bytes["a"]
     net.run(600.0)
