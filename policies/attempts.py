@@ -403,7 +403,7 @@ class Exchange:
         no_load = unsent or (unprocessed and path is not None)
         free = no_load or line_failed or silent or failure.blame is Blame.LINE
         went = failure.outcome in _ENDS and self.starts - self._free == 1
-        overdraft = ENDED_OVERDRAFT if went else float(unprocessed)
+        overdraft = 1.0 if unprocessed else ENDED_OVERDRAFT * went
         if not free and not self._retries.take(now, overdraft=overdraft * self._retries.capacity):
             return self._give_up(failure, "the retry budget is spent")
         why: Why = "failover" if line_failed else "retry"
