@@ -35,8 +35,9 @@ not be repeated goes on with its connection, if that can change its line.
 4. Another path means: the best one that did not fail this exchange yet; then one that did, but is
    not DOWN, after a pause (none for the first repeat of a request that was sent: the pooled
    connection was stale). With ``max_attempts`` starts, races and hedges included, it is over. Those
-   do not count that put no load on the upstream: a race that was cancelled before it was sent, and
-   an attempt whose path went DOWN. Lines may die faster than that; a multiple bounds them, too.
+   do not count that put no load on the upstream: a race that was cancelled before it was sent, a
+   last resort that was not, and an attempt whose path went DOWN. Lines may die faster than that; a
+   multiple bounds them, too.
 5. A body that outgrew the spool cannot be repeated: no attempt starts any more.
 6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, after one
    of which nothing was sent, and after silence of its connection: they put no second load on the
@@ -376,8 +377,9 @@ class Exchange:
             or failure.outcome is Outcome.UNREACHABLE
             or self._paths.is_down(ended.path)
         )
-        self._free += failure.path_down or failure.carrier_down
         unsent = ended.sent_at is None
+        in_the_dark = unsent and self._lost_at is not None
+        self._free += failure.path_down or failure.carrier_down or in_the_dark
         unprocessed = unsent or failure.unprocessed
         self._executed = self._executed or not unprocessed
         if self._live:

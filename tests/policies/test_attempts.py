@@ -585,6 +585,21 @@ def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw
     assert "budget" in give_up.reason
 
 
+def test_last_resorts_leave_attempts_for_the_path_that_comes_back():
+    machine = exchange("abcd", max_attempts=4, reachable=0)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    mute = Failure(Outcome.TIMEOUT, "connect", unprocessed=True)
+    assert only(machine.timer_fired(0.1), Start)
+    machine.pending(2, 0.1)
+    assert only(machine.failed(1, mute, 3.9) + machine.timer_fired(4.8), Start)
+    machine.pending(3, 4.8)
+    machine.failed(2, mute, 4.8)
+    machine.timer_fired(4.9)
+    machine.reroute("abcd", 1, 1)
+    assert [start.path for start in only(machine.path_back(4.95), Start)] == ["a"]
+
+
 def test_a_race_before_it_was_sent_does_not_make_its_end_a_second_one():
     machine = exchange(safe=True, retries=Bucket(capacity=0.25))
     machine.begin(0.0)
