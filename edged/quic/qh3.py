@@ -57,10 +57,13 @@ class Streams:
 
     def _send(self, stream_id: int, data: bytes, fin: bool) -> None:
         if self._core is None:
-            self._quic.send_stream_data(stream_id, data, fin)
+            with suppress(QuicConnectionError):  # closed: its end is told soon
+                self._quic.send_stream_data(stream_id, data, fin)
             return
         try:
             self._core.send_stream(stream_id, data, fin)
+        except QuicConnectionError:
+            return  # the same
         except (RuntimeError, ValueError):
             # A STOP_SENDING that came may not be told yet: the bytes have no taker.
             if self._core.can_send_stream(stream_id):
@@ -68,8 +71,14 @@ class Streams:
 
     def reset(self, stream_id: int, code: int) -> None:
         """RESET_STREAM, if the sending side is still open."""
-        if self._quic._stream_can_send(stream_id):
-            self._quic.reset_stream(stream_id, code)
+        with suppress(QuicConnectionError):  # closed: its end is told soon
+            if self._quic._stream_can_send(stream_id):
+                self._quic.reset_stream(stream_id, code)
+
+    def ping(self, uid: int) -> None:
+        """PING, unless the connection is closed already and its end is only to be told."""
+        with suppress(*Broken):
+            self._quic.send_ping(uid)
 
     def stop(self, stream_id: int, code: int) -> None:
         """STOP_SENDING, if the receiving side is still open."""
