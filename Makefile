@@ -22,7 +22,7 @@ run: $(READY)
 	@$(BIN)/edged demo
 
 test: check
-	@EDGED_COMPILED=0 $(BIN)/pytest -n 2 --dist loadfile
+	@EDGED_COMPILED=0 $(BIN)/pytest -n 3 --dist loadfile
 
 test-compiled: fast
 	@EDGED_COMPILED=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not sources' $(HOT_TESTS)

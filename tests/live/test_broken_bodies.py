@@ -162,7 +162,9 @@ CLIENTS = {"HTTP/1.1": http11, "HTTP/1.0": http10, "HTTP/2": http2}
 )
 def test_a_server_that_closes_its_half_within_a_response(edged, upstream, how, client):
     told = {CLIENTS[client](edged, f"/{upstream}/{how}") for _ in range(ROUNDS)}
-    assert told == {"broken"}
+    # An error of edged's own is honest, too: where the end came before the client had a byte.
+    assert "broken" in told
+    assert all(answer == "broken" or answer.startswith("502 ") for answer in told)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
