@@ -45,7 +45,7 @@ H1_CONNECTIONS_MAX: Final = 32
 STREAM_MOVES_S: Final = 0.01
 """What it is worth to a stream of events that it can change its line: an outage a day and line,
 30 s of stream, 30 s of it to be done again."""
-LEAST_LOSS: Final = 5e-4
+LEAST_LOSS: Final = 2e-3
 """What a body on a carrier that takes loss for congestion has to reckon with where none was seen:
 a few hundred probes do not show it, and it costs such a body tens of seconds."""
 EXPLORE_EVERY: Final = 64
