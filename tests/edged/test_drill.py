@@ -173,7 +173,7 @@ def test_the_line_in_use_dies_and_nobody_notices(tmp_path):
             assert 0 < report["suspect_s"] <= report["down_s"] < 1.5
             assert 0 < report["gap_s"] < 1.5
             assert report["ended_by"] == "time"
-            assert 1.5 <= report["silent_s"] < 2.5
+            assert 1.49 <= report["silent_s"] < 2.5  # timers have a resolution
             assert report["up_s"] is not None
             assert report["longest_s"] >= report["gap_s"] / 2
             assert b.daemon.recent.get(report["longest_id"]) is not None
