@@ -444,20 +444,12 @@ class PathTable:
                 )
             if record.dependents:
                 self._dirty.update(record.dependents)
-        relayed = []
-        for record in self._dirty:
-            if record.leg is not None:
-                relayed.append(record)
-                continue
+        for record in sorted(self._dirty, key=lambda r: r.leg is not None):  # legs come first
             name = record.path.name
+            direct = record.leg is None
             record.settle(now)
-            record.finding = self._detector.finding(name)
+            record.finding = self._detector.finding(name) if direct else record.relayed_finding()
             self._states[name] = record.state(now)
-            record.upstream.serial = self._serial
-        for record in relayed:  # their legs are up to date now
-            record.settle(now)
-            record.finding = record.relayed_finding()
-            self._states[record.path.name] = record.state(now)
             record.upstream.serial = self._serial
         self._dirty.clear()
         if self._troubled:

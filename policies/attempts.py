@@ -58,7 +58,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policies.budget import Bucket, HedgeBudget
-from policies.commands import ArmTimer, Cancel, Commands, Commit, GiveUp, Start, Traits, Why
+from policies.commands import (
+    ArmTimer,
+    Cancel,
+    Commands,
+    Commit,
+    GiveUp,
+    Start,
+    Traits,
+    Why,
+    status_of,
+)
 from policies.itinerary import Itinerary
 from policies.model import Blame, Failure, Outcome, Replay
 
@@ -384,15 +394,9 @@ class Exchange:
         self._executed = self._executed or not unprocessed
         if self._live:
             return self._arm(now)
-        traits = self._traits
-        replay_allowed = (
-            unprocessed
-            or traits.safe
-            or traits.replay is Replay.ALWAYS
-            or (line_failed and traits.replay is Replay.LINE_DOWN)
-        )
-        if not replay_allowed:
-            reason = f"it may have been executed, and replay: {traits.replay} forbids to repeat it"
+        if not (unprocessed or self._traits.may_repeat(line_failed=line_failed)):
+            replay = self._traits.replay
+            reason = f"it may have been executed, and replay: {replay} forbids to repeat it"
             return self._give_up(failure, reason)
         refusal = self._cannot_start()
         if refusal:
@@ -462,11 +466,7 @@ class Exchange:
         self._done = True
         self._live.clear()
         self._repeat = None
-        if status is None and failure.path_down:
-            status = 503 if failure.unprocessed else 502
-        elif status is None:
-            status = {Outcome.FORBIDDEN: 403, Outcome.TIMEOUT: 504}.get(failure.outcome, 502)
-        return (GiveUp(failure, reason, status),)
+        return (GiveUp(failure, reason, status_of(failure) if status is None else status),)
 
     def _cannot_start(self) -> str:
         """Why no further attempt may start; empty if one may."""

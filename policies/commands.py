@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
-from policies.model import Failure, Replay
+from policies.model import Failure, Outcome, Replay
 
 Why: TypeAlias = Literal["first", "retry", "failover", "race", "hedge", "migration"]
 """``migration``: not a try of its own, but one that goes on over another line."""
@@ -19,6 +19,12 @@ class Traits(NamedTuple):
     hedge: bool
     """The policy wants this request hedged."""
     max_attempts: int
+
+    def may_repeat(self, *, line_failed: bool) -> bool:
+        """The replay table for a request that may have been executed, without a response byte."""
+        replay = self.replay
+        by_line = line_failed and replay is Replay.LINE_DOWN
+        return self.safe or replay is Replay.ALWAYS or by_line
 
 
 class Start(NamedTuple):
@@ -58,6 +64,13 @@ class GiveUp(NamedTuple):
     reason: str
     status: int
     """502, 503 (no path), 504, or 403 for an address that edged refuses to dial."""
+
+
+def status_of(failure: Failure) -> int:
+    """What a client is told that gets no other answer."""
+    if failure.path_down:
+        return 503 if failure.unprocessed else 502
+    return {Outcome.FORBIDDEN: 403, Outcome.TIMEOUT: 504}.get(failure.outcome, 502)
 
 
 Command: TypeAlias = Start | Cancel | Commit | ArmTimer | GiveUp
