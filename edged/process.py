@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -35,6 +36,8 @@ WATCH_S = 1.0
 """How often the policy files are looked at."""
 SETTLE_S = 0.3
 """A file that changed is read when it has been still for this long."""
+_M_MMAP_THRESHOLD = -3
+_OWN_PAGES_BYTES = 1 << 20
 INTERRUPT_GRACE_S = 1.0
 """Ctrl-C waits no longer than this for what is in flight."""
 
@@ -48,6 +51,7 @@ def run(file: str, kind: type[Daemon] = Daemon) -> int:
         raise Failed(f"{file} has mistakes:\n  {mistakes}") from None
     set_up_log(config.log_level)
     raise_file_limit()
+    spare_the_heap()
     try:
         return uvloop.run(Process(config, kind).main())
     except (OSError, TlsConfigError) as error:
@@ -64,6 +68,19 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def spare_the_heap() -> None:
+    """Keep large blocks out of glibc's heap, where they leave holes.
+
+    Its threshold for giving a block pages of its own rises with the first large one that is freed
+    (mallopt(3)), and from then on windows of decoders, some MB each, lie among what lives for long.
+    Below this one stay the buffers of TLS, which come and go with every read.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
+    except (OSError, AttributeError):
+        return  # another C library, with an allocator of its own
 
 
 class Process:

@@ -214,12 +214,12 @@ class HttpProbe:
             _fail(report, outcome, detail)
             _let_go(error)
         finally:
+            report.total_s = self._clock() - report.sent_at
+            _fill(report, timeline, transport)
             if keep and path.name not in self._clients:
                 self._clients[path.name] = (path, client, transport)
             else:
                 await client.aclose()
-        report.total_s = self._clock() - report.sent_at
-        _fill(report, timeline, transport)
         return report
 
     async def _get(

@@ -25,6 +25,7 @@ class LineStream(httpcore.AsyncNetworkStream):
     ) -> None:
         self._reader = reader
         self._writer = writer
+        self._closed = False
         self.dialed = dialed
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -50,15 +51,20 @@ class LineStream(httpcore.AsyncNetworkStream):
             raise httpcore.WriteError(str(error)) from error
 
     async def aclose(self) -> None:
-        if self.dialed.wire.silent:
-            self._writer.transport.abort()
+        if self._closed:
             return
-        self._writer.close()
+        self._closed = True
+        writer = self._writer
+        del self._reader, self._writer  # httpcore keeps this, and TLS has large buffers
+        if self.dialed.wire.silent:
+            writer.transport.abort()
+            return
+        writer.close()
         try:
             async with asyncio.timeout(1.0):
-                await self._writer.wait_closed()
+                await writer.wait_closed()
         except (OSError, TimeoutError):
-            self._writer.transport.abort()  # the peer is gone or does not answer close_notify
+            writer.transport.abort()  # the peer is gone or does not answer close_notify
 
     async def start_tls(
         self,
@@ -81,10 +87,12 @@ class LineStream(httpcore.AsyncNetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":  # httpcore's question to an idle connection: did it end?
-            return self._reader.at_eof() or self._writer.transport.is_closing()
         if info == "dialed":
             return self.dialed
+        if info == "is_readable":  # httpcore's question to an idle connection: did it end?
+            return self._closed or self._reader.at_eof() or self._writer.transport.is_closing()
+        if self._closed:
+            return None
         return self._writer.get_extra_info(info)
 
 

@@ -260,6 +260,7 @@ class H2Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone."""
         self._lost(exc)
+        self.wire.release()
 
     def pause_writing(self) -> None:
         """The socket's buffer is above its high watermark."""

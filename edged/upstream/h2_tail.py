@@ -44,7 +44,8 @@ class Tail:
             self._timer = self._loop.call_later(TAIL_S, self._due)
 
     def stop(self) -> None:
-        """The connection is over."""
+        """The connection is over: it is not referred to any more."""
+        self._send = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -56,3 +57,7 @@ class Tail:
         else:
             self._timer = None
             self._send()
+
+
+def _nothing() -> None:
+    """Of a connection that is over."""

@@ -11,7 +11,7 @@ A `WireError` is an error of the connection: its user sends GOAWAY with its code
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edged.messages import Headers
 from edged.upstream.engines import HpackEngine, HpackError, HpackOversizedError
@@ -99,6 +99,9 @@ class Sink(Protocol):
 class H2Wire:
     """One connection's framing, both ways."""
 
+    __deletable__: ClassVar = ["_sink"]
+    """For mypyc."""
+
     def __init__(
         self, hpack: HpackEngine, sink: Sink, *, window: int, frame_bytes: int, head_bytes: int
     ) -> None:
@@ -125,6 +128,10 @@ class H2Wire:
         """Fragments of a head that is not complete; only CONTINUATION may follow."""
         self._block_id = 0
         self._block_ends = False
+
+    def release(self) -> None:
+        """Nothing comes or goes any more: let go of the sink, which refers to this."""
+        del self._sink
 
     # Out
 

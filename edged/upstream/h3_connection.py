@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
+from typing import ClassVar
 
 from edged.messages import Headers, header
 from edged.upstream import h3_frames as h3
@@ -43,6 +44,8 @@ _CLOSED_LOCALLY = Failure(Outcome.LOCAL, "the connection was closed by edged")
 class H3Connection:
     """See `edged.upstream.connection.Connection`. Made by `edged.upstream.h3.H3Connector`."""
 
+    __deletable__: ClassVar = ["driver", "migration", "session"]
+    """For mypyc."""
     carrier = Carrier.H3
     settled = True
     rest: Rest | None = None
@@ -194,7 +197,8 @@ class H3Connection:
         """QUIC's own probes are soon enough."""
 
     def doubt(self) -> None:
-        self.migration.doubt()
+        if not self._closed:
+            self.migration.doubt()
 
     def leave(self) -> bool:
         return self.owned and not self._closed and self.migration.leave()
@@ -211,6 +215,12 @@ class H3Connection:
         self._owner = self._owner.moved(self, path)
         for stream in [*self._unsent, *self._streams.values()]:
             stream.moved(path)
+
+    def fail_waiting(self, failure: Failure) -> None:
+        """The streams without a response are over."""
+        for stream in [*self._unsent, *self._streams.values()]:
+            if not stream.begun:
+                stream.fail(replace(failure, unprocessed=stream.id is None))
 
     def arrived(self) -> None:
         """The peer answered on the new path."""
@@ -476,3 +486,11 @@ class H3Connection:
             self.ready.set_result(None)
         if self.owned:
             self._owner.closed(self, None if orderly else failure)
+        self.loop.call_soon(self._let_go)  # whoever called is not through with us
+
+    def _let_go(self) -> None:
+        """Break the circles that the garbage collector would have to find."""
+        self.engine.release()
+        del self.migration, self.driver
+        if hasattr(self, "session"):
+            del self.session

@@ -127,6 +127,11 @@ class H3Stream:
 
     # What the connection calls
 
+    @property
+    def begun(self) -> bool:
+        """Whether the head of the response came."""
+        return self._head_seen
+
     def received(self, data: bytes, fin: bool) -> None:
         """The stream's next bytes. Raises `h3_frames.ConnectionBroken`."""
         held = self._held

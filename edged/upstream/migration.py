@@ -17,12 +17,17 @@
 6. It has arrived when a PING sent after the move was acknowledged on the new path: a peer does so
    once it has validated the address and followed. (Its answer to a challenge would not tell, and
    quic-go, once it followed, gives none.) Until then it takes no new streams, and asks again in
-   time; at the end of its patience it is over, and the streams with it (`Failure.path_down`, so
-   that the replay table decides).
-7. A path that is UP and did not answer has refused: the server, or a balancer before it, does not
+   time.
+7. Patience. After `TRIES` the streams without a response fail (`Failure.path_down`, so that the
+   replay table decides): they can be had elsewhere. The others have nowhere else, so they stay
+   while there is hope: for `FAIR_S` on a path that is UP, off one that is not as soon as another
+   is, and for `LAST_S` in all.
+8. A path that is UP and did not answer has refused: the server, or a balancer before it, does not
    know migrated clients (`Refusals`). Of a server that followed before it takes several in a row:
    lines that die and come back fail moves, too, and without one the streams are lost at once.
-8. What still comes on the old path is taken for a while.
+9. The socket of a line that was left is kept for `KEPT_S` and serves again if the connection comes
+   back: what still comes on it is taken, and a server that minds only a few of its client's
+   addresses at a time (quic-go: 3 within 5 s) meets no more than one for each line.
 """
 
 from __future__ import annotations
@@ -52,9 +57,14 @@ PROBE_GAP_S = 0.5
 FIRST_MARK = 1 << 32
 """PINGs of migrations have uids from here on."""
 TRIES = 4
-"""Challenges without an answer until a path has failed."""
-LINGER_S = 1.0
-"""How long the path that was left is read."""
+"""Challenges without an answer until a path is taken for a bad one."""
+FAIR_S = 2.0
+"""How long a server is asked over a path that is UP, beside two round trips. quic-go finds out after
+a second that its own challenge was lost, and sends the next one then."""
+LAST_S = 10.0
+"""How long a connection without any answer is kept for the responses that it has begun."""
+KEPT_S = 30.0
+"""How long address translators remember a socket that nobody uses."""
 REFUSED_S = 600.0
 REFUSED_MOST_S = 86_400.0
 LINES_TO_CONVICT_AN_ORIGIN = 2
@@ -173,6 +183,11 @@ class _Way:
     timer: asyncio.TimerHandle | None = None
 
     @property
+    def fair_s(self) -> float:
+        """How long the peer may take to follow."""
+        return FAIR_S + 2 * (self.rtt_s or 0.0)
+
+    @property
     def retry_s(self) -> float:
         """How long an answer may take."""
         if self.rtt_s is None:
@@ -202,6 +217,8 @@ class Migration:
         self._standby: _Way | None = None
         self._way: _Way | None = None
         """The path in use while it is not proven."""
+        self._left: dict[str, tuple[int, asyncio.TimerHandle]] = {}
+        """Paths whose sockets are kept, by line, each with the timer that ends that."""
         self._doubted_at: float | None = None
         self._fair: asyncio.TimerHandle | None = None
 
@@ -230,6 +247,8 @@ class Migration:
         if not self.moving:
             self._drop_standby()
             self._end_doubt()
+            for line in tuple(self._left):
+                self._drop_left(line)
 
     def doubt(self) -> None:
         """The path is SUSPECT."""
@@ -312,6 +331,9 @@ class Migration:
         for way in (self._standby, self._way):
             if way is not None:
                 way.stop()
+        for _, timer in self._left.values():
+            timer.cancel()
+        self._left.clear()
         self._standby = self._way = None
         self.moving = self.watching = False
 
@@ -339,6 +361,10 @@ class Migration:
         host, port = connection.peer
         target = connection.engine.preferred_address(ipv6=":" in host) or (host, port)
         endpoint = state.path.endpoint
+        if (kept := self._left.pop(state.path.line.name, None)) is not None:
+            kept[1].cancel()
+            number = connection.driver.again(kept[0])
+            return _Way(state.path, connection.path, number, state.estimate.rtt_s)
         try:
             sock = self._tools.open_udp(state.path.line, endpoint.host, *target)
         except DialError:
@@ -370,7 +396,7 @@ class Migration:
         if way.tries < TRIES:
             self._challenge(way)
         elif way is self._way:
-            self._lost(way)
+            self._lose_patience(way)
         else:
             if self._connection.heard_at > (way.asked_at or 0.0):
                 self._refused(way)
@@ -416,7 +442,7 @@ class Migration:
         self.moving = True
         self._mark += 1
         connection.engine.ping(self._mark)
-        connection.loop.call_later(LINGER_S, driver.drop, old)
+        self._keep(old, way.left.line.name)
         _log.info(
             "%s: %d streams go on over line %s",
             connection.path.name,
@@ -428,14 +454,35 @@ class Migration:
         connection.moved(way.path)
         return True
 
-    def _lost(self, way: _Way) -> None:
-        """The peer did not follow."""
+    def _keep(self, number: int, line: str) -> None:
+        """Path ``number`` over ``line`` was left."""
+        self._drop_left(line)
+        timer = self._connection.loop.call_later(KEPT_S, self._drop_left, line)
+        self._left[line] = number, timer
+
+    def _drop_left(self, line: str) -> None:
+        if (kept := self._left.pop(line, None)) is not None:
+            kept[1].cancel()
+            self._connection.driver.drop(kept[0])
+
+    def _lose_patience(self, way: _Way) -> None:
+        """The peer has not followed yet."""
+        connection, asked_s = self._connection, monotonic() - (way.asked_at or 0.0)
+        detail = f"the server did not follow to line {way.path.line.name}"
+        failure = Failure(Outcome.TIMEOUT, detail, path_down=True)
+        connection.fail_waiting(failure)
+        up = self._verdict(way) is Verdict.UP
+        if up and connection.in_flight and asked_s < way.fair_s:
+            self._challenge(way)
+            return
         _log.warning("%s: the server did not follow", way.path.name)
         self._refused(way)
         if self.leave():
             return
-        detail = f"the server did not follow to line {way.path.line.name}"
-        self._connection.close(Failure(Outcome.TIMEOUT, detail, path_down=True))
+        if up or not connection.in_flight or monotonic() - connection.heard_at >= LAST_S:
+            connection.close(failure)
+        else:
+            self._challenge(way)
 
 
 def _origin(path: Path) -> tuple[str, int]:

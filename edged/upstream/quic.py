@@ -87,6 +87,16 @@ class Driver:
         self._others[number] = UdpSocket(self._loop, sock, number, self)
         return number
 
+    def again(self, path: int) -> int:
+        """The socket of ``path``, which was left, for another path: its number. To the engine it is
+        as new as any; the peer has met its address before."""
+        sock = self._others.pop(path)
+        self._engine.forget_path(path)
+        sock.path = number = self._paths
+        self._paths += 1
+        self._others[number] = sock
+        return number
+
     def move(self, path: int) -> bool:
         """Use ``path``, which was added, from now on; False if the engine cannot.
 

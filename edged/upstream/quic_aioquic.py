@@ -142,3 +142,7 @@ class AioquicEngine(Streams, BaseEngine):
 
     def forget_path(self, path: int) -> None:
         self._quic.forget_path(path)
+
+    def release(self) -> None:
+        spaces = getattr(self._quic, "_spaces", {})  # there are none before it connects
+        self._free(self._quic._loss, *spaces.values())

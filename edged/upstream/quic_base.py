@@ -78,6 +78,11 @@ class BaseEngine:
         """See `Engine`."""
         self._quic.close(error_code=code)
 
+    def _free(self, *circular: Any) -> None:
+        """Take the library's connection apart; ``circular``: its parts that refer to themselves."""
+        for part in (*circular, self._quic):
+            vars(part).clear()
+
     def _tell(self, event: Any, sink: Sink) -> None:
         names, kind = self._names, type(event)
         if kind is names.StreamDataReceived:

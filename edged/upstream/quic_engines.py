@@ -178,6 +178,11 @@ class Engine(Protocol):
     def forget_path(self, path: int) -> None:
         """A path not in use is gone: its connection id is retired."""
 
+    def release(self) -> None:
+        """The connection is over, and nothing is asked any more: free what it held. Its parts refer
+        to each other, and would wait for the garbage collector.
+        """
+
 
 def make_engine(
     settings: ClientSettings, on_ticket: Callable[[Any], None], name: str | None = None

@@ -8,6 +8,12 @@ path after the handshake's gets an address of its own here, from a network that 
 id and out of the new socket. It cannot probe a path that is not in use, knows `_PATHS` in its life
 (on later ones congestion control goes on as it was), and does not pad path validation to 1200
 bytes; docs/decisions/quic-migration.md says what that means.
+
+Streams that are over. The core forgets one when its end is told. Frames of it that it has made, but
+had no congestion window for, it then looks up in vain, and the connection is lost ("reserved stream
+is missing"). So no event is taken behind the end of a response while frames of that stream may wait:
+it was cancelled, or packets were lost in its time, and when datagrams were last taken the window
+was full (`_Parting`).
 """
 
 from __future__ import annotations
@@ -33,7 +39,55 @@ from edged.upstream.quic_engines import ClientSettings, Counters, Sink
 
 _INTERNAL_ERROR, _PADDING = 0x1, 0x0
 _PATHS = 4
+_BATCH = 16
+_WAIT_RTTS, _WAIT_S = 3.0, 0.1
 _NOWHERE = "192.0.2.%d"
+
+
+class _Parting:
+    """Streams whose response has ended, and that the core has not forgotten."""
+
+    def __init__(self) -> None:
+        self.streams: set[int] = set()
+        self._losses: dict[int, int] = {}
+        """Of open streams: what had been lost when they were opened."""
+        self.until: float | None = None
+        """When the wait for the window ends, whatever comes of it; ``None``: nobody waits."""
+        self._frames = 0
+
+    def opened(self, stream_id: int, losses: int) -> None:
+        """A stream begins, when so much had been lost."""
+        self._losses[stream_id] = losses
+
+    def cancelled(self, stream_id: int) -> None:
+        """What is told of its end can cross what comes of it."""
+        if stream_id in self._losses:
+            self._losses[stream_id] = -1
+
+    def finished(self, stream_id: int) -> None:
+        """The core has forgotten it."""
+        self.streams.discard(stream_id)
+        self._losses.pop(stream_id, None)
+
+    def endangered(self, losses: int) -> bool:
+        """Whether frames of one of them may wait."""
+        known = self._losses
+        return any(known.get(stream_id, losses) != losses for stream_id in self.streams)
+
+    def wait(self, now: float, core: Any, sent: int) -> bool:
+        """The window is full, also after ``sent`` more datagrams: whether to wait for it.
+
+        Frames leave in the order in which they were made, at most `_BATCH` at a time.
+        """
+        if self.until is None:
+            self.until, self._frames = now + _WAIT_RTTS * (core.smoothed_rtt or _WAIT_S), 0
+        self._frames += sent
+        if self._frames < _BATCH and now < self.until:
+            return True
+        losses = core.loss_total + core.pto_total
+        for stream_id in self.streams:
+            self._losses[stream_id] = losses
+        return False
 
 
 class _Connection(QuicConnection):
@@ -78,12 +132,19 @@ class Qh3Engine(Streams, BaseEngine):
         """Nothing came yet on the path in use, which the core does not know."""
         self._seen = False
         """Something came, and its answer was not sent yet."""
+        self._parting = _Parting()
+        self._full = False
+        """The congestion window was, when datagrams were last taken."""
+        self._out: list[bytes] = []
+        """Datagrams taken before they were asked for."""
+        self._now = 0.0
 
     def connect(self, peer: Address, now: float) -> None:
         super().connect(peer, now)
         self._addresses[0] = peer
 
     def receive(self, datagrams: list[bytes], now: float, path: int = 0) -> None:
+        self._now = now
         address = self._addresses.get(path)
         if address is None:
             return
@@ -108,18 +169,29 @@ class Qh3Engine(Streams, BaseEngine):
         while quic._events:
             self._tell(quic._events.popleft(), sink)
         core = self._core
+        parting = self._parting
+        if parting.until is not None and not self._full:
+            self._wait_no_more()
         while core is not None and not self.stalled:
+            if parting.streams and self._full and self._withheld():
+                break
             event = core.next_event()
             if event is None:
                 break
             kind = event[0]
             if kind == "stream_data":
+                if event[3]:
+                    parting.streams.add(event[1])
                 sink.stream_data(event[1], event[2], event[3])
-            elif kind == "stream_finished" or kind == "streams_available":
+            elif kind == "stream_finished":
+                parting.finished(event[1])
+            elif kind == "streams_available":
                 continue
             elif kind == "stream_reset":
+                parting.streams.add(event[1])
                 sink.stream_reset(event[1], event[2])
             elif kind == "stop_sending":
+                parting.cancelled(event[1])
                 sink.stop_sending(event[1], event[2])
             elif kind == "ping_acknowledged":
                 sink.ping_acked(event[1])
@@ -142,14 +214,40 @@ class Qh3Engine(Streams, BaseEngine):
         core = self._core
         if core is None:
             return [data for data, _ in self._quic.datagrams_to_send(now)]
-        out: list[bytes] = []
+        self._take(core, now)
+        out, self._out = self._out, []
+        return out
+
+    def _take(self, core: Any, now: float) -> None:
         try:
-            self._poll(core, now, out)
+            self._poll(core, now, self._out)
         except Broken as error:
             # It would be silent from now on. The end is told when time has passed: at once.
             self._broken = self._broken or str(error)
             self.get_timer = lambda: now
-        return out
+        self._full = core.congestion_window - core.bytes_in_flight < DATAGRAM_BYTES
+
+    def _withheld(self) -> bool:
+        """Whether to take no event now, lest frames of a stream that is over be lost."""
+        core, parting, now = self._core, self._parting, self._now
+        if parting.endangered(core.loss_total + core.pto_total):
+            before = len(self._out)
+            self._take(core, now)
+            if self._full and parting.wait(now, core, len(self._out) - before):
+                if self._broken is None:
+                    self.get_timer = self._next_look
+                return True
+        self._wait_no_more()
+        return False
+
+    def _wait_no_more(self) -> None:
+        self._parting.until = None
+        if self._broken is None:
+            self.get_timer = self._quic.get_timer
+
+    def _next_look(self) -> float | None:
+        due, until = self._quic.get_timer(), self._parting.until
+        return until if due is None else due if until is None else min(due, until)
 
     def _poll(self, core: Any, now: float, out: list[bytes]) -> None:
         poll = core.poll_transmit
@@ -170,6 +268,7 @@ class Qh3Engine(Streams, BaseEngine):
         return []
 
     def handle_timer(self, now: float) -> None:
+        self._now = now
         if self._core is None:
             self._quic.handle_timer(now)
         else:
@@ -185,7 +284,17 @@ class Qh3Engine(Streams, BaseEngine):
         kind = stream_id & 3
         if stream_id >= self._next_ids[kind]:
             self._next_ids[kind] = stream_id + 4
+            if (core := self._core) is not None:
+                self._parting.opened(stream_id, core.loss_total + core.pto_total)
         self._send(stream_id, data, fin)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        self._parting.cancelled(stream_id)
+        super().reset(stream_id, code)
+
+    def stop(self, stream_id: int, code: int) -> None:
+        self._parting.cancelled(stream_id)
+        super().stop(stream_id, code)
 
     def streams_allowed(self) -> int:
         allowed: int = self._quic.max_concurrent_bidi_streams
@@ -237,3 +346,8 @@ class Qh3Engine(Streams, BaseEngine):
     def forget_path(self, path: int) -> None:
         if path != self._path:
             self._addresses.pop(path, None)
+
+    def release(self) -> None:
+        tls = self._quic._tls
+        self._free(*(() if tls is None else (tls,)))
+        self._core = None

@@ -76,6 +76,7 @@ class UdpSocket:
             self._loop.remove_reader(sock.fileno())
             self._loop.remove_writer(sock.fileno())
             sock.close()
+            del self._reader  # which refers to this
         self.backlog.clear()
 
     def receive(self) -> list[bytes]:

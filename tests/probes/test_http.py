@@ -282,6 +282,30 @@ def test_a_connection_that_failed_is_free_without_the_garbage_collector(authorit
         gc.enable()
 
 
+def test_a_connection_that_was_closed_gives_its_buffers_back(authority):
+    def held():
+        return sum(type(one).__name__ == "SSLProtocol" for one in gc.get_objects())
+
+    async def test(probe):
+        async with Origin(tls=server_context(authority)) as origin:
+            report = await probe.measure(origin.path("https", address="127.0.0.1"), timeout_s=5)
+            assert report.outcome is Outcome.OK
+            assert report.tls_version == "TLSv1.3"
+            await probe.close()
+            assert (await probe.measure(origin.path("https"), timeout_s=5)).reused is False
+            await probe.close()
+        await asyncio.sleep(0.05)
+        return held()
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        assert run(test, loop=uvloop.run, ca_file=str(authority / "ca.pem")) == before
+    finally:
+        gc.enable()
+
+
 def test_dial_errors_keep_their_outcome():
     async def test(probe):
         with socket.socket() as closed:

@@ -1,9 +1,11 @@
 """The HTTP/3 carrier under volume, backpressure and bad lines, on both engines."""
 
 import asyncio
+import contextlib
 import hashlib
 
 import pytest
+from aioquic.h3.connection import FrameUnexpected
 
 from policies.model import Kind
 from tests.harness.h3 import Certificates, both_engines, request, run, until
@@ -227,3 +229,57 @@ def test_the_socket_can_be_replaced_under_a_download(engine, certificates):
         connection.close()
 
     run(engine, certificates, lambda e: e.answer(content), body, through={"delay_s": 0.01})
+
+
+# Cancelling
+
+
+def test_cancelled_streams_do_not_take_their_connection_along(engine, certificates):
+    """A stream that ends while its STOP_SENDING waits for a congestion window that an upload keeps
+    full: qh3's core fails when it comes to send it."""
+
+    def script(exchange):
+        loop = asyncio.get_running_loop()
+        if exchange.path == b"/upload":
+            loop.call_soon(say, exchange.answer, b"thanks")
+            return
+        loop.call_soon(say, exchange.head)
+        for number in range(6):
+            loop.call_later(number * 0.02, say, exchange.data, b"x" * 400, number == 5)
+
+    def say(what, *words):
+        with contextlib.suppress(RuntimeError, ValueError, FrameUnexpected):
+            what(*words)  # unless the client stopped it
+
+    async def body(client, origin, forwarder):
+        connection = await client.connect()
+        end = asyncio.get_running_loop().time() + 4
+
+        async def room():
+            await until(lambda: connection.capacity > 0 or not on())
+            return on()
+
+        def on():
+            return connection.end is None and asyncio.get_running_loop().time() < end
+
+        async def upload():
+            while await room():
+                head = request(b"POST", b"/upload", body_length=60_000)
+                attempt = client.send(connection, head, end=False)
+                attempt.stream.send_data(bytes(60_000))
+                attempt.stream.send_end()
+                await attempt.done
+
+        async def browse(number):
+            while await room():
+                attempt = client.send(connection)
+                await asyncio.sleep(0.02 * (1 + number))
+                if not attempt.done.done():
+                    attempt.stream.cancel()
+
+        await asyncio.gather(upload(), upload(), *map(browse, range(7)))
+        assert connection.end is None
+        connection.close()
+
+    lossy = {"delay_s": 0.02, "loss": 0.06}
+    run(engine, certificates, script, body, through=lossy)

@@ -53,6 +53,31 @@ def test_a_response_goes_on_over_another_line(engine, certificates):
 
 
 @both_engines
+def test_back_and_forth_it_has_one_address_on_each_line(engine, certificates):
+    """quic-go ignores a client's fourth address within 5 s."""
+
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        here, there = "a", "b"
+        for _ in range(5):
+            mobile.die(here)
+            mobile.wires[there].dead = False
+            mobile.up.add(there)
+            talk.say(2)
+            assert connection.leave()
+            await until(lambda: connection.capacity)
+            here, there = there, here
+        await over(talk, attempt)
+        assert [len(wire._links) for wire in mobile.wires.values()] == [1, 1]
+        await until(lambda: not connection.in_flight)
+        connection.migration.rest()
+        assert sum(sock.fileno() != -1 for sock in mobile.sockets) == 1
+        connection.close()
+
+    run(engine, certificates, body)
+
+
+@both_engines
 def test_requests_without_an_answer_are_not_repeated(engine, certificates):
     async def body(mobile, origin, talk):
         connection = await confirmed(mobile)
@@ -211,7 +236,8 @@ def test_with_every_line_dead_it_asks_them_in_turn(engine, certificates):
         mobile.die("b")
         talk.say(2)
         assert connection.leave()
-        await until(lambda: [name for name, _, _ in mobile.opened] == ["b", "a"])
+        assert connection.path is mobile.paths["b"]
+        await until(lambda: connection.path is mobile.paths["a"])
         mobile.wires["a"].dead = False
         await until(lambda: connection.capacity)
         assert connection.path is mobile.paths["a"]

@@ -13,7 +13,7 @@ from aioquic.quic.packet import (
     push_quic_transport_parameters,
 )
 
-from edged.upstream import h3_connection
+from edged.upstream import h3_connection, migration
 from edged.upstream.migration import (
     FAILURES_AFTER_SUCCESS,
     LINES_TO_CONVICT_AN_ORIGIN,
@@ -21,8 +21,8 @@ from edged.upstream.migration import (
     Refusals,
 )
 from policies.model import Carrier, Endpoint, Line, Outcome, Path
-from tests.harness.h3 import Certificates, both_engines, until
-from tests.harness.migrating import over, run, talking
+from tests.harness.h3 import Certificates, both_engines, request, until
+from tests.harness.migrating import Talk, over, run, talking
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,8 @@ def certificates():
 def soon(monkeypatch):
     monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
     monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(migration, "FAIR_S", 1.2)
+    monkeypatch.setattr(migration, "LAST_S", 2.5)
 
 
 # When it does not move
@@ -198,6 +200,41 @@ def test_a_stateless_reset_ends_it(engine, certificates):
         assert not mobile.refusals.allowed(mobile.paths["b"], monotonic())
 
     run(engine, certificates, body)
+
+
+class OnlyFirst(Talk):
+    """Answers one request, and thinks about the others."""
+
+    thinking = 0
+
+    def __call__(self, exchange):
+        if self.exchanges:
+            self.thinking += 1
+        else:
+            super().__call__(exchange)
+
+
+@both_engines
+def test_a_response_that_has_begun_outlasts_a_time_without_any_line(engine, certificates):
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        waiting = mobile.send(connection, request(b"POST"))
+        await until(lambda: talk.thinking)
+        mobile.die("a")
+        mobile.die("b")
+        mobile.last_resorts.add("b")
+        assert connection.leave()
+        # What waits for its response can have it elsewhere, and is told so first.
+        failure = await asyncio.wait_for(waiting.done, 5)
+        assert failure.path_down
+        assert not attempt.done.done()
+        mobile.wires["b"].dead = False
+        mobile.up.add("b")
+        await until(lambda: connection.capacity)
+        await over(talk, attempt)
+        connection.close()
+
+    run(engine, certificates, body, script=OnlyFirst())
 
 
 def test_refusals_are_forgotten_and_two_lines_convict_an_origin():
