@@ -392,7 +392,9 @@ class Daemon:
                 self.dialer,
                 self.observe,
                 ca_file=ca_file,
-                migration=MigrationTools(self._alternatives, self.dialer.open_udp),
+                migration=MigrationTools(
+                    self._alternatives, self.dialer.open_udp, self.table.line_verdict
+                ),
             ),
             connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
             set_warm=self.table.set_warm,

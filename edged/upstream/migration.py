@@ -20,8 +20,8 @@
    time.
 7. Patience. After `TRIES` the streams without a response fail (`Failure.path_down`, so that the
    replay table decides): they can be had elsewhere. The others have nowhere else, so they stay
-   while there is hope: for `FAIR_S` on a path that is UP, off one that is not as soon as another
-   is, and for `LAST_S` in all.
+   while there is hope: for `FAIR_S` over a line that is UP (else it is the server that is gone),
+   and over one that is not until another path is better, but for `LAST_S` at most.
 8. A path that is UP and did not answer has refused: the server, or a balancer before it, does not
    know migrated clients (`Refusals`). Of a server that followed before it takes several in a row:
    lines that die and come back fail moves, too, and without one the streams are lost at once.
@@ -59,8 +59,8 @@ FIRST_MARK = 1 << 32
 TRIES = 4
 """Challenges without an answer until a path is taken for a bad one."""
 FAIR_S = 2.0
-"""How long a server is asked over a path that is UP, beside two round trips. quic-go finds out after
-a second that its own challenge was lost, and sends the next one then."""
+"""How long a server is asked over a line that is UP, beside two round trips. quic-go takes a second
+to find out that its own challenge was lost, and sends the next one then."""
 LAST_S = 10.0
 """How long a connection without any answer is kept for the responses that it has begun."""
 KEPT_S = 30.0
@@ -151,6 +151,8 @@ class MigrationTools:
     """Paths over other lines with UDP to the endpoint of a path, best first; none that is DOWN
     unless the line of the path is."""
     open_udp: OpenUdp
+    line_verdict: Callable[[str], Verdict]
+    """Of a line by its name, whatever its endpoints do."""
     refusals: Refusals = field(default_factory=Refusals)
     pace: Pace = field(default_factory=Pace)
 
@@ -163,7 +165,11 @@ def _no_socket(line: Line, host: str, address: str, port: int) -> socket.socket:
     raise DialError(Outcome.LOCAL, "no migration")
 
 
-NO_MIGRATION = MigrationTools(_nowhere, _no_socket)
+def _unknown(line: str) -> Verdict:
+    return Verdict.UP
+
+
+NO_MIGRATION = MigrationTools(_nowhere, _no_socket, _unknown)
 """For connections that end with their line."""
 
 
@@ -471,7 +477,7 @@ class Migration:
         detail = f"the server did not follow to line {way.path.line.name}"
         failure = Failure(Outcome.TIMEOUT, detail, path_down=True)
         connection.fail_waiting(failure)
-        up = self._verdict(way) is Verdict.UP
+        up = self._tools.line_verdict(way.path.line.name) is Verdict.UP
         if up and connection.in_flight and asked_s < way.fair_s:
             self._challenge(way)
             return

@@ -11,9 +11,9 @@ bytes; docs/decisions/quic-migration.md says what that means.
 
 Streams that are over. The core forgets one when its end is told. Frames of it that it has made, but
 had no congestion window for, it then looks up in vain, and the connection is lost ("reserved stream
-is missing"). So no event is taken behind the end of a response while frames of that stream may wait:
-it was cancelled, or packets were lost in its time, and when datagrams were last taken the window
-was full (`_Parting`).
+is missing"). So no event is taken behind the end of a response while frames of that stream may
+wait: it was cancelled, or packets were lost in its time, and when datagrams were last taken the
+window was full (`_Parting`).
 """
 
 from __future__ import annotations

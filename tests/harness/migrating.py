@@ -80,7 +80,9 @@ class Mobile:
             self.samples.append,
             ca_file=certificates and certificates.ca,
             engine=engine,
-            migration=MigrationTools(self.alternatives, self.open_udp, self.refusals),
+            migration=MigrationTools(
+                self.alternatives, self.open_udp, self._verdict, self.refusals
+            ),
         )
 
     async def __aenter__(self):
