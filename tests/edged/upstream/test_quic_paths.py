@@ -162,3 +162,17 @@ def test_the_insides_of_aioquic_that_migration_rests_on():
     others |= {"_time_of_last_sent_ack_eliciting_packet", "handshake_confirmed", "max_ack_delay"}
     others |= {"peer_completed_address_validation", "spaces"}
     assert set(vars(recovery)) == of_the_path | others
+
+
+def test_qh3_needs_no_connection_ids_of_its_own(certificates):
+    """Else servers run out of them: quic-go then says "skipping validation of new path"."""
+
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        server = origin.protocols[0]._quic
+        assert server._peer_cid.cid == b""
+        assert not server._peer_cid_available
+        await over(talk, attempt)
+        connection.close()
+
+    run("fast", certificates, body)
