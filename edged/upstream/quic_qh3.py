@@ -120,9 +120,10 @@ class Qh3Engine(Streams, BaseEngine):
             ),
             session_ticket_handler=on_ticket,
         )
-        # No connection id: each connection has sockets of its own (RFC 9000 section 5.1), and a server
-        # needs an unused one for each address that it comes to know, of which none are left after
-        # some moves whose frames were lost. (The configuration has one length for both first ids.)
+        # No connection id: each connection has sockets of its own (RFC 9000 section 5.1), and a
+        # server needs an unused one for each address that it comes to know, of which none are left
+        # after some moves whose frames were lost. (The configuration has one length for both sides'
+        # first ids.)
         quic.host_cid = b""
         super().__init__(quic, events)
         self._core = None

@@ -73,6 +73,7 @@ def test_congestion_control_and_round_trips_begin_anew(engine, certificates):
         await until(lambda: connection.capacity)
         upload.stream.send_end()
         await until(lambda: talk.exchanges[0].ended, 20)
+        await until(lambda: connection.engine.counters().srtt_s)
         assert connection.engine.counters().srtt_s >= 0.4
         # What went down with the old line was sent again, but is no loss of the new one's.
         talk.end()
