@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import resource
@@ -26,6 +24,7 @@ from edged.config import Config, ConfigError
 from edged.config_policies import policy_files
 from edged.daemon import Daemon
 from edged.failure import Failed
+from edged.heap import spare_the_collector, spare_the_heap
 from edged.sdnotify import Notifier
 from edged.upstream.tls import TlsConfigError
 from edged.version import VERSION
@@ -36,8 +35,6 @@ WATCH_S = 1.0
 """How often the policy files are looked at."""
 SETTLE_S = 0.3
 """A file that changed is read when it has been still for this long."""
-_M_MMAP_THRESHOLD = -3
-_OWN_PAGES_BYTES = 1 << 20
 INTERRUPT_GRACE_S = 1.0
 """Ctrl-C waits no longer than this for what is in flight."""
 
@@ -58,29 +55,6 @@ def run(file: str, kind: type[Daemon] = Daemon) -> int:
         text = getattr(error, "strerror", None) or str(error)
         opened = getattr(error, "filename", None)
         raise Failed(f"cannot open {opened}: {text}" if opened else text) from None
-
-
-def spare_the_collector() -> None:
-    """What exists now lives as long as the process: the garbage collector need not walk it again.
-
-    Exchanges free themselves by reference counts, so that it also need not run every 700 objects.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-
-
-def spare_the_heap() -> None:
-    """Keep large blocks out of glibc's heap, where they leave holes.
-
-    Its threshold for giving a block pages of its own rises with the first large one that is freed
-    (mallopt(3)), and from then on windows of decoders, some MB each, lie among what lives for long.
-    Below this one stay the buffers of TLS, which come and go with every read.
-    """
-    try:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
-    except (OSError, AttributeError):
-        return  # another C library, with an allocator of its own
 
 
 class Process:

@@ -1,5 +1,5 @@
 """Connections that are over free themselves: the garbage collector comes by rarely
-(`edged.process.spare_the_collector`), and each would keep hundreds of KB until then.
+(`edged.heap.spare_the_collector`), and each would keep hundreds of KB until then.
 """
 
 from __future__ import annotations
