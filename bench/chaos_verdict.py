@@ -24,6 +24,9 @@ ALONE_S = 8.0
 to find out that none is there."""
 AFTERMATH_S = 3.0
 """A death is found out and acted upon at most so long after it."""
+SAID_S = 6.0
+"""That a server has forgotten a connection, with a line that works: it is asked for as long as one
+takes that only missed a packet of it."""
 _GATEWAY_ERRORS = (502, 503, 504)
 
 
@@ -136,6 +139,11 @@ class Timeline:
             if server in (None, name)
         )
 
+    def server_back(self, begin: float, end: float, server: str | None) -> float | None:
+        """When that server last listened again after it had been away."""
+        backs = [b for at, b, name in self.restarts if name == server and begin < at < end]
+        return max(backs, default=None)
+
     def _stretch(
         self,
         changes: Sequence[tuple[float, Health]],
@@ -210,6 +218,11 @@ def _broken(asked: Asked, timeline: Timeline) -> Verdict:
     begin = max(asked.shot.due, end - AFTERMATH_S)
     if timeline.restarted(begin, end, asked.server):
         return Verdict.BROKEN_RESTART
+    back = timeline.server_back(asked.shot.due, end, asked.server)
+    if back is not None:
+        # The server that comes back does not know the connection. It shows once a line works.
+        unsaid_s = timeline.worked(min(back, end), end, least=Health.GOOD, udp=True)
+        return Verdict.BROKEN_RESTART if unsaid_s <= SAID_S else Verdict.BROKEN
     if asked.carrier == "h3":
         need_s = min(AFTERMATH_S, end - begin)
         if timeline.worked(begin, end, least=Health.GOOD, udp=True) >= need_s:

@@ -8,7 +8,16 @@ import pytest
 
 from bench.chaos import report, run
 from bench.chaos_schedule import ALL, DARK, DNS, KINDS, QUIET_S, Health, schedule, steps
-from bench.chaos_verdict import ALONE_S, GOOD_S, POOR_S, Asked, Timeline, Verdict, judge
+from bench.chaos_verdict import (
+    ALONE_S,
+    GOOD_S,
+    POOR_S,
+    SAID_S,
+    Asked,
+    Timeline,
+    Verdict,
+    judge,
+)
 from bench.chaos_watch import flat
 from bench.wan_traffic import Shot
 from tests.netns.site import CADDY
@@ -178,6 +187,20 @@ def test_responses_over_h3_break_only_without_any_line():
     assert judge(broken("h3"), timeline(("a", 104.5, DEAD), ("b", 90.0, POOR))) is (
         Verdict.BROKEN_POOR
     )
+
+
+def test_responses_whose_server_came_back_without_them_are_given_up_in_time():
+    for back_s, verdict in ((SAID_S - 0.1, Verdict.BROKEN_RESTART), (SAID_S + 0.1, Verdict.BROKEN)):
+        gone = timeline(restarts=[(101.0, 105.0 - back_s, "e1")])
+        one = asked(due=95.0, took=10.0, error="Broken: x", log={"carrier": "h3", "path": "a>u/e1"})
+        assert judge(one, gone) is verdict
+        # While no line worked nobody could know.
+        night = timeline(
+            ("a", 90.0, DEAD), ("b", 90.0, DEAD), ("b", 103.0, GOOD), restarts=gone.restarts
+        )
+        assert judge(one, night) is Verdict.BROKEN_RESTART
+    before = timeline(restarts=[(93.0, 94.0, "e1")])
+    assert judge(one, before) is Verdict.BROKEN
 
 
 def test_what_the_origin_breaks_off_is_broken():
