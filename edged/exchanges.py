@@ -236,12 +236,18 @@ class Exchanges:
                 attempt.exchange.path_suspect(change)
             self._prepare_leaving(change.path)
 
-    def _prepare_leaving(self, path: str) -> None:
-        """Those who would go elsewhere if ``path`` went DOWN find connections there."""
+    def _prepare_leaving(self, doubted: str) -> None:
+        """Those who would go elsewhere if the line of ``doubted`` went DOWN find connections there.
+
+        All on the line: its other paths are doubted a moment later, and a handshake takes longer
+        than from that doubt to the verdict.
+        """
         coming: Counter[str] = Counter()
-        for attempt in self.targets.live_on(path):
-            if (refuge := attempt.exchange.refuge(path)) is not None:
-                coming[refuge] += 1
+        for target in self.targets.beside(doubted):
+            path = target.path.name
+            for attempt in tuple(target.live):
+                if (refuge := attempt.exchange.refuge(path)) is not None:
+                    coming[refuge] += 1
         for name, streams in coming.items():
             self.upstreams.prepare(self.targets.get(name).path, streams)
 

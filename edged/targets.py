@@ -130,6 +130,11 @@ class Targets:
         target = self._targets.get(name)
         return () if target is None else tuple(target.live)
 
+    def beside(self, name: str) -> list[Target]:
+        """Path ``name`` and the others of its line, as far as anything was asked of them."""
+        line = self._find_path(name).line.name
+        return [target for target in self._targets.values() if target.path.line.name == line]
+
     def flush(self, table: PathTable, now: float) -> None:
         """Tell the table what was held back on any path."""
         for target in self._targets.values():

@@ -39,6 +39,8 @@ class H1Stream(ResponseReader):
     """A byte of the request was given to the transport: no proof of being unprocessed."""
     request_done = False
     _chunked = False
+    _head = b""
+    """Waits for what follows it, until the end of the loop turn."""
     _left: int | None = None
 
     def __init__(self, connection: H1Connection, events: StreamEvents, reused: bool) -> None:
@@ -65,7 +67,11 @@ class H1Stream(ResponseReader):
             connection.refuse(self, "the request head holds a line break")
             return
         self.sent = True
-        connection.transport.write(block)
+        if self.request_done or head.upgrade is not None:
+            connection.transport.write(block)
+        else:
+            self._head = block
+            connection.soon(self._flush)
 
     def _frame(self, head: RequestHead, *, end: bool) -> tuple[Headers, bytes]:
         """The field lines, and what ends them, of a request that is more than a plain GET."""
@@ -107,11 +113,29 @@ class H1Stream(ResponseReader):
             if self._left < 0:
                 connection.close(Failure(Outcome.LOCAL, "request body beyond its length"))
                 return
-            connection.transport.write(data)
-        elif len(data) < _JOIN_BELOW_BYTES:
-            connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._write(b"", data, b"")
         else:
-            connection.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+            self._write(b"%x\r\n" % len(data), data, b"\r\n")
+
+    def _write(self, before: bytes, data: bytes, after: bytes) -> None:
+        """Write a piece of the body; what is small leaves with the head, as one packet.
+
+        Of two packets the second would be alone if it was lost: nothing follows it to tell.
+        """
+        if self._head:
+            before, self._head = self._head + before, b""
+        transport = self._connection.transport
+        if not (before or after):
+            transport.write(data)
+        elif len(data) < _JOIN_BELOW_BYTES:
+            transport.write(b"%b%b%b" % (before, data, after))
+        else:
+            transport.writelines((before, data, after))
+
+    def _flush(self) -> None:
+        """Nothing followed the head in its turn."""
+        if self._head and self._connection.stream is self:
+            self._write(b"", b"", b"")
 
     def send_end(self, trailers: Headers | None = None) -> None:
         """End the request; a body shorter than declared breaks the connection instead."""
@@ -125,7 +149,7 @@ class H1Stream(ResponseReader):
             return
         if self._chunked:
             fields = b"".join(n + b": " + v + b"\r\n" for n, v in trailers) if trailers else b""
-            connection.transport.write(b"0\r\n" + fields + b"\r\n")
+            self._write(b"", b"0\r\n" + fields, b"\r\n")
         elif self._left:
             connection.close(Failure(Outcome.LOCAL, "request body short of its length"))
             return
@@ -246,6 +270,10 @@ class H1Connection(asyncio.Protocol):
         else:
             self.served -= 1
             self._free()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it after this loop turn."""
+        self._loop.call_soon(callback)
 
     def advertised(self, value: bytes) -> None:
         """An Alt-Svc value came: tell the owner once."""

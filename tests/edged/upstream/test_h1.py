@@ -11,6 +11,7 @@ import pytest
 import trustme
 import uvloop
 
+from edged.upstream.h1 import H1Connection
 from edged.upstream.tls import Tls
 from policies.model import Carrier, Outcome
 from tests.edged.upstream.support import Events, eventually, get, path_to, server, setup
@@ -152,6 +153,45 @@ def test_request_framing(head, body, line):
     fetch(answering(ok(), seen=seen), head, body)
     framing = [x for x in seen[0].split(b"\r\n") if x.startswith((b"content-l", b"transfer"))]
     assert framing == ([line] if line else [])
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces", "written"),
+    [
+        (3, [b"abc"], [b"content-length: 3\r\n\r\nabc"]),
+        (None, [b"abc"], [b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", b"0\r\n\r\n"]),
+        (3, [], [b"content-length: 3\r\n\r\n"]),
+    ],
+)
+def test_what_is_small_leaves_with_its_head(length, pieces, written):
+    """Two packets are two to lose, and nothing follows the second."""
+
+    class Transport:
+        writes = ()
+
+        def set_write_buffer_limits(self, high):
+            pass
+
+        def write(self, data):
+            self.writes += (bytes(data),)
+
+    async def main():
+        loop, transport = asyncio.get_running_loop(), Transport()
+        connection = H1Connection(path_to(1, protocols=(Carrier.H1,)), None, loop=loop)
+        connection.connection_made(transport)
+        stream = connection.open_stream(Events())
+        stream.send_head(get(method=b"POST", length=length), end=False)
+        for piece in pieces:
+            stream.send_data(piece)
+        if pieces:
+            stream.send_end()
+        await asyncio.sleep(0)
+        return transport.writes
+
+    first, *more = asyncio.run(main())
+    assert first.startswith(b"POST / HTTP/1.1\r\n")
+    assert first.endswith(written[0])
+    assert more == written[1:]
 
 
 @pytest.mark.parametrize("body", [[b"abcd"], [b"ab"]], ids=["longer", "shorter"])
