@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 HOLD_BYTES = 64 << 10
 """A request whose body is announced to be at most this long goes out once all of it is here."""
+ANSWER_HELD_BYTES = 16 << 10
+"""A response that is announced to be at most this long is passed on once all of it is here, so that
+it can come from another line if this one dies in between. It is what TCP sends in one go."""
+ANSWER_HELD_S = 1.0
+"""For so long at most, and a second more (`deadline_passed`): lines are known dead by then."""
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _LAG_HIGH_BYTES = 256 << 10  # body bytes that no attempt has taken yet: the client is paused
 _LAG_LOW_BYTES = 64 << 10
@@ -43,6 +48,17 @@ _NO_BODY = Spool(0)
 _NO_BODY.complete = True
 
 
+class HeldAnswer:
+    """A response that has begun, and nothing of it was passed on yet."""
+
+    __slots__ = ("attempt", "head", "pieces")
+
+    def __init__(self, attempt: Attempt, head: ResponseHead) -> None:
+        self.attempt = attempt
+        self.head = head
+        self.pieces: list[bytes] = []
+
+
 class Exchange(Driver[Attempt]):
     """See the module. Public attributes are for its attempts and for `edged.exchanges`."""
 
@@ -50,6 +66,7 @@ class Exchange(Driver[Attempt]):
         "_client_codings",
         "_client_slow",
         "_decoding",
+        "_held",
         "_paused_client",
         "prefix",
         "request_trailers",
@@ -82,6 +99,7 @@ class Exchange(Driver[Attempt]):
         self._client_codings: frozenset[str] | None = None
         self.upstream_headers = self._make_upstream_headers(preferences)
         self._decoding: Decoding | None = None
+        self._held: HeldAnswer | None = None
         self._client_slow = False
         self._paused_client = False
 
@@ -189,12 +207,28 @@ class Exchange(Driver[Attempt]):
             attempt.answered(now, Outcome.OK, None)
         else:
             attempt.answered(now, *judge(head))
+        self.record.ttfb_s = now - self.started_at
+        length = head.body_length
+        if (
+            length
+            and length <= ANSWER_HELD_BYTES
+            and attempt.asked_at is not None
+            and self.machine.repeatable
+        ):
+            self._held = HeldAnswer(attempt, head)
+            self.deadline = now + ANSWER_HELD_S
+            if commands := self.machine.head_held(attempt.number, now):
+                self.carry_out(commands)
+        else:
+            self._commit(attempt, head, now)
+
+    def _commit(self, attempt: Attempt, head: ResponseHead, now: float) -> None:
+        """The client gets this response, whatever becomes of it."""
         self.winner = attempt
         commands = self.machine.head_received(attempt.number, now)
         if len(commands) > 1:
             self.carry_out(commands)
-        self.record.ttfb_s = now - self.started_at
-        self.record.status = status
+        self.record.status = status = head.status
         if self._client_codings is not None:
             decoder = response_decoder(head, self._client_codings)
             if decoder is not None:
@@ -206,6 +240,14 @@ class Exchange(Driver[Attempt]):
         else:
             self.deadline = now + self.plan.idle_timeout_s
         self.responder.head(head)
+
+    def _pass_on(self, held: HeldAnswer) -> None:
+        """Hold the response back no longer."""
+        self._held = None
+        self._commit(held.attempt, held.head, monotonic())
+        for piece in held.pieces:
+            if not self.ended:
+                self._body_to_client(piece)
 
     def attempt_moved(self, attempt: Attempt, left: Target) -> None:
         """It goes on over another line, unrepeated: the leg that is over is remembered."""
@@ -229,6 +271,9 @@ class Exchange(Driver[Attempt]):
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """It is over without a complete response."""
+        held = self._held
+        if held is not None and held.attempt is attempt and not failure.line_failed:
+            self._pass_on(held)  # the endpoint broke it off, and would again
         if attempt is self.winner:
             self._break(failure.detail)
         else:
@@ -240,19 +285,26 @@ class Exchange(Driver[Attempt]):
             self.responder.informational(status, headers)
 
     def response_data(self, data: bytes) -> None:
-        """Body bytes of the winner: they leave in this loop turn."""
-        record = self.record
-        record.bytes_down_wire += len(data)
+        """Body bytes: they leave in this loop turn, unless the response is held."""
+        self.record.bytes_down_wire += len(data)
+        if self._held is not None:
+            self._held.pieces.append(data)
+            return
         limit_s = UPGRADED_IDLE_S if self.upgraded else self.plan.idle_timeout_s
         self.deadline = monotonic() + limit_s
+        self._body_to_client(data)
+
+    def _body_to_client(self, data: bytes) -> None:
         if self._decoding is None:
-            record.bytes_down += len(data)
-            self.responder.data(data)
+            self._send_plain(data)
         else:
             self._decoding.data(data)
 
     def response_end(self, trailers: Headers | None) -> None:
         """The winner's body is complete; the client's is once all is decoded."""
+        held = self._held
+        if held is not None:
+            self._pass_on(held)
         if self._decoding is None:
             self._finish(trailers)
         else:
@@ -264,11 +316,19 @@ class Exchange(Driver[Attempt]):
             self._paused_client = False
             self.responder.resume_body()
 
+    def _remember(self, attempt: Attempt, failure: Failure | None) -> None:
+        super()._remember(attempt, failure)
+        if self._held is not None and self._held.attempt is attempt:
+            self._held = None  # nobody saw anything of it
+            self.touch(self.plan.first_byte_timeout_s)
+
     # -- time --------------------------------------------------------------------------------------
 
     def deadline_passed(self, now: float) -> None:
         """Too long without progress (see `edged.deadlines`)."""
-        if self.winner is not None:
+        if self._held is not None:
+            self._pass_on(self._held)
+        elif self.winner is not None:
             self.record.error = "http_response_timeout"
             self._break("the response paused for longer than the policy's idle_timeout_s")
         else:
@@ -303,7 +363,7 @@ class Exchange(Driver[Attempt]):
         if self.spool is not _NO_BODY:
             self.record.bytes_up = self.spool.size
             self.spool.close()
-        self._decoding = None
+        self._decoding = self._held = None
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -17,8 +17,12 @@ pending or refused unprocessed        another path          another path
 sent, no response byte, path DOWN     another path          line-down, always: another; never: 502
 sent, failed otherwise (reset ...)    another path          always: another path; else 502
 sent, no response byte, only slow     hedge if ``hedge``    hedge if ``hedge`` and always
+held response, path DOWN              another path          line-down, always: another path
 response begun, 429 and 503           committed             committed
 ====================================  ====================  =====================================
+
+A response is *held* while it has begun and nothing of it was passed on: a short one, until it is
+whole. To whom it matters it has not begun. Where ``replay: never`` rules none is held.
 
 Where only the carrier stopped working (datagrams vanish, TCP goes on) the rows of a path that is
 DOWN count, and the path itself, on another carrier, is the first to be taken. A request that must
@@ -70,6 +74,7 @@ from policies.commands import (
     status_of,
 )
 from policies.itinerary import Itinerary
+from policies.live import LiveAttempt
 from policies.model import Blame, Failure, Outcome, Replay
 
 REPEAT_PAUSE_S = 0.05
@@ -82,18 +87,6 @@ ENDED_OVERDRAFT = 4.0
 """Times the capacity of the bucket: 80 requests more at once, where 20 tokens fit."""
 THINKING_S = 1.0
 """Who waits for longer, and for twice the tail, waits for a service that thinks."""
-
-
-class _Attempt:
-    """A live attempt."""
-
-    __slots__ = ("number", "path", "pending_at", "sent_at")
-
-    def __init__(self, number: int, path: str, pending_at: float) -> None:
-        self.number = number
-        self.path = path
-        self.pending_at = pending_at
-        self.sent_at: float | None = None
 
 
 _NOTHING: Commands = ()
@@ -154,7 +147,7 @@ class Exchange:
         self._hedge_delay_s = hedge_delay_s if may_hedge else None
         self._race_delay_s = race_delay_s
         self._patience_s = patience_s
-        self._live: list[_Attempt] = []
+        self._live: list[LiveAttempt] = []
         self._lost_at: float | None = None
         """Since when no path is reachable and none was sent to; `None`: some is."""
         self._repeat: tuple[float, Why, str] | None = None
@@ -203,7 +196,7 @@ class Exchange:
             return self._give_up(_NO_PATH, "the upstream has no path", 503)
         path = paths.order[0]
         self.starts = 1
-        self._live.append(_Attempt(1, path, now))
+        self._live.append(LiveAttempt(1, path, now))
         if paths.reachable == 0:
             self._lost_at = now
             paths.tried_down(path)
@@ -234,8 +227,18 @@ class Exchange:
         losers = [a for a in self._live if a.sent_at is None]
         return (*self._drop(losers), *self._arm(now))
 
+    def head_held(self, attempt: int, now: float) -> Commands:
+        """A final response has begun and is held back until it is whole; `head_received` follows
+        when something of it is to be passed on. It gets no company any more."""
+        live = self._find(attempt)
+        if live is None:
+            return _NOTHING
+        live.answering = True
+        self._hedges.answered_at = now
+        return _NOTHING if len(self._live) == 1 else tuple(self._drop_all_but(live))
+
     def head_received(self, attempt: int, now: float) -> Commands:
-        """The first byte of a final response."""
+        """Something of a final response is passed on."""
         live = self._find(attempt)
         if live is None:
             return _NOTHING
@@ -244,7 +247,7 @@ class Exchange:
         if len(self._live) == 1:
             self._live.clear()
             return _FIRST_COMMIT if attempt == 1 else (Commit(attempt),)
-        losers = tuple(Cancel(a.number) for a in self._live if a is not live)
+        losers = self._drop_all_but(live)
         self._live.clear()
         return (Commit(attempt), *losers)
 
@@ -262,10 +265,13 @@ class Exchange:
 
     def carrier_lost(self, attempt: int, now: float, reason: str) -> Commands:
         """What the attempt runs on stopped working on its path, where others work. Nothing follows
-        if the request must not be repeated: its connection may go on over another line.
+        if the request must not be repeated, or is being answered: its connection may go on over
+        another line.
         """
         live = self._find(attempt)
-        if live is None or len(self._live) > 1 or not self.repeatable or self._cannot_start():
+        if live is None or len(self._live) > 1 or live.answering:
+            return _NOTHING
+        if not self.repeatable or self._cannot_start():
             return _NOTHING
         self._live.remove(live)
         failure = Failure(Outcome.TIMEOUT, reason, live.sent_at is None, carrier_down=True)
@@ -317,7 +323,7 @@ class Exchange:
             return _NOTHING
         live = self._live[0]
         waited_s = 0.0 if live.sent_at is None else now - live.sent_at
-        if waited_s > max(THINKING_S, 2 * (self._hedge_delay_s or 0.0)):
+        if live.answering or waited_s > max(THINKING_S, 2 * (self._hedge_delay_s or 0.0)):
             return _NOTHING
         return self._second(live, now, f"path {path} is suspect: {reason}")
 
@@ -377,16 +383,11 @@ class Exchange:
 
     # -- decisions -------------------------------------------------------------------------------
 
-    def _after(self, ended: _Attempt, failure: Failure, now: float) -> Commands:
+    def _after(self, ended: LiveAttempt, failure: Failure, now: float) -> Commands:
         """What follows a live attempt's end: the replay table, then the budget."""
         if self._last_failure is None or not failure.path_down:
             self._last_failure = failure  # why it failed tells more than that the path is DOWN now
-        line_failed = (
-            failure.path_down
-            or failure.carrier_down
-            or failure.outcome is Outcome.UNREACHABLE
-            or self._paths.is_down(ended.path)
-        )
+        line_failed = failure.line_failed or self._paths.is_down(ended.path)
         unsent = ended.sent_at is None
         in_the_dark = unsent and self._lost_at is not None
         self._free += failure.path_down or failure.carrier_down or in_the_dark
@@ -435,7 +436,7 @@ class Exchange:
         start = self._start(path, why, reason, now)
         return start if self._lost_at is None else (self._end(self._lost_at), *start)
 
-    def _second(self, live: _Attempt, now: float, reason: str) -> Commands:
+    def _second(self, live: LiveAttempt, now: float, reason: str) -> Commands:
         """A second attempt beside ``live``: a race if that one is pending, else a hedge."""
         if self._cannot_start():
             return _NOTHING
@@ -453,10 +454,13 @@ class Exchange:
         if self._lost_at is not None:
             self._paths.tried_down(path)
         self.starts += 1
-        self._live.append(_Attempt(self.starts, path, now))
+        self._live.append(LiveAttempt(self.starts, path, now))
         return (Start(self.starts, path, why, reason),)
 
-    def _drop(self, losers: list[_Attempt]) -> list[Cancel]:
+    def _drop_all_but(self, winner: LiveAttempt) -> list[Cancel]:
+        return self._drop([a for a in self._live if a is not winner])
+
+    def _drop(self, losers: list[LiveAttempt]) -> list[Cancel]:
         for loser in losers:
             self._live.remove(loser)
             self._free += loser.sent_at is None
@@ -486,12 +490,8 @@ class Exchange:
         """When the only live attempt gets company; `None`: never."""
         if len(self._live) != 1:
             return None
-        live = self._live[0]
-        if live.sent_at is None:
-            return None if self._race_delay_s is None else live.pending_at + self._race_delay_s
-        if self._hedge_delay_s is None or self.hedged:
-            return None
-        return live.sent_at + self._hedge_delay_s
+        hedge_delay_s = None if self.hedged else self._hedge_delay_s
+        return self._live[0].company_at(self._race_delay_s, hedge_delay_s)
 
     def _arm(self, now: float) -> Commands:
         at = self._company_at()
@@ -503,7 +503,7 @@ class Exchange:
     def _end(self, lost_at: float) -> ArmTimer:
         return ArmTimer(lost_at + self._patience_s)
 
-    def _find(self, attempt: int) -> _Attempt | None:
+    def _find(self, attempt: int) -> LiveAttempt | None:
         for live in self._live:
             if live.number == attempt:
                 return live

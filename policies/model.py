@@ -404,6 +404,11 @@ class Failure:
         """Whom it speaks against."""
         return self.outcome.blame
 
+    @property
+    def line_failed(self) -> bool:
+        """Whether its line, or the carrier on it, is what failed."""
+        return self.path_down or self.carrier_down or self.outcome is Outcome.UNREACHABLE
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

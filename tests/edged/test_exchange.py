@@ -434,7 +434,7 @@ async def test_connections_that_time_out_are_told_from_a_slow_answer():
 async def test_silence_inside_a_response_breaks_it():
     stage = Stage(policy=Policy(failover=Failover(idle_timeout_s=1.0, first_byte_timeout_s=1.0)))
     client = stage.request()
-    stage.streams[0].answer(200, (), 10)
+    stage.streams[0].answer(200, (), 10_000_000)
     stage.exchanges.tick(asyncio.get_running_loop().time() + 5)
     assert client.over == "abort"
     assert stage.idle()

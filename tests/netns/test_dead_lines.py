@@ -1,11 +1,14 @@
 """Rows 1 to 3: a line dies silently under steady traffic, under hardly any, and under a stream."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from bench.wan_rows import DEAD, Event
 from bench.wan_traffic import Steady, Stream
 from tests.netns.rows import play, play_together, short
-from tests.netns.site import CADDY
+from tests.netns.site import CADDY, Site
 
 pytestmark = pytest.mark.root
 
@@ -30,3 +33,22 @@ def test_row_2_the_first_request_after_it(tmp_path):
 def test_row_3_a_stream_goes_on(tmp_path):
     flows = (Steady("w", rate=1, count=2), Stream("s", start_s=2.0, tokens=100))
     play(short("3", flows=flows, events=(Event(3.5, "a", DEAD, spread_s=1.5),)), tmp_path)
+
+
+def test_an_answer_whose_head_had_come_is_asked_for_again(tmp_path):
+    """Its body was lost with the line; nothing of it was passed on."""
+    upstreams = {carrier: {"protocols": (carrier,)} for carrier in ("h1", "h2")}
+    with Site(tmp_path, seed=1, upstreams=upstreams) as site, site.lab.edge:
+        for carrier in upstreams:
+            for _ in range(3):
+                assert site.edged.fetch(f"/{carrier}/echo").headers["x-lab-client"]
+        with ThreadPoolExecutor() as pool:
+            site.lab.set("a", "down", mtu_bytes=400)  # heads are shorter, bodies are not
+            asked = [
+                pool.submit(site.edged.fetch, f"/{carrier}/bytes/4000") for carrier in upstreams
+            ]
+            time.sleep(0.12)  # two round trips
+            site.lab.set("a", **DEAD)
+            answers = [answer.result() for answer in asked]
+        assert [(a.status, len(a.body)) for a in answers] == [(200, 4000)] * 2
+        assert [answer.headers["x-lab-client"] for answer in answers] == [site.lab.source("b")] * 2

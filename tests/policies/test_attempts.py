@@ -715,6 +715,7 @@ EVENT = st.tuples(
             "sent",
             "pending",
             "head",
+            "held",
             "reset",
             "refused",
             "unprocessed",
@@ -746,6 +747,8 @@ def step(world, machine, event, pick, now):
         return machine.pending(number, now)
     if event == "head" and number in world.sent and live:
         return machine.head_received(number, now)
+    if event == "held" and number in world.sent and live:
+        return machine.head_held(number, now)
     if event in {"reset", "unprocessed", "downfail"} and live and number in world.sent:
         how = {"reset": "reset", "unprocessed": "unprocessed", "downfail": "down"}[event]
         world.end(number, how)
@@ -815,6 +818,30 @@ def test_invariants(events, safe, replay, hedge, max_attempts, paths, reachable,
         world.apply(commands, "gone" if gone else event)
         assert machine.done == bool(world.ends or gone)
         assert machine.doubled == world.doubled
+
+
+@pytest.mark.parametrize("end", ["down", "failed"])
+def test_a_held_response_whose_line_died_comes_from_another_path(end):
+    machine = sent_on_a()
+    assert machine.head_held(1, 0.1) == ()
+    if end == "down":
+        assert machine.path_down("a", 0.5) == (Cancel(1), Start(2, "b", "failover"))
+    else:
+        assert machine.failed(1, DOWN, 0.5) == (Start(2, "b", "failover"),)
+    machine.sent(2, 0.5)
+    assert machine.doubled == 1
+    machine.head_held(2, 0.6)
+    assert machine.head_received(2, 0.7) == (Commit(2),)
+
+
+def test_a_held_response_gets_no_company():
+    machine = sent_on_a(safe=True)
+    assert only(machine.timer_fired(0.5), Start) == [Start(2, "b", "hedge")]
+    machine.sent(2, 0.5)
+    assert machine.head_held(1, 0.6) == (Cancel(2),)
+    assert only(machine.timer_fired(9.0), Start) == []
+    assert machine.path_suspect("a", 9.0) == ()
+    assert machine.carrier_lost(1, 9.0, "datagrams vanish") == ()
 
 
 CARRIER_DOWN = Failure(Outcome.TIMEOUT, "datagrams vanish", carrier_down=True)
