@@ -308,7 +308,7 @@ class PathTable:
 
     def dead(self, line: str) -> bool:
         """Whether nothing passes on ``line`` at all."""
-        return self._detector.line_verdict(line) is Verdict.DOWN
+        return self._detector.dead(line)
 
     def stirred(self, line: str) -> int:
         """How often something on ``line`` fell silent, or was heard again, so far."""

@@ -198,7 +198,8 @@ def _leave_alone(path: PathState) -> None:
 
 
 def _others_heard(path: PathState) -> bool:
-    """Whether the line was heard from others after all that is held against the path.
+    """Whether the line was heard from others after all that is held against the path, and after
+    the path itself, of which samples may tell late.
 
     Not while the line is DOWN: its first sign of life pardons, it accuses nobody.
     """
@@ -208,7 +209,7 @@ def _others_heard(path: PathState) -> bool:
         if (
             own.verdict is Verdict.DOWN
             and pooled.heard_at is not None
-            and pooled.heard_at > own.run_reply_at
+            and pooled.heard_at > max(own.run_reply_at, own.heard_at or 0.0)
         ):
             return True
     return False
@@ -275,8 +276,11 @@ def _single(line: LineState, layer: int, peers: Peers) -> tuple[Verdict, Blame, 
     elsewhere = [p for p in peers.get(endpoint, ()) if p.line is not line]
     if not elsewhere:
         return Verdict.DOWN, Blame.UNKNOWN, False
-    if any(p.gate.verdict is not Verdict.UP for p in elsewhere):
-        return Verdict.UP, Blame.ENDPOINT, True
+    worst = max(p.gate.verdict for p in elsewhere)
+    if worst is not Verdict.UP:
+        # A doubt elsewhere holds a verdict off; it takes none back.
+        cleared = worst is Verdict.DOWN or line.gate.verdict is not Verdict.DOWN
+        return Verdict.UP, Blame.ENDPOINT, cleared
     if any(p.heard_since(_settled_at(channel), layer) for p in elsewhere):
         return Verdict.DOWN, Blame.LINE, False
     return Verdict.SUSPECT, Blame.UNKNOWN, False

@@ -25,7 +25,7 @@ that come unasked show the way back only.
 | two answers 0.15 s late | SUSPECT for 2 s more; DOWN waits as much longer | DOWN waits |
 | line's run, two endpoints in it | the line's | its verdict |
 | line's run, its only witness, heard over another line since | the line's | its verdict |
-| ... silent over another line too: the endpoint | its own | none |
+| ... silent over another line too: the endpoint | its own | none; DOWN stays till DOWN there |
 | ... nothing known of it elsewhere | its own | SUSPECT; its verdict where it has no other line |
 | line's run, one endpoint of several, that one DOWN | its own | SUSPECT until others are heard |
 | the kernel took its interface or address | | DOWN at once |
@@ -172,6 +172,15 @@ class Detector:
         return state is not None and any(
             not path.calm and any(channel.run for channel in path.channels) for path in state.paths
         )
+
+    def dead(self, line: str) -> bool:
+        """Whether the line is DOWN, or nothing on it was answered of late: until something is,
+        there is no use in dear probes."""
+        state = self._lines.get(line)
+        if state is None:
+            return False
+        silent = all(path.channels[ANY].run for path in state.paths)
+        return silent or state.gate.verdict is Verdict.DOWN
 
     def doubted(self, line: str) -> bool:
         """Whether anything on the line is worse than UP: reason to probe for its return."""

@@ -287,6 +287,8 @@ class Planner:
 
     def set_lacks(self, path: str, lacks: frozenset[Kind], now: float) -> None:
         """Say which of ICMP, PING and TCP_INFO say nothing on ``path``."""
+        if (echo := self._tasks.get((path, Kind.ICMP))) is not None:
+            echo.lacks = lacks  # it matters where the line is IDLE
         for kind in (Kind.TCP, Kind.PING):
             task = self._tasks.get((path, kind))
             if task is not None and task.lacks != lacks:

@@ -19,6 +19,8 @@ DOUBT_HTTP_S = 3.0
 
 _IDLE_TIMES = {Kind.ICMP: 2.0, Kind.TCP: 12.0, Kind.QUIC: 30.0, Kind.HTTP: 30.0}
 """How much rarer than by its policy a probe runs while its line is IDLE."""
+_IDLE_MUTE_TIMES = _IDLE_TIMES | {Kind.ICMP: 15.0, Kind.TCP: 2.0}
+"""The same on a path whose ICMP is not answered: connects get its bytes."""
 _NONE: frozenset[Kind] = frozenset()
 _ALONE = frozenset((Kind.ICMP, Kind.PING))
 
@@ -55,7 +57,8 @@ def period_s(
     if idle_s is None:
         return None
     if pace is Pace.IDLE:
-        return idle_s * _IDLE_TIMES.get(kind, 1.0)
+        times = _IDLE_MUTE_TIMES if Kind.ICMP in lacks else _IDLE_TIMES
+        return idle_s * times.get(kind, 1.0)
     if kind is Kind.PING:
         if pace <= Pace.RECENT:
             return cadence.ping_s if pace is Pace.RECENT and Kind.ICMP in lacks else idle_s

@@ -919,3 +919,44 @@ def test_slots_and_samples_may_be_timed_by_different_readings_of_the_clock(annou
     detector.observe(Sample("a>u/e", Kind.ICMP, 10.0, 0.06, Outcome.OK), 10.06)
     (slots,) = detector._paths["a>u/e"].slots.values()
     assert not slots
+
+
+def silent_on_a(last_s):
+    """One endpoint over two lines; what was sent on ``a`` from 1.0 s to ``last_s`` was lost."""
+    detector = Detector()
+    for line in "ab":
+        detector.watch(f"{line}>u/x", line, "u/x")
+        detector.heard(f"{line}>u/x", Kind.PING, 0.9)
+    for n in range(10):
+        at = 1.0 + 0.1 * n
+        detector.sent("a>u/x", Kind.PING, at, 0.06, 0.03)
+        if at + 0.2 > last_s:
+            break
+    detector.tick(last_s)
+    return detector
+
+
+def test_what_is_told_late_of_a_path_is_no_word_of_others_on_its_line():
+    detector = silent_on_a(1.8)
+    assert detector.finding("a>u/x").verdict is Verdict.DOWN
+    assert detector.line_verdict("a") is Verdict.SUSPECT  # the endpoint was not heard elsewhere yet
+    detector.heard("a>u/x", Kind.KERNEL, 1.85, 0.5)  # acknowledged before, looked at now
+    detector.heard("b>u/x", Kind.PING, 1.9)
+    detector.sent("a>u/x", Kind.PING, 1.95, 0.06, 0.03)
+    detector.tick(2.1)
+    assert detector.line_verdict("a") is Verdict.DOWN
+
+
+def test_a_doubt_about_the_endpoint_elsewhere_takes_no_verdict_back():
+    detector = silent_on_a(1.8)
+    detector.heard("b>u/x", Kind.PING, 1.85)
+    detector.sent("a>u/x", Kind.PING, 1.9, 0.06, 0.03)
+    detector.tick(2.0)
+    assert detector.line_verdict("a") is Verdict.DOWN
+    for n in range(2):
+        detector.sent("b>u/x", Kind.PING, 10.0 + 0.05 * n, 0.06, 0.03)
+    detector.tick(10.2)
+    assert detector.finding("b>u/x").verdict is Verdict.SUSPECT
+    detector.sent("a>u/x", Kind.PING, 10.2, 0.06, 0.03)
+    detector.tick(10.4)
+    assert detector.line_verdict("a") is Verdict.DOWN

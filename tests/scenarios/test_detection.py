@@ -136,10 +136,10 @@ def test_a_brown_out_moves_requests_within_two_seconds_and_is_no_death(seed, car
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("carrier", [H1, H2, H3])
-def test_an_idle_line_with_loss_costs_less_than_10_mb_a_day(seed, carrier):
+@pytest.mark.parametrize(("carrier", "icmp"), [(H1, True), (H2, True), (H3, True), (H2, False)])
+def test_an_idle_line_with_loss_costs_less_than_10_mb_a_day(seed, carrier, icmp):
     lines = {"a": SimLine(0.060, 0.001), "b": SimLine(0.150, 0.01), "c": SimLine(0.150, 0.03)}
-    net = Net(seed, lines, {"e1": SimEndpoint(carrier)})
+    net = Net(seed, lines, {"e1": SimEndpoint(carrier, icmp=icmp)})
     net.run(2.0)
     net.request()
     net.run(30.0)
@@ -150,15 +150,18 @@ def test_an_idle_line_with_loss_costs_less_than_10_mb_a_day(seed, carrier):
     assert not [c for c in net.changes[down:] if c.new is Verdict.DOWN]
 
 
+@pytest.mark.parametrize(("icmp", "within_s"), [(True, 7.0), (False, 15.0)], ids=["icmp", "mute"])
 @pytest.mark.parametrize("carrier", [H1, H2, H3])
-def test_an_idle_line_that_dies_is_down_in_a_few_seconds_and_back_when_it_heals(carrier):
-    net = Net(1, two_lines(), {"e1": SimEndpoint(carrier)})
+def test_an_idle_line_that_dies_is_down_in_some_seconds_and_back_when_it_heals(
+    carrier, icmp, within_s
+):
+    net = Net(1, two_lines(), {"e1": SimEndpoint(carrier, icmp=icmp)})
     net.run(2.0)
     net.request()
     net.run(60.0)
     net.lines["a"].hole = "both"
-    net.run(67.0)
-    assert net.line_down("a")
+    net.run(60.0 + within_s)
+    assert net.table.snapshot.paths["a>u/e1"].verdict is Verdict.DOWN
     spent = net.probe_bytes["a"]
     net.run(600.0)
     assert net.probe_bytes["a"] - spent < 12_000 + 540 * 116
