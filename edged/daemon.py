@@ -395,6 +395,7 @@ class Daemon:
                 migration=MigrationTools(
                     self._alternatives, self.dialer.open_udp, self.table.line_verdict
                 ),
+                families=self.dialer,
             ),
             connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
             set_warm=self.table.set_warm,

@@ -55,6 +55,8 @@ _BLAME_ORDER = (
 )
 """Of several addresses' failures the first of these speaks: the one that got furthest."""
 
+_FamilyKey = tuple[str, str, socket.SocketKind]
+"""Line, host and transport."""
 Guard = Callable[[str, str], str | None]
 """``guard(host, address)``: why this address must not be dialled for that host, or ``None``."""
 
@@ -85,7 +87,7 @@ class LineDialer:
         self._clock = clock
         self._congestion: bytes | None = congestion.encode() or None
         self._sockets: dict[str, LineSockets] = {}
-        self._family: OrderedDict[tuple[str, str], socket.AddressFamily] = OrderedDict()
+        self._family: OrderedDict[_FamilyKey, socket.AddressFamily] = OrderedDict()
 
     async def close(self) -> None:
         """Give up what is being resolved."""
@@ -136,10 +138,10 @@ class LineDialer:
                 f"within {timeout_s:g} s",
             ) from None
         except RaceLost as lost:
-            raise _most_telling(lost) from lost
+            raise most_telling(lost) from lost
         connected = self._clock()
         if len(addresses) > 1:
-            self._remember(line, host, sock.family)
+            self._remember(line, host, sock.family, socket.SOCK_STREAM)
         info = kernel.read(sock)
         syn_lost = spare + (info.total_retrans if info is not None else 0)
         try:
@@ -157,15 +159,25 @@ class LineDialer:
             wire=self.sockets(line.name),
         )
 
+    def stagger_s(self, line: Line, host: str) -> float:
+        """Between attempts on different addresses."""
+        rtt_s = self._rtt_s(line, host) if self._rtt_s is not None else None
+        if rtt_s is None:
+            return ATTEMPT_DELAY_S
+        # An answer on time needs one round trip; half of one more is for variation.
+        return min(max(1.5 * rtt_s, MIN_ATTEMPT_DELAY_S), MAX_ATTEMPT_DELAY_S)
+
     async def connect_udp(
         self, line: Line, host: str, port: int, *, address: str | None = None, timeout_s: float
     ) -> Dialed:
         """A connected, non-blocking UDP socket to the first address that has a route.
 
-        Fragmentation is off (RFC 9000, 14). Raises `DialError`.
+        Fragmentation is off (RFC 9000, 14). Which address answers, only a handshake tells: see
+        `udp_choices`. Raises `DialError`.
         """
         start = self._clock()
         addresses = await self._addresses(line, host, address, timeout_s)
+        addresses = self._ordered(line, host, addresses, socket.SOCK_DGRAM)
         dns_s = self._clock() - start
         errors: list[DialError] = []
         for candidate in addresses:
@@ -175,7 +187,22 @@ class LineDialer:
                 errors.append(error)
             else:
                 return Dialed(sock, sock.getpeername()[:2], dns_s=dns_s, connect_s=0.0)
-        raise _most_telling(RaceLost(errors))
+        raise most_telling(RaceLost(errors))
+
+    async def udp_choices(
+        self, line: Line, host: str, *, address: str | None = None, timeout_s: float
+    ) -> Sequence[str]:
+        """The first address of each family for datagrams, to be tried ``stagger_s`` apart, in this
+        order. Raises `DialError`."""
+        addresses = await self._addresses(line, host, address, timeout_s)
+        first: dict[int, str] = {}
+        for candidate in self._ordered(line, host, addresses, socket.SOCK_DGRAM):
+            first.setdefault(family_of(candidate), candidate)
+        return tuple(first.values())
+
+    def udp_worked(self, line: Line, host: str, address: str) -> None:
+        """Datagrams to ``address`` were answered: its family leads from now on."""
+        self._remember(line, host, family_of(address), socket.SOCK_DGRAM)
 
     def open_udp(self, line: Line, host: str, address: str, port: int) -> socket.socket:
         """As `connect_udp` at once, to a literal ``address`` of ``host``. Raises `DialError`."""
@@ -193,11 +220,11 @@ class LineDialer:
         """
         attempts = [partial(self._connect, line, a, port) for a in addresses]
         if len(addresses) > 1:
-            sock, began = await race(attempts, self._delay_s(line, host), _dispose)
+            sock, began = await race(attempts, self.stagger_s(line, host), _dispose)
             return sock, began, False
         if self._rtt_s is None or self._rtt_s(line, host) is None:
             return *await attempts[0](), False
-        delay_s = max(self._delay_s(line, host), MIN_SPARE_DELAY_S)
+        delay_s = max(self.stagger_s(line, host), MIN_SPARE_DELAY_S)
         started = self._clock()
         sock, began = await race(attempts * 2, delay_s, _dispose, after_failure=False)
         return sock, began, began - started >= delay_s / 2
@@ -223,10 +250,20 @@ class LineDialer:
             raise DialForbidden(f"{host} is refused: {'; '.join(reasons)}")
         return allowed
 
-    def _ordered(self, line: Line, host: str, addresses: Sequence[str]) -> Sequence[str]:
+    def _ordered(
+        self,
+        line: Line,
+        host: str,
+        addresses: Sequence[str],
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> Sequence[str]:
+        """By the family that last worked for this transport, else for TCP."""
         if len(addresses) < 2:
             return addresses
-        first = self._family.get((line.name, host), families(line)[0])
+        known = self._family
+        first = known.get((line.name, host, kind)) or known.get(
+            (line.name, host, socket.SOCK_STREAM), families(line)[0]
+        )
         preferred = [a for a in addresses if family_of(a) == first]
         others = [a for a in addresses if family_of(a) != first]
         ordered: list[str] = []
@@ -234,19 +271,12 @@ class LineDialer:
             ordered += preferred[i : i + 1] + others[i : i + 1]
         return ordered
 
-    def _remember(self, line: Line, host: str, family: int) -> None:
-        key = (line.name, host)
+    def _remember(self, line: Line, host: str, family: int, kind: socket.SocketKind) -> None:
+        key = (line.name, host, kind)
         self._family[key] = socket.AddressFamily(family)
         self._family.move_to_end(key)
         if len(self._family) > MAX_FAMILIES_KEPT:
             self._family.popitem(last=False)
-
-    def _delay_s(self, line: Line, host: str) -> float:
-        rtt_s = self._rtt_s(line, host) if self._rtt_s is not None else None
-        if rtt_s is None:
-            return ATTEMPT_DELAY_S
-        # An answer on time needs one round trip; half of one more is for variation.
-        return min(max(1.5 * rtt_s, MIN_ATTEMPT_DELAY_S), MAX_ATTEMPT_DELAY_S)
 
     # --- sockets ----------------------------------------------------------------------------
 
@@ -322,7 +352,8 @@ def _tune_udp(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
 
 
-def _most_telling(lost: RaceLost) -> DialError:
+def most_telling(lost: RaceLost) -> DialError:
+    """What all failures of a race come to."""
     failures = [error for error in lost.errors if isinstance(error, DialError)]
     if len(failures) < len(lost.errors):
         raise lost  # a bug: attempts raise DialError only

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Protocol
 
@@ -19,17 +21,28 @@ class Connect(Protocol):
         """Raises `DialError`."""
 
 
+@contextmanager
+def reporting(report: Report, kind: Kind, path: Path) -> Iterator[None]:
+    """A `DialError` in here is reported as a lost sample of ``kind``, unless it is this host's own
+    fault."""
+    sent_at = monotonic()
+    try:
+        yield
+    except DialError as error:
+        if error.outcome is not Outcome.LOCAL:
+            report(Sample(path.name, kind, sent_at, None, error.outcome))
+        raise
+
+
 async def dial(
     connect: Connect, report: Report, kind: Kind, path: Path, timeout_s: float
 ) -> Dialed:
-    """A socket to the endpoint of ``path`` over its line.
+    """A socket to the endpoint of ``path`` over its line. Failures are reported.
 
-    A failure is reported as a lost sample of ``kind``, unless it is this host's own. Raises
-    `DialError`.
+    Raises `DialError`.
     """
     endpoint = path.endpoint
-    sent_at = monotonic()
-    try:
+    with reporting(report, kind, path):
         return await connect(
             path.line,
             endpoint.host,
@@ -37,7 +50,3 @@ async def dial(
             address=endpoint.address,
             timeout_s=timeout_s,
         )
-    except DialError as error:
-        if error.outcome is not Outcome.LOCAL:
-            report(Sample(path.name, kind, sent_at, None, error.outcome))
-        raise

@@ -7,19 +7,22 @@ import ipaddress
 import os
 import ssl
 from collections import OrderedDict
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, Protocol
 
 import certifi
 
+from edged.dialer import most_telling
+from edged.race import RaceLost, race
 from edged.upstream.connection import Owner, Report
-from edged.upstream.dialed import dial
+from edged.upstream.dialed import dial, reporting
 from edged.upstream.h3_connection import H3Connection
 from edged.upstream.migration import NO_MIGRATION, MigrationTools
 from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import ClientSettings, make_engine
-from policies.model import Carrier, Kind, Path
-from probes.base import Dialer, DialError
+from policies.model import Carrier, Kind, Line, Outcome, Path
+from probes.base import Dialed, Dialer, DialError
 
 IDLE_TIMEOUT_S = 120.0
 """Our side of the idle timeout; the smaller of both counts, and servers commonly say 30 s."""
@@ -67,12 +70,28 @@ class TicketStore:
         return path.name, path.endpoint.host, path.endpoint.port
 
 
+class Families(Protocol):
+    """Which addresses to race (`edged.dialer.LineDialer`)."""
+
+    async def udp_choices(
+        self, line: Line, host: str, *, address: str | None = None, timeout_s: float
+    ) -> Sequence[str]:
+        """One of each family, best first. Raises `DialError`."""
+
+    def stagger_s(self, line: Line, host: str) -> float:
+        """How much later the next one is tried."""
+
+    def udp_worked(self, line: Line, host: str, address: str) -> None:
+        """That one answered."""
+
+
 class H3Connector:
     """Makes HTTP/3 connections (see `edged.upstream.connection.Connector`).
 
     ``ca_file`` adds trust to the system's store. ``engine`` forces ``pure`` or ``fast``. Without
-    ``migration`` connections end with their line. Raises `OSError` if ``ca_file`` cannot be read
-    and `EngineError` if the engine cannot be had.
+    ``migration`` connections end with their line; without ``families`` the first address is the
+    only one (else RFC 8305, section 5, with handshakes in place of connects). Raises `OSError` if
+    ``ca_file`` cannot be read and `EngineError` if the engine cannot be had.
     """
 
     def __init__(
@@ -84,8 +103,10 @@ class H3Connector:
         engine: str | None = None,
         tickets: TicketStore | None = None,
         migration: MigrationTools | None = None,
+        families: Families | None = None,
     ) -> None:
         self._dialer = dialer
+        self._families = families
         self._report = report
         self._engine = engine
         self._cadata: bytes | None = None
@@ -106,10 +127,63 @@ class H3Connector:
         only: Carrier | None = None,
     ) -> H3Connection:
         """See `Connector.connect`. ``upgrade`` cannot be had here (`DialError`, PROTOCOL)."""
-        loop = asyncio.get_running_loop()
-        started_at = loop.time()
-        dialed = await dial(self._dialer.connect_udp, self._report, Kind.QUIC, path, timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
         ticket = self.tickets.get(path)
+        early = early_data and ticket is not None and bool(ticket.max_early_data_size)
+        addresses: Sequence[str] = ()
+        if self._families is not None and not early:
+            addresses = await self._choices(self._families, path, timeout_s)
+        if self._families is not None and len(addresses) > 1:
+            connection = await self._race(self._families, path, owner, addresses, deadline)
+        else:
+            dialed = await dial(self._dialer.connect_udp, self._report, Kind.QUIC, path, timeout_s)
+            connection = await self._shake(path, owner, dialed, deadline, early=early)
+        connection.owned = True
+        return connection
+
+    async def _choices(self, families: Families, path: Path, timeout_s: float) -> Sequence[str]:
+        endpoint = path.endpoint
+        with reporting(self._report, Kind.QUIC, path):
+            return await families.udp_choices(
+                path.line, endpoint.host, address=endpoint.address, timeout_s=timeout_s
+            )
+
+    async def _race(
+        self,
+        families: Families,
+        path: Path,
+        owner: Owner,
+        addresses: Sequence[str],
+        deadline: float,
+    ) -> H3Connection:
+        """The first of ``addresses`` that answers. That one has no route says nothing of the line;
+        that none has, does."""
+        line, host = path.line, path.endpoint.host
+        attempts = [partial(self._try, path, owner, address, deadline) for address in addresses]
+        try:
+            connection = await race(attempts, families.stagger_s(line, host), H3Connection.close)
+        except RaceLost as lost:
+            error = most_telling(lost)
+            if error.outcome is not Outcome.UNREACHABLE:
+                raise error from None  # the handshakes were reported
+            with reporting(self._report, Kind.QUIC, path):
+                raise error from None
+        families.udp_worked(line, host, connection.peer[0])
+        return connection
+
+    async def _try(self, path: Path, owner: Owner, address: str, deadline: float) -> H3Connection:
+        left_s = max(deadline - asyncio.get_running_loop().time(), 0.0)
+        endpoint = path.endpoint
+        dialed = await self._dialer.connect_udp(
+            path.line, endpoint.host, endpoint.port, address=address, timeout_s=left_s
+        )
+        return await self._shake(path, owner, dialed, deadline, early=False)
+
+    async def _shake(
+        self, path: Path, owner: Owner, dialed: Dialed, deadline: float, *, early: bool
+    ) -> H3Connection:
+        """Shake hands on a fresh socket; with ``early`` the connection is ready before that."""
+        loop = asyncio.get_running_loop()
         try:
             engine = make_engine(
                 ClientSettings(
@@ -118,7 +192,7 @@ class H3Connector:
                     cafile=system_store(),
                     cadata=self._cadata,
                     idle_timeout_s=IDLE_TIMEOUT_S,
-                    ticket=ticket,
+                    ticket=self.tickets.get(path),
                 ),
                 lambda new: self.tickets.put(path, new),
                 self._engine,
@@ -128,8 +202,7 @@ class H3Connector:
         except BaseException:
             dialed.sock.close()
             raise
-        left_s = max(timeout_s - (loop.time() - started_at), 0.0)
-        early = early_data and ticket is not None and bool(ticket.max_early_data_size)
+        left_s = max(deadline - loop.time(), 0.0)
         connection.start(driver, dialed.peer, early=early, timeout_s=left_s)
         if not early:
             try:
@@ -140,7 +213,6 @@ class H3Connector:
         if connection.end is not None:
             self.tickets.forget(path)
             raise DialError(connection.end.outcome, connection.end.detail)
-        connection.owned = True
         return connection
 
 

@@ -357,9 +357,27 @@ def test_families_take_turns():
     ]
 
 
+def test_datagrams_have_a_family_of_their_own(tmp_path):
+    hosts = "::1 both.test\n127.0.0.1 both.test\n127.0.0.2 both.test\n"
+    dialer = dialer_for(tmp_path, hosts, rtt_s=lambda *_: 0.05)
+
+    async def main():
+        before = await dialer.udp_choices(ANY, "both.test", timeout_s=2)
+        dialer.udp_worked(ANY, "both.test", "127.0.0.1")
+        after = await dialer.udp_choices(ANY, "both.test", timeout_s=2)
+        dialed = await dialer.connect_udp(ANY, "both.test", 9, timeout_s=2)
+        return before, after, dialed, await dialer.resolve(ANY, "both.test")
+
+    before, after, dialed, over_tcp = asyncio.run(main())
+    dialed.sock.close()
+    assert (before, after) == (("::1", "127.0.0.1"), ("127.0.0.1", "::1"))
+    assert dialed.peer[0] == "127.0.0.1"
+    assert over_tcp[0] == "::1"
+
+
 @pytest.mark.parametrize(("rtt_s", "delay_s"), [(None, 0.25), (0.001, 0.01), (0.1, 0.15), (9, 2)])
 def test_the_delay_between_attempts_follows_the_measured_rtt(rtt_s, delay_s):
-    assert LineDialer(rtt_s=lambda *_: rtt_s)._delay_s(ANY, "h") == pytest.approx(delay_s)
+    assert LineDialer(rtt_s=lambda *_: rtt_s).stagger_s(ANY, "h") == pytest.approx(delay_s)
 
 
 def test_when_all_fail_the_one_that_got_furthest_speaks(tmp_path):
