@@ -235,6 +235,10 @@ class Attempt:
         self.asked_at = None  # how long the answer takes says nothing of the endpoint any more
         exchange.attempt_moved(self, left)
 
+    def stalled(self, reason: str) -> None:
+        """It went to another line, and nothing is heard there."""
+        self.exchange.carrier_lost(self.number, reason)
+
     def pause_body(self) -> None:
         """The stream takes no more for now."""
         self._blocked = True

@@ -20,7 +20,7 @@ from edged.messages import RequestHead
 from edged.outcome import error_type
 from policies.attempts import Exchange as Machine
 from policies.commands import ArmTimer, Cancel, Commands, GiveUp, Start
-from policies.model import Carrier, CarrierChange, Change, Failure, Path, Ranking
+from policies.model import Carrier, Change, Failure, Path, Ranking
 
 if TYPE_CHECKING:
     from edged.exchanges import Exchanges, Plan
@@ -187,11 +187,11 @@ class Driver(ABC, Generic[TryT]):
             self._reroute()
             self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason))
 
-    def carrier_lost(self, attempt: int, change: CarrierChange) -> None:
-        """The carrier of an attempt stopped working on its path, where others work."""
+    def carrier_lost(self, attempt: int, reason: str) -> None:
+        """What an attempt runs on stopped working on its path, where others work."""
         if not self.machine.done:
             self._reroute()
-            self.carry_out(self.machine.carrier_lost(attempt, monotonic(), change.reason))
+            self.carry_out(self.machine.carrier_lost(attempt, monotonic(), reason))
 
     def path_suspect(self, change: Change) -> None:
         """A path in use became SUSPECT."""

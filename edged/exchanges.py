@@ -259,7 +259,7 @@ class Exchanges:
         for attempt in self.targets.live_on(change.path) if change.blocked else ():
             tunnel = isinstance(attempt.exchange, Tunnel)
             if (Carrier.H1 if tunnel else attempt.carrier) in change.carriers:
-                attempt.exchange.carrier_lost(attempt.number, change)
+                attempt.exchange.carrier_lost(attempt.number, change.reason)
 
     def drain(self) -> None:
         """The end is near: from now on `tick` closes tunnels that carry nothing."""

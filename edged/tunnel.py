@@ -16,7 +16,7 @@ from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay.client_tunnel import FlowLeg
 from edged.routes import split_authority
 from policies.commands import Start
-from policies.model import Carrier, CarrierChange, Change, Failure, Kind, Outcome, Path, Sample
+from policies.model import Carrier, Change, Failure, Kind, Outcome, Path, Sample
 from probes.base import DialError, Wire
 
 if TYPE_CHECKING:
@@ -184,12 +184,13 @@ class Tunnel(Driver["Leg | FlowLeg"]):
         else:
             super().path_down(change)
 
-    def carrier_lost(self, attempt: int, change: CarrierChange) -> None:
+    def carrier_lost(self, attempt: int, reason: str) -> None:
         """A tunnel is TCP and nothing else."""
         if self.winner is not None:
-            self._break("connection_terminated", f"path {change.path}: {change.reason}")
+            path = self.winner.target.path.name
+            self._break("connection_terminated", f"path {path}: {reason}")
         else:
-            super().carrier_lost(attempt, change)
+            super().carrier_lost(attempt, reason)
 
     def deadline_passed(self, now: float) -> None:
         """No connection in time, or a silent hour."""

@@ -204,6 +204,9 @@ class Leg:
     def moved(self, path: Path) -> None:
         """Connections to relays stay on their lines."""
 
+    def stalled(self, reason: str) -> None:
+        """So this never comes."""
+
     def pause_body(self) -> None:
         """The connection is full: a beat that cannot leave is left out."""
         self._slow = True

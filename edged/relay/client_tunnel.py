@@ -146,6 +146,9 @@ class FlowLeg:
         self.exchange.machine.moved(self.number, path.name)
         self.exchange.service.counters.migrations += 1
 
+    def stalled(self, reason: str) -> None:
+        """Its bytes can be asked nowhere else."""
+
     def pause_body(self) -> None:
         """The relay takes no more for now."""
         if not self.over:

@@ -140,6 +140,9 @@ class Visit:
     def moved(self, path: Path) -> None:
         """Connections to relays stay on their lines."""
 
+    def stalled(self, reason: str) -> None:
+        """So this never comes."""
+
     def pause_body(self) -> None:
         """The connection is full."""
         self._blocked = True

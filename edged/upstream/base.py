@@ -42,6 +42,10 @@ class StreamEvents(Protocol):
         request or response was lost or repeated. Any time between ``stream_ready`` and the end.
         """
 
+    def stalled(self, reason: str) -> None:
+        """The stream moved, and the peer was not heard on the new path in time: it may still go on,
+        or not. Who may be asked elsewhere should be."""
+
     def pause_body(self) -> None:
         """The stream's send buffer is above its high watermark."""
 

@@ -222,6 +222,11 @@ class H3Connection:
             if not stream.begun:
                 stream.fail(replace(failure, unprocessed=stream.id is None))
 
+    def stalled(self, reason: str) -> None:
+        """The peer was not heard on the new path in time."""
+        for stream in [*self._unsent, *self._streams.values()]:
+            stream.stalled(reason)
+
     def arrived(self) -> None:
         """The peer answered on the new path."""
         self._meter.begin_anew(self.driver, self.heard_at)

@@ -179,6 +179,11 @@ class H3Stream:
         if not self._over:
             self._events.moved(path)
 
+    def stalled(self, reason: str) -> None:
+        """Its connection may not arrive where it went."""
+        if not self._over:
+            self._events.stalled(reason)
+
     def fail(self, failure: Failure, code: int = h3.REQUEST_CANCELLED) -> None:
         """End without a complete response."""
         if not self._over:

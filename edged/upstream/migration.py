@@ -17,7 +17,8 @@
 6. It has arrived when a PING sent after the move was acknowledged on the new path: a peer does so
    once it has validated the address and followed. (Its answer to a challenge would not tell, and
    quic-go, once it followed, gives none.) Until then it takes no new streams, and asks again in
-   time.
+   time. When that has taken longer than a move does even if a packet is lost, requests without an
+   answer that may be repeated leave it (`StreamEvents.stalled`).
 7. Patience. After `TRIES` the streams without a response fail (`Failure.path_down`, so that the
    replay table decides): they can be had elsewhere. The others have nowhere else, so they stay
    while there is hope: for `FAIR_S` over a line that is UP (else it is the server that is gone),
@@ -58,6 +59,8 @@ FIRST_MARK = 1 << 32
 """PINGs of migrations have uids from here on."""
 TRIES = 4
 """Challenges without an answer until a path is taken for a bad one."""
+STALLED_TRIES = 2
+"""Challenges without an answer until the streams are told."""
 FAIR_S = 2.0
 """How long a server is asked over a line that is UP, beside two round trips. quic-go takes a second
 to find out that its own challenge was lost, and sends the next one then."""
@@ -399,6 +402,8 @@ class Migration:
 
     def _unanswered(self, way: _Way) -> None:
         way.timer = None
+        if way.tries == STALLED_TRIES and way is self._way:
+            self._connection.stalled(f"no answer over line {way.path.line.name} yet")
         if way.tries < TRIES:
             self._challenge(way)
         elif way is self._way:

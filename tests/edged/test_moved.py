@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edged.accesslog import format_line
-from policies.model import Blame, Change, Kind, Outcome, Verdict
+from policies.model import Blame, Change, Kind, Outcome, Replay, Verdict
+from policies.schema import Policy
 from tests.edged.test_exchange import down
 from tests.harness.scripted import Stage, make_path, staged
 
@@ -99,3 +100,41 @@ async def test_a_body_in_flight_moves_with_it():
     stage.streams[1].answer(200, (), 2, b"ok")
     assert client.over == "end"
     assert stage.idle()
+
+
+@staged
+async def test_a_request_whose_connection_does_not_arrive_is_repeated_where_that_is_allowed():
+    for method, replay in ((b"POST", Replay.LINE_DOWN), (b"GET", Replay.NEVER)):
+        stage = Stage(policy=Policy(replay=replay))
+        client = stage.request(method)
+        (stream,) = stage.streams
+        move(stage, stream)
+        down(stage, CN2)
+        stream.events.stalled("no answer over line bgp yet")
+        assert stream.cancelled
+        _, again = stage.streams
+        assert again.path.name == BGP
+        again.answer(200, (), 2, b"ok")
+        assert (client.over, bytes(client.body)) == ("end", b"ok")
+        assert stage.counters.double_executions == 1
+        assert stage.idle()
+
+
+@staged
+async def test_no_other_is_taken_from_a_connection_that_may_yet_arrive():
+    for replay, begun in ((Replay.NEVER, False), (Replay.LINE_DOWN, True)):
+        stage = Stage(policy=Policy(replay=replay))
+        client = stage.request(b"POST")
+        (stream,) = stage.streams
+        if begun:
+            stream.answer(200)
+        move(stage, stream)
+        down(stage, CN2)
+        stream.events.stalled("no answer over line bgp yet")
+        assert not stream.cancelled
+        assert len(stage.streams) == 1
+        if not begun:
+            stream.answer(200)
+        stream.events.end(None)
+        assert client.over == "end"
+        assert stage.idle()

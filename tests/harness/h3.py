@@ -338,6 +338,9 @@ class Attempt:
     def moved(self, path):
         self.log.append(("moved", path.line.name))
 
+    def stalled(self, reason):
+        self.log.append("stalled")
+
     def pause_body(self):
         self.body_pauses += 1
         self.writable.clear()

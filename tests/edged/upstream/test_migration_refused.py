@@ -148,6 +148,7 @@ def test_a_server_that_does_not_follow_is_remembered(engine, certificates):
         assert failure.path_down
         assert failure.outcome is Outcome.TIMEOUT
         assert failure.detail == "the server did not follow to line b"
+        assert attempt.log[-2:] == ["stalled", "failed"]  # it was told before that
         assert not mobile.refusals.allowed(mobile.paths["b"], monotonic())
         assert mobile.pool.ended == [failure]
 
