@@ -37,6 +37,8 @@ RTO_MIN_US = 50_000
 again after two round trips and so much. Receivers delay their ACK less (Linux: 40 ms)."""
 UDP_BUFFER_BYTES = 1 << 20
 MAX_FAMILIES_KEPT = 1024
+MOST_UDP_CHOICES = 4
+"""Handshakes are dearer than SYNs."""
 
 _TCP_USER_TIMEOUT = 18
 _TCP_RTO_MIN_US = 45
@@ -192,13 +194,10 @@ class LineDialer:
     async def udp_choices(
         self, line: Line, host: str, *, address: str | None = None, timeout_s: float
     ) -> Sequence[str]:
-        """The first address of each family for datagrams, to be tried ``stagger_s`` apart, in this
+        """Addresses for datagrams, the families in turn, to be tried ``stagger_s`` apart in this
         order. Raises `DialError`."""
         addresses = await self._addresses(line, host, address, timeout_s)
-        first: dict[int, str] = {}
-        for candidate in self._ordered(line, host, addresses, socket.SOCK_DGRAM):
-            first.setdefault(family_of(candidate), candidate)
-        return tuple(first.values())
+        return self._ordered(line, host, addresses, socket.SOCK_DGRAM)[:MOST_UDP_CHOICES]
 
     def udp_worked(self, line: Line, host: str, address: str) -> None:
         """Datagrams to ``address`` were answered: its family leads from now on."""

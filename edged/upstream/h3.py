@@ -76,7 +76,7 @@ class Families(Protocol):
     async def udp_choices(
         self, line: Line, host: str, *, address: str | None = None, timeout_s: float
     ) -> Sequence[str]:
-        """One of each family, best first. Raises `DialError`."""
+        """Addresses, best first, the families in turn. Raises `DialError`."""
 
     def stagger_s(self, line: Line, host: str) -> float:
         """How much later the next one is tried."""
