@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REPORT_S = 0.02
 _PIECE_BYTES = 64 << 10
+_SHORT_BYTES = 64 << 10
 _WHOLE_BYTES = 256 << 10  # complete bodies up to this size are coded in one go, with a length
 
 
@@ -236,8 +237,9 @@ class Attempt:
         exchange.attempt_moved(self, left)
 
     def stalled(self, reason: str) -> None:
-        """It went to another line, and nothing is heard there."""
-        self.exchange.carrier_lost(self.number, reason)
+        """It went to another line, and nothing is heard there. A long body is better waited for."""
+        if self._body_ended and self.exchange.spool.size <= _SHORT_BYTES:
+            self.exchange.carrier_lost(self.number, reason)
 
     def pause_body(self) -> None:
         """The stream takes no more for now."""

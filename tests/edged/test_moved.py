@@ -121,6 +121,21 @@ async def test_a_request_whose_connection_does_not_arrive_is_repeated_where_that
 
 
 @staged
+async def test_an_upload_waits_for_its_connection():
+    for sent in (b"x" * 100, b"x" * 100_000):
+        stage = Stage(policy=Policy(replay=Replay.LINE_DOWN))
+        client = stage.request(b"PUT", length=100_000)
+        client.sink.body(sent)
+        if len(sent) == 100_000:
+            client.sink.body_end(None)
+        (stream,) = stage.streams
+        move(stage, stream)
+        stream.events.stalled("no answer over line bgp yet")
+        assert not stream.cancelled
+        client.sink.gone()
+
+
+@staged
 async def test_no_other_is_taken_from_a_connection_that_may_yet_arrive():
     for replay, begun in ((Replay.NEVER, False), (Replay.LINE_DOWN, True)):
         stage = Stage(policy=Policy(replay=replay))
