@@ -5,7 +5,7 @@ import contextlib
 import socket
 
 from edged.upstream.h3 import H3Connector
-from edged.upstream.migration import MigrationTools, Refusals
+from edged.upstream.migration import MigrationTools
 from policies.model import (
     Breaker,
     Carrier,
@@ -17,6 +17,7 @@ from policies.model import (
     PathState,
     Verdict,
 )
+from policies.refusals import Refusals
 from probes.base import Dialed, DialError, Outcome
 from tests.harness.h3 import Attempt, Forwarder, Origin, Pool, request, strictly, until
 
