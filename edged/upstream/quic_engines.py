@@ -73,6 +73,8 @@ class ClientSettings:
     idle_timeout_s: float
     ticket: Any = None
     """The engine's own session ticket, or ``None``."""
+    moves: bool = True
+    """The connection may go on over other lines."""
 
 
 class Counters(NamedTuple):

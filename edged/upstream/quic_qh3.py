@@ -120,11 +120,12 @@ class Qh3Engine(Streams, BaseEngine):
             ),
             session_ticket_handler=on_ticket,
         )
-        # No connection id: each connection has sockets of its own (RFC 9000 section 5.1), and a
-        # server needs an unused one for each address that it comes to know, of which none are left
-        # after some moves whose frames were lost. (The configuration has one length for both sides'
-        # first ids.)
-        quic.host_cid = b""
+        if settings.moves:
+            # No connection id: each connection has sockets of its own (RFC 9000 section 5.1), and a
+            # server needs an unused one for each address that it comes to know, of which none are
+            # left after some moves whose frames were lost. (The configuration has one length for
+            # both sides' first ids.) qh3's servers, which relays are, cannot do without.
+            quic.host_cid = b""
         super().__init__(quic, events)
         self._core = None
         self._next_ids = {0: 0, 2: 2}
@@ -226,11 +227,11 @@ class Qh3Engine(Streams, BaseEngine):
     def _take(self, core: Any, now: float) -> None:
         try:
             self._poll(core, now, self._out)
+            self._full = core.congestion_window - core.bytes_in_flight < DATAGRAM_BYTES
         except Broken as error:
             # It would be silent from now on. The end is told when time has passed: at once.
             self._broken = self._broken or str(error)
             self.get_timer = lambda: now
-        self._full = core.congestion_window - core.bytes_in_flight < DATAGRAM_BYTES
 
     def _withheld(self) -> bool:
         """Whether to take no event now, lest frames of a stream that is over be lost."""
