@@ -5,6 +5,10 @@ A request body is coded with zstd, an earlier body of the same conversation bein
 went past it, by scope: a word that the client makes of (client key, upstream), so that no body ever
 helps to code, or to guess, one of another key. A name that the relay does not know costs one
 resend.
+
+Of a conversation only the last body matters. One that its successor repeats goes to the cold end of
+the store on both sides, so that 64 MB hold the last bodies of as many conversations as fit, and not
+the history of a few.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ LEAST_BYTES = 2 << 10
 """A shorter body is neither coded nor kept: it would not pay."""
 MOST_BYTES = 4 << 20
 """A longer one is not kept."""
-CANDIDATES = 16
-"""Bodies of one conversation's path that are compared."""
+AT_LEISURE_BYTES = 256 << 10
+FAST_LEVEL = 3
 WINDOW_BYTES = 16 << 20
 _WINDOW_LOGS = range(10, 25)
 _STREAM = zstandard.ZstdCompressionParameters.from_level(
@@ -48,15 +52,21 @@ class Store:
         self.used_bytes = 0
         self._bodies: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
 
-    def get(self, scope: bytes, name: bytes) -> bytes | None:
+    def peek(self, scope: bytes, name: bytes) -> bytes | None:
         """The body of this name, if it is kept in this very scope."""
+        return self._bodies.get((scope, name))
+
+    def get(self, scope: bytes, name: bytes) -> bytes | None:
+        """The same, and it was used."""
         body = self._bodies.get((scope, name))
         if body is not None:
             self._bodies.move_to_end((scope, name))
         return body
 
-    def put(self, scope: bytes, body: bytes) -> bytes | None:
-        """Keep ``body``; its name, or ``None`` for one that is too short or too long."""
+    def put(self, scope: bytes, body: bytes, past: bytes | None = None) -> bytes | None:
+        """Keep ``body``; its name, or ``None`` for one that is too short or too long. ``past``: the
+        name of the body that it was coded with, which will not be used again if this repeats it.
+        """
         if not LEAST_BYTES <= len(body) <= min(MOST_BYTES, self.limit_bytes):
             return None
         key = (scope, name_of(body))
@@ -64,6 +74,10 @@ class Store:
             self.used_bytes += len(body)
             self._bodies[key] = body
         self._bodies.move_to_end(key)
+        if past is not None and past != key[1]:
+            old = self._bodies.get((scope, past))
+            if old is not None and repeats(body, old):
+                self._bodies.move_to_end((scope, past), last=False)
         self._shrink()
         return key[1]
 
@@ -74,60 +88,28 @@ class Store:
 
     def _shrink(self) -> None:
         while self.used_bytes > self.limit_bytes:
-            _, gone = self._bodies.popitem(last=False)
-            self.used_bytes -= len(gone)
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> tuple[bytes, bytes]:
+        key, gone = self._bodies.popitem(last=False)
+        self.used_bytes -= len(gone)
+        return key
 
     def forget(self, scope: bytes, name: bytes) -> None:
-        """The other side does not know it."""
-        gone = self._bodies.pop((scope, name), None)
-        if gone is not None:
-            self.used_bytes -= len(gone)
+        """The other side does not know it, and so has dropped what was used before it, too."""
+        if (scope, name) in self._bodies:
+            while self._drop_oldest() != (scope, name):
+                pass
+
+    def clear(self) -> None:
+        """The other side knows nothing."""
+        self._bodies.clear()
+        self.used_bytes = 0
 
 
-class Conversations:
-    """The client's side: which earlier body is most like the next one."""
-
-    __slots__ = ("_recent", "store")
-
-    def __init__(self, store: Store | None = None) -> None:
-        self.store = store or Store()
-        self._recent: OrderedDict[tuple[bytes, bytes], OrderedDict[bytes, None]] = OrderedDict()
-
-    def sent(self, scope: bytes, path: bytes, body: bytes) -> None:
-        """``body`` went to the relay in full, or will be known there when it has been decoded."""
-        name = self.store.put(scope, body)
-        if name is None:
-            return
-        recent = self._recent.setdefault((scope, path), OrderedDict())
-        recent[name] = None
-        recent.move_to_end(name)
-        if len(recent) > CANDIDATES:
-            recent.popitem(last=False)
-        self._recent.move_to_end((scope, path))
-        if len(self._recent) > 4096:
-            self._recent.popitem(last=False)
-
-    def best(self, scope: bytes, path: bytes, body: bytes) -> tuple[bytes, bytes] | None:
-        """Name and content of the body with the longest common prefix; ``None``: there is none
-        that would help.
-        """
-        recent = self._recent.get((scope, path))
-        best: tuple[bytes, bytes] | None = None
-        longest = LEAST_BYTES // 4 - 1
-        for name in list(recent) if recent else ():
-            known = self.store.get(scope, name)
-            if known is None:
-                assert recent is not None
-                del recent[name]
-                continue
-            common = common_prefix(body, known)
-            if common >= longest:  # of equals the newest: it has more of what follows
-                best, longest = (name, known), common
-        return best
-
-    def missed(self, scope: bytes, name: bytes) -> None:
-        """The relay does not know this one any more."""
-        self.store.forget(scope, name)
+def repeats(body: bytes, old: bytes) -> bool:
+    """Whether ``body`` has all but the end of ``old``, and can stand for it as a dictionary."""
+    return 4 * common_prefix(body, old) >= 3 * len(old)
 
 
 def common_prefix(one: bytes, other: bytes) -> int:
@@ -144,9 +126,13 @@ def common_prefix(one: bytes, other: bytes) -> int:
     return low
 
 
-def encode(body: bytes, dictionary: bytes | None, level: int = 3) -> bytes:
-    """``body`` as a zstd frame, with ``dictionary`` as its past."""
+def encode(body: bytes, dictionary: bytes | None, level: int = 6) -> bytes:
+    """``body`` as a zstd frame, with ``dictionary`` as its past. So much that is new that it would
+    hold up everybody else is coded at `FAST_LEVEL` at most.
+    """
     past = dictionary or b""
+    if len(body) - common_prefix(body, past) > AT_LEISURE_BYTES:
+        level = min(level, FAST_LEVEL)
     window = next((log for log in _WINDOW_LOGS if 1 << log >= len(past) + len(body)), 24)
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,

@@ -142,18 +142,18 @@ class Flow:
         self._upload_paused = False
         self._visits: tuple[Visit, ...] = ()
 
-    def decode(self, length: int | None, scope: bytes | None, dictionary: bytes | None) -> None:
-        """The request body is coded, with ``dictionary`` as its past; ``length`` is what it has
-        without. Once complete it is kept as a dictionary under ``scope``.
+    def decode(self, said: wire.Control, dictionary: bytes | None) -> None:
+        """The request body is coded, with ``dictionary`` as its past. Once complete it is kept as a
+        dictionary under the scope that was ``said``.
         """
-        store, ledger = self.flows.dictionaries, self.ledger
+        store, ledger, scope = self.flows.dictionaries, self.ledger, said.scope
 
         def keep(body: bytes) -> None:
-            store.put(ledger.scope(scope or b""), body)
+            store.put(ledger.scope(scope or b""), body, said.dictionary)
 
         self._inflow = Inflow(
             decoder(dictionary),
-            length,
+            said.length,
             self.upload_broken,
             self.flows.account,
             None if scope is None else keep,

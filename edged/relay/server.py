@@ -186,7 +186,7 @@ class Relay:
             accepts=said.accepts and not opaque,
         )
         if said.coded and length != 0:
-            flow.decode(said.length, said.scope, dictionary)
+            flow.decode(said, dictionary)
         flows.add(flow)
         visit = Visit(
             flow,
