@@ -39,6 +39,7 @@ class RelayReport:
                     "flows": len(ledger.flows),
                     "finished": sum(f.state is State.COMPLETE for f in ledger.flows.values()),
                     "pulses": len(ledger.followers),
+                    "journal_bytes": ledger.share.used_bytes,
                     "opened": ledger.opened,
                     "refused": ledger.refused,
                     "slowed": len(ledger.waiting),
