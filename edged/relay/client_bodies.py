@@ -17,10 +17,10 @@ from typing import NamedTuple
 from edged.messages import Headers, RequestHead
 from edged.relay import wire
 from edged.relay.conversations import Conversations
-from edged.relay.dictionary import LEAST_BYTES, encode
+from edged.relay.dictionary import LARGE_BYTES, LEAST_BYTES, encode, encode_large
 from policies.schema import Compression
 
-MOST_HELD_BYTES = 1 << 20
+MOST_HELD_BYTES = 4 << 20
 """A longer body goes as it is, and at once."""
 _KEYS = frozenset((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie"))
 _MOST_DOUBTED = 64
@@ -80,7 +80,11 @@ class Bodies:
             else:
                 best = self._conversations.best(scope, path, body)
         name, past = (None, None) if best is None else best
-        data = encode(body, past, level)
+        prefix = 0
+        if past is not None and len(body) > LARGE_BYTES:
+            data, prefix = encode_large(body, past, level)
+        else:
+            data = encode(body, past, level)
         if len(data) > _PAYS * len(body):
             return None
         self.plain_bytes += len(body)
@@ -90,6 +94,8 @@ class Bodies:
             fields.append((wire.SCOPE, scope))
         if name is not None:
             fields.append((wire.DICTIONARY, name.hex().encode()))
+        if prefix:
+            fields.append((wire.PREFIX, b"%d" % prefix))
         return Coded(fields, data, scope, path, name)
 
     def arrived(self, coded: Coded, body: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edged.compress import CodingError, ZstdDecoder
+from edged.compress import CodingError, Decoder
 from edged.delivery import Decoding
 from edged.downstream.base import RequestSink
 from edged.messages import Headers, ResponseHead, header
@@ -37,7 +37,7 @@ class Inflow:
 
     def __init__(
         self,
-        decoder: ZstdDecoder,
+        decoder: Decoder,
         length: int | None,
         broken: Callable[[str], None],
         share: Share,

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from edged.relay.dictionary import LEAST_BYTES, Store, common_prefix
+from edged.relay.dictionary import LARGE_BYTES, LEAST_BYTES, Store, common_prefix
 
 LAST = 16
 """The last bodies of one path that are compared."""
@@ -62,10 +62,15 @@ class Conversations:
         known = self._candidates(scope, path, body)
         best: tuple[bytes, bytes] | None = None
         longest = _LEAST_COMMON - 1
-        for name, other in known.items():
-            if other[:longest] == body[:longest]:  # of equals the newest: it has more of the rest
-                best, longest = (name, other), common_prefix(body, other)
-        if best is None or 2 * longest < min(len(body), len(best[1])):
+        for name, other in reversed(known.items()):
+            # Of equals the newest: it has more of the rest. Those that cannot be better go by fast.
+            before, beyond = max(0, longest + 1 - _MARK_BYTES), longest + 1
+            if len(other) > longest < len(body) and other[before:beyond] == body[before:beyond]:
+                common = common_prefix(body, other)
+                if common > longest:
+                    best, longest = (name, other), common
+        short = best is None or 2 * longest < min(len(body), len(best[1]))
+        if short and len(body) <= LARGE_BYTES:
             best = _most_alike(body, known, longest) or best
         if best is not None:
             self.store.get(scope, best[0])

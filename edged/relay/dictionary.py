@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import zstandard
 
-from edged.compress import ZstdDecoder
+from edged.compress import CodingError, Decoder, ZstdDecoder
 
 STORE_BYTES = 64 << 20
 LEAST_BYTES = 2 << 10
@@ -28,6 +28,12 @@ MOST_BYTES = 4 << 20
 """A longer one is not kept."""
 AT_LEISURE_BYTES = 256 << 10
 FAST_LEVEL = 3
+LARGE_BYTES = 1 << 20
+"""Bodies above it (pictures in them, mostly) are coded with `encode_large`: to load a dictionary of
+4 MB takes 20 ms."""
+AROUND_BYTES = 64 << 10
+_STEP_BYTES = 64 << 10
+_PIECE_BYTES = 256 << 10
 WINDOW_BYTES = 16 << 20
 _WINDOW_LOGS = range(10, 25)
 _STREAM = zstandard.ZstdCompressionParameters.from_level(
@@ -114,9 +120,12 @@ def repeats(body: bytes, old: bytes) -> bool:
 
 def common_prefix(one: bytes, other: bytes) -> int:
     """How many bytes both begin with."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
+    low, end = 0, min(len(one), len(other))
+    while low < end and one[low : low + _STEP_BYTES] == other[low : low + _STEP_BYTES]:
+        low += _STEP_BYTES
+    if low >= end:
+        return end
+    high = min(low + _STEP_BYTES, end)
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:
@@ -128,11 +137,12 @@ def common_prefix(one: bytes, other: bytes) -> int:
 
 def encode(body: bytes, dictionary: bytes | None, level: int = 6) -> bytes:
     """``body`` as a zstd frame, with ``dictionary`` as its past. So much that is new that it would
-    hold up everybody else is coded at `FAST_LEVEL` at most.
+    hold up everybody else is coded faster than at ``level``.
     """
     past = dictionary or b""
-    if len(body) - common_prefix(body, past) > AT_LEISURE_BYTES:
-        level = min(level, FAST_LEVEL)
+    new = len(body) - common_prefix(body, past)
+    if new > AT_LEISURE_BYTES:
+        level = min(level, FAST_LEVEL if new <= LARGE_BYTES else 1)
     window = next((log for log in _WINDOW_LOGS if 1 << log >= len(past) + len(body)), 24)
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
@@ -148,9 +158,49 @@ def encode(body: bytes, dictionary: bytes | None, level: int = 6) -> bytes:
     return coded
 
 
-def decoder(dictionary: bytes | None) -> ZstdDecoder:
-    """What `encode` with the same dictionary is undone by."""
-    return ZstdDecoder(dictionary, max_window_bytes=WINDOW_BYTES)
+def encode_large(body: bytes, dictionary: bytes, level: int) -> tuple[bytes, int]:
+    """``body`` without the beginning that it shares with ``dictionary``, as a zstd frame; and how
+    long that is. Its time depends on what is new, and hardly on all the rest.
+    """
+    prefix = common_prefix(body, dictionary)
+    assert prefix, "they have nothing in common"
+    return encode(body[prefix:], _around(dictionary, prefix), level), prefix
+
+
+def _around(dictionary: bytes, prefix: int) -> bytes:
+    """The past of what follows ``prefix`` bytes of ``dictionary``."""
+    return dictionary[max(0, prefix - AROUND_BYTES) : prefix + AROUND_BYTES]
+
+
+def decoder(dictionary: bytes | None, prefix: int = 0) -> Decoder:
+    """What `encode` with the same dictionary is undone by; with a ``prefix``, `encode_large`."""
+    if dictionary is None or not prefix:
+        return ZstdDecoder(dictionary, max_window_bytes=WINDOW_BYTES)
+    return _AfterPrefix(dictionary, prefix)
+
+
+class _AfterPrefix:
+    """The beginning of a dictionary, and then what a frame says."""
+
+    __slots__ = ("_prefix", "_rest")
+
+    def __init__(self, dictionary: bytes, prefix: int) -> None:
+        self._prefix = dictionary[:prefix]
+        past = _around(dictionary, prefix)
+        self._rest = ZstdDecoder(past, max_window_bytes=WINDOW_BYTES)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """See `Decoder`."""
+        prefix, self._prefix = self._prefix, b""
+        for at in range(0, len(prefix), _PIECE_BYTES):
+            yield prefix[at : at + _PIECE_BYTES]
+        yield from self._rest.feed(data)
+
+    def finish(self) -> None:
+        """See `Decoder`."""
+        if self._prefix:
+            raise CodingError("zstd body without a frame")
+        self._rest.finish()
 
 
 class Keeper:
@@ -203,10 +253,3 @@ class FlushingEncoder:
         """The end of the frame."""
         coded: bytes = self._state.flush()
         return coded
-
-
-def pieces(coded: bytes, dictionary: bytes | None) -> Iterator[bytes]:
-    """A whole coded body, decoded. Raises `CodingError`."""
-    state = decoder(dictionary)
-    yield from state.feed(coded)
-    state.finish()

@@ -154,7 +154,7 @@ class Flow:
             store.put(ledger.scope(scope or b""), body, said.dictionary)
 
         self._inflow = Inflow(
-            decoder(dictionary),
+            decoder(dictionary, said.prefix),
             said.length,
             self.upload_broken,
             ledger.share,

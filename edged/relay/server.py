@@ -181,6 +181,8 @@ class Relay:
             if dictionary is None:
                 ledger.dictionaries_missed += 1
                 return answer(responder, _no_dictionary())
+            if said.prefix > len(dictionary):
+                raise wire.BadFlow("edged-prefix is longer than the dictionary")
         try:
             flows.admit(ledger)
         except TooMany as error:

@@ -1,6 +1,7 @@
 """An edge and its relay: exchanges as flows, over lines that die."""
 
 import asyncio
+import base64
 from functools import partial
 from time import monotonic
 
@@ -322,6 +323,21 @@ def test_a_conversation_is_sent_as_differences(tmp_path):
         before = edge.client.bodies.coded_bytes
         await turn(said + b" once more, and shorter")
         assert edge.client.bodies.coded_bytes - before < 500
+
+
+def test_a_conversation_about_pictures_sends_each_once(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        bodies, said = edge.client.bodies, b""
+        for turn in range(4):
+            said += b'{"image": "' + base64.b64encode(content(turn, 700_000)) + b'"}'
+            before = bodies.coded_bytes
+            for question in (b"what?", b"why?"):
+                body = said + question
+                _, _, got, _ = await edge.fetch("POST", "/hash", [("cookie", "k")], body)
+                assert got == f"{sha(body)} {len(body)}".encode()
+            assert bodies.coded_bytes - before < 702_000
+        assert len(said) > 3_700_000
 
 
 def test_text_is_coded_on_the_leg(tmp_path):

@@ -18,6 +18,7 @@ from edged.relay.dictionary import (
     common_prefix,
     decoder,
     encode,
+    encode_large,
     name_of,
 )
 from tests.harness import texts
@@ -50,6 +51,28 @@ def test_what_was_coded_is_decoded(past, new, related):
     body = past[:4000] + new if related else new
     assert decoded(encode(body, past), past) == body
     assert decoded(encode(body, None)) == body
+
+
+@settings(max_examples=40)
+@given(st.binary(min_size=1, max_size=3000), st.integers(1, 200_000), st.integers(0, 200_000))
+def test_large_bodies_are_what_follows_a_beginning(new, same, gone):
+    past = content(1, 200_000 + 1)
+    body = past[:same] + new + past[gone:]
+    frame, prefix = encode_large(body, past, 6)
+    assert prefix >= same
+    state = decoder(past, prefix)
+    assert b"".join(state.feed(frame)) == body
+    state.finish()
+    with pytest.raises(CodingError):
+        decoder(past, prefix).finish()
+
+
+def test_large_bodies_cost_what_is_new():
+    past = content(1, 4_000_000)
+    frame, prefix = encode_large(past + b"and more", past, 6)
+    assert (prefix, len(frame) < 100) == (len(past), True)
+    pieces = list(decoder(past, prefix).feed(frame))
+    assert max(map(len, pieces)) <= 256 << 10
 
 
 def test_the_wrong_past_is_noticed():
@@ -151,6 +174,32 @@ def test_a_relay_decodes_and_keeps_what_it_decoded():
     assert house.inner[3].received == bodies[2]
 
 
+def test_a_relay_puts_the_beginning_before_what_is_new():
+    house = House()
+    past = content(1, 300_000)
+    frame, fields = coded_fields(past + b"x" * 10, None)
+    # Noise does not shrink, but is kept.
+    house.flow("POST", *fields, body=frame, flow_id="1" * 32)
+    body = past[:250_000] + content(2, 5000)
+    frame, prefix = encode_large(body, past + b"x" * 10, 6)
+    fields = [
+        TARGET,
+        ("edged-coding", "zstd"),
+        ("edged-length", str(len(body))),
+        ("edged-scope", "k1"),
+        ("edged-dictionary", hashlib.sha256(past + b"x" * 10).hexdigest()),
+    ]
+    house.flow("POST", *fields, ("edged-prefix", str(prefix)), body=frame, flow_id="2" * 32)
+    assert (prefix, house.inner[1].received, house.inner[1].ends) == (250_000, body, 1)
+    for wrong in (300_011, 10**17):
+        refused = house.flow("POST", *fields, ("edged-prefix", str(wrong)), body=frame, flow_id=A)
+        assert refused.status == 400
+    # One that is not what the body was coded with is noticed by its length, or by the checksum.
+    wrong = house.flow("POST", *fields, ("edged-prefix", "249999"), body=frame, flow_id=A)
+    assert wrong.status == 400
+    assert house.inner[-1].ends == 0
+
+
 def test_coded_uploads_are_carried_on_by_coded_offsets():
     house = House()
     body = b"".join(chat(4))
@@ -202,6 +251,8 @@ def test_a_body_that_cannot_be_decoded_ends_its_flow(change):
         [("edged-dictionary", "0" * 64)],
         [("edged-coding", "zstd"), ("edged-dictionary", "0" * 64)],
         [("edged-coding", "zstd"), ("edged-scope", "a b")],
+        [("edged-coding", "zstd"), ("edged-scope", "a"), ("edged-prefix", "1")],
+        [("edged-coding", "zstd"), ("edged-scope", "a"), ("edged-prefix", "-1")],
         [("edged-accept", "gzip")],
         [("edged-coding", "zstd"), ("edged-method", "CONNECT"), ("edged-target", "x:1")],
         [("edged-coding", "zstd"), ("edged-upgrade", "websocket")],
