@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zstandard
 
@@ -51,11 +51,15 @@ def name_of(body: bytes) -> bytes:
 class Store:
     """Bodies by scope and name; the least recently used go when there are too many bytes."""
 
-    __slots__ = ("_bodies", "limit_bytes", "used_bytes")
+    __slots__ = ("_bodies", "_library", "limit_bytes", "used_bytes")
 
-    def __init__(self, limit_bytes: int = STORE_BYTES) -> None:
+    def __init__(
+        self, limit_bytes: int = STORE_BYTES, library: Callable[[], None] | None = None
+    ) -> None:
+        """``library`` sees to the limit, if it is that of several stores."""
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._library = library
         self._bodies: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
 
     def peek(self, scope: bytes, name: bytes) -> bytes | None:
@@ -87,16 +91,15 @@ class Store:
         self._shrink()
         return key[1]
 
-    def resize(self, limit_bytes: int) -> None:
-        """Use another limit."""
-        self.limit_bytes = limit_bytes
-        self._shrink()
-
     def _shrink(self) -> None:
+        if self._library is not None:
+            self._library()
+            return
         while self.used_bytes > self.limit_bytes:
-            self._drop_oldest()
+            self.drop_oldest()
 
-    def _drop_oldest(self) -> tuple[bytes, bytes]:
+    def drop_oldest(self) -> tuple[bytes, bytes]:
+        """The least recently used goes; its scope and name."""
         key, gone = self._bodies.popitem(last=False)
         self.used_bytes -= len(gone)
         return key
@@ -104,13 +107,55 @@ class Store:
     def forget(self, scope: bytes, name: bytes) -> None:
         """The other side does not know it, and so has dropped what was used before it, too."""
         if (scope, name) in self._bodies:
-            while self._drop_oldest() != (scope, name):
+            while self.drop_oldest() != (scope, name):
                 pass
 
     def clear(self) -> None:
         """The other side knows nothing."""
         self._bodies.clear()
         self.used_bytes = 0
+
+
+class Library:
+    """The stores of several clients, within one limit: who holds most gives up first, so that none
+    can drive out what belongs to others.
+    """
+
+    __slots__ = ("_stores", "limit_bytes")
+
+    def __init__(self, limit_bytes: int = STORE_BYTES) -> None:
+        self.limit_bytes = limit_bytes
+        self._stores: list[Store] = []
+
+    @property
+    def used_bytes(self) -> int:
+        """What all of them hold."""
+        return sum(store.used_bytes for store in self._stores)
+
+    def store(self) -> Store:
+        """One more."""
+        store = Store(self.limit_bytes, self._shrink)
+        self._stores.append(store)
+        return store
+
+    def discard(self, store: Store) -> None:
+        """Its client is gone."""
+        self._stores.remove(store)
+
+    def resize(self, limit_bytes: int) -> None:
+        """Use another limit."""
+        self.limit_bytes = limit_bytes
+        for store in self._stores:
+            store.limit_bytes = limit_bytes
+        self._shrink()
+
+    def _shrink(self) -> None:
+        excess = self.used_bytes - self.limit_bytes
+        while excess > 0:
+            largest = max(self._stores, key=lambda store: store.used_bytes)
+            before = largest.used_bytes
+            largest.drop_oldest()
+            excess -= before - largest.used_bytes
 
 
 def repeats(body: bytes, old: bytes) -> bool:

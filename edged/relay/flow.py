@@ -148,10 +148,10 @@ class Flow:
         """The request body is coded, with ``dictionary`` as its past. Once complete it is kept as a
         dictionary under the scope that was ``said``.
         """
-        store, ledger, scope = self.flows.dictionaries, self.ledger, said.scope
+        ledger, scope = self.ledger, said.scope
 
         def keep(body: bytes) -> None:
-            store.put(ledger.scope(scope or b""), body, said.dictionary)
+            ledger.dictionaries.put(scope or b"", body, said.dictionary)
 
         self._inflow = Inflow(
             decoder(dictionary, said.prefix),

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edged.headers import error_response
 from edged.messages import ResponseHead
-from edged.relay.dictionary import Store
+from edged.relay.dictionary import Library, Store
 from edged.relay.flow import Flow, State
 from edged.relay.journal import Account, Share
 from policies.budget import Bucket
@@ -34,7 +34,7 @@ class FlowLimits:
     """Response bytes kept for all flows (`edged.relay.journal`). When they hold too much each may
     still hold 16 KiB, and what its connection brings at once."""
     dictionary_bytes: int = 64 << 20
-    """Earlier request bodies, against which the next ones are decoded."""
+    """Earlier request bodies, against which the next ones are decoded, of all clients together."""
     flows: int = 16384
     linger_s: float = 30.0
     """How long a flow is kept that no line carries."""
@@ -80,6 +80,7 @@ class Ledger:
         "_requests",
         "bodies_coded",
         "bodies_plain",
+        "dictionaries",
         "dictionaries_missed",
         "done",
         "flows",
@@ -93,9 +94,12 @@ class Ledger:
         "waiting",
     )
 
-    def __init__(self, name: str, limits: ClientLimits, share: Share) -> None:
+    def __init__(self, name: str, limits: ClientLimits, share: Share, dictionaries: Store) -> None:
         self.name = name
         self.share = share
+        """What its journals hold."""
+        self.dictionaries = dictionaries
+        """Its earlier request bodies."""
         self.flows: dict[bytes, Flow] = {}
         self.done: dict[Flow, None] = {}
         """Flows that are over and that no line carries, oldest first: what can be given up."""
@@ -134,10 +138,6 @@ class Ledger:
         bucket.take(now, size, overdraft=INFINITE)
         return bucket.available(now) < 0
 
-    def scope(self, word: bytes) -> bytes:
-        """What a scope that this client named is called among those of all clients."""
-        return self.name.encode() + b" " + word
-
     def coded(self, plain: int, coded: int) -> None:
         """Bytes were, or had been, coded for the line."""
         self.bodies_plain += plain
@@ -169,8 +169,8 @@ class Flows:
         self.clock = clock
         self.limits = limits or FlowLimits()
         self.account = Account(self.limits.total_bytes)
-        self.dictionaries = Store(self.limits.dictionary_bytes)
-        """Earlier request bodies of all clients, each in scopes of its client's own."""
+        self.library = Library(self.limits.dictionary_bytes)
+        """Earlier request bodies of all clients."""
         self.ledgers: dict[str, Ledger] = {}
         self.count = 0
         """Flows there are."""
@@ -184,7 +184,8 @@ class Flows:
         """The client's ledger, made if there is none."""
         ledger = self.ledgers.get(name)
         if ledger is None:
-            ledger = self.ledgers[name] = Ledger(name, limits, Share(self.account))
+            share, dictionaries = Share(self.account), self.library.store()
+            ledger = self.ledgers[name] = Ledger(name, limits, share, dictionaries)
         elif ledger.limits != limits:
             ledger.configure(limits)
         return ledger
@@ -197,12 +198,13 @@ class Flows:
                 self.remove(flow)
             for follower in list(ledger.followers):
                 follower.close()
+            self.library.discard(ledger.dictionaries)
 
     def configure(self, limits: FlowLimits) -> None:
         """Take other limits; flows that exist keep their own share."""
         self.limits = limits
         self.account.limit_bytes = limits.total_bytes
-        self.dictionaries.resize(limits.dictionary_bytes)
+        self.library.resize(limits.dictionary_bytes)
 
     # -- flows ------------------------------------------------------------------------------------
 

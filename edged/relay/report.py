@@ -30,7 +30,7 @@ class RelayReport:
             "flows": flows.count,
             "journal_bytes": flows.account.used_bytes,
             "journal_limit_bytes": flows.account.limit_bytes,
-            "dictionary_bytes": flows.dictionaries.used_bytes,
+            "dictionary_bytes": flows.library.used_bytes,
             "joined": relay.joined,
             "strangers": relay.strangers,
             "clients": [
@@ -45,6 +45,7 @@ class RelayReport:
                     "slowed": len(ledger.waiting),
                     "bodies_plain": ledger.bodies_plain,
                     "bodies_coded": ledger.bodies_coded,
+                    "dictionary_bytes": ledger.dictionaries.used_bytes,
                     "dictionaries_missed": ledger.dictionaries_missed,
                 }
                 for ledger in flows.ledgers.values()

@@ -177,7 +177,7 @@ class Relay:
             return answer(responder, _full(503, "The relay is stopping."))
         dictionary = None
         if said.dictionary is not None and said.scope is not None:
-            dictionary = flows.dictionaries.get(ledger.scope(said.scope), said.dictionary)
+            dictionary = ledger.dictionaries.get(said.scope, said.dictionary)
             if dictionary is None:
                 ledger.dictionaries_missed += 1
                 return answer(responder, _no_dictionary())

@@ -316,8 +316,8 @@ def test_a_conversation_is_sent_as_differences(tmp_path):
         _, third = await turn(said + b" and one thing more", key="another")
         assert third - second > 50_000
         (ledger,) = [one for one in relay.flows.ledgers.values() if one.bodies_coded]
-        relay.flows.dictionaries.resize(0)
-        relay.flows.dictionaries.resize(64 << 20)
+        relay.flows.library.resize(0)
+        relay.flows.library.resize(64 << 20)
         await turn(said + b" once more")
         assert edge.client.bodies.missed == ledger.dictionaries_missed == 1
         before = edge.client.bodies.coded_bytes
@@ -378,7 +378,7 @@ def test_a_policy_may_leave_bodies_plain(tmp_path):
         for _ in range(2):
             _, _, got, _ = await edge.fetch("POST", "/hash", [("authorization", "k")], body)
             assert got == f"{sha(body)} {len(body)}".encode()
-        assert edge.client.bodies.plain_bytes == relay.flows.dictionaries.used_bytes == 0
+        assert edge.client.bodies.plain_bytes == relay.flows.library.used_bytes == 0
 
 
 def test_a_relay_that_was_restarted_is_not_asked_for_what_it_had(tmp_path):

@@ -14,6 +14,7 @@ from edged.relay.dictionary import (
     LEAST_BYTES,
     MOST_BYTES,
     Keeper,
+    Library,
     Store,
     common_prefix,
     decoder,
@@ -126,6 +127,26 @@ def test_what_was_used_before_a_body_that_is_missing_is_missing_too():
     assert store.used_bytes == 30_000
     store.clear()
     assert (store.used_bytes, store.peek(b"a", names[4])) == (0, None)
+
+
+def test_no_client_drives_out_what_belongs_to_others():
+    library = Library(100_000)
+    one, two = library.store(), library.store()
+    kept = [two.put(b"a", content(n, 10_000)) for n in range(3)]
+    for n in range(40):
+        one.put(b"a", content(100 + n, 10_000))
+        assert library.used_bytes <= 100_000
+    assert all(two.peek(b"a", name) for name in kept)
+    assert one.used_bytes == 70_000
+    for n in range(40):
+        two.put(b"a", content(200 + n, 10_000))
+    assert (one.used_bytes, two.used_bytes) == (50_000, 50_000)
+    assert one.peek(b"a", kept[0]) is None
+    library.resize(20_000)
+    assert library.used_bytes == 20_000
+    assert two.put(b"a", content(1, 20_001)) is None
+    library.discard(one)
+    assert library.used_bytes == two.used_bytes
 
 
 def test_long_bodies_are_not_gathered():
