@@ -181,12 +181,13 @@ def common_prefix(one: bytes, other: bytes) -> int:
 
 
 def encode(body: bytes, dictionary: bytes | None, level: int = 6) -> bytes:
-    """``body`` as a zstd frame, with ``dictionary`` as its past. So much that is new that it would
-    hold up everybody else is coded faster than at ``level``.
+    """``body`` as a zstd frame, with ``dictionary`` as its past. It is coded faster than at
+    ``level`` if so much is new that it would hold up everybody else, and if there is a past: most
+    of the time goes into that then, and level 6 takes twice as long as 3 for 6% fewer bytes.
     """
     past = dictionary or b""
     new = len(body) - common_prefix(body, past)
-    if new > AT_LEISURE_BYTES:
+    if past or new > AT_LEISURE_BYTES:
         level = min(level, FAST_LEVEL if new <= LARGE_BYTES else 1)
     window = next((log for log in _WINDOW_LOGS if 1 << log >= len(past) + len(body)), 24)
     parameters = zstandard.ZstdCompressionParameters.from_level(
