@@ -313,7 +313,8 @@ class Attempt:
             return None
         self.coded = True
         head.headers = [*head.headers, (b"content-encoding", coding.encode())]
-        codec = encoder(coding, exchange.service.policy.compression.level)
+        level = exchange.service.policy.compression.level
+        codec = encoder(coding, level, exchange.request.body_length)
         spool = exchange.spool
         if spool.complete and spool.replayable and spool.size <= _WHOLE_BYTES:
             whole = codec.feed(spool.read(0, spool.size)) + codec.finish()

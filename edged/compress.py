@@ -27,6 +27,9 @@ _MAX_SLICE_BYTES = 16 << 10
 _BOMB_RATIO = 64  # expansion above which input goes in by the smallest slices
 _MAX_STEP_BYTES = 1 << 20
 
+_MOST_BROTLI = 8  # 9 takes ten times as long for a thousandth less
+_MOST_GZIP = 9
+
 _ENCODED_MEDIA = (b"image/", b"video/", b"audio/", b"font/woff")
 _ENCODED_TYPES = frozenset(
     {
@@ -181,7 +184,7 @@ _DECODERS: dict[str, type[ZstdDecoder] | type[_GzipDecoder] | type[_BrotliDecode
 
 class _ZlibEncoder:
     def __init__(self, level: int) -> None:
-        self._state = zlib.compressobj(min(level, 9), zlib.DEFLATED, 31)
+        self._state = zlib.compressobj(min(level, _MOST_GZIP), zlib.DEFLATED, 31)
 
     def feed(self, data: bytes) -> bytes:
         return self._state.compress(data)
@@ -192,7 +195,7 @@ class _ZlibEncoder:
 
 class _BrotliEncoder:
     def __init__(self, level: int) -> None:
-        self._state = brotli.Compressor(quality=level)
+        self._state = brotli.Compressor(quality=min(level, _MOST_BROTLI))
 
     def feed(self, data: bytes) -> bytes:
         out: bytes = self._state.process(data)
@@ -204,8 +207,10 @@ class _BrotliEncoder:
 
 
 class _ZstdEncoder:
-    def __init__(self, level: int) -> None:
-        self._state = zstandard.ZstdCompressor(level=level).compressobj()
+    def __init__(self, level: int, size: int | None) -> None:
+        parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=size or 0)
+        compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        self._state = compressor.compressobj()
 
     def feed(self, data: bytes) -> bytes:
         return self._state.compress(data)
@@ -214,10 +219,12 @@ class _ZstdEncoder:
         return self._state.flush()
 
 
-def encoder(coding: str, level: int) -> Encoder:
-    """An encoder for one of `CODINGS` at ``level`` (zstd's scale, 1 to 11)."""
+def encoder(coding: str, level: int, size: int | None = None) -> Encoder:
+    """An encoder for one of `CODINGS` at ``level`` (zstd's scale, 1 to 11). ``size``: the bytes to
+    come, if they are known; a short body then needs no tables for a long one.
+    """
     if coding == "zstd":
-        return _ZstdEncoder(level)
+        return _ZstdEncoder(level, size)
     if coding == "br":
         return _BrotliEncoder(level)
     return _ZlibEncoder(level)

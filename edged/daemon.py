@@ -41,6 +41,7 @@ from edged.table import PathTable
 from edged.upstream.h3 import H3Connector
 from edged.upstream.migration import MigrationTools
 from edged.upstream.pool import Pools
+from edged.upstream.pool_types import PoolLimits
 from edged.upstream.tls import Tls
 from policies.model import (
     Line,
@@ -343,6 +344,7 @@ class Daemon:
     # -- what another kind of daemon does otherwise ------------------------------------------------
 
     _make_exchanges: type[Exchanges] = Exchanges
+    pool_limits = PoolLimits()
     load_config = staticmethod(load)
     restart_only: Sequence[tuple[str, str]] = RESTART_ONLY
 
@@ -388,6 +390,7 @@ class Daemon:
             self.dialer,
             self.observe,
             tls=Tls(ca_file),
+            limits=self.pool_limits,
             h3=H3Connector(
                 self.dialer,
                 self.observe,

@@ -142,11 +142,11 @@ class Compression(_Section):
     responses: bool = True
     """Ask upstreams for zstd, br and gzip, and decode for the client."""
     requests: bool = True
-    """Compress bodies to endpoints that declare accepts_encoding."""
+    """Compress bodies to endpoints that declare accepts_encoding, and to relays."""
     min_bytes: Count = 1024
     """Request bodies below this go plain."""
-    level: int = Field(3, strict=True, ge=1, le=11)
-    """zstd level; br and gzip use the nearest of theirs."""
+    level: int = Field(6, strict=True, ge=1, le=11)
+    """zstd level; br uses the same up to 8, gzip up to 9."""
 
 
 class Redundancy(_Section):

@@ -112,8 +112,8 @@ class RelayClient:
         self, path: Path, events: StreamEvents, request_class: RequestClass | None
     ) -> Pending | None:
         """A flow along ``path``, or over a better line if that is silent just now."""
-        redundancy = self.table.policy(path.endpoint.upstream).redundancy
-        flow = FlowStream(self, path, events, request_class, redundancy)
+        policy = self.table.policy(path.endpoint.upstream)
+        flow = FlowStream(self, path, events, request_class, policy)
         self.flows[flow.id] = flow
         self.opened += 1
         line = path.line.name
@@ -215,6 +215,7 @@ class RelayClient:
         if beat.relay is not None and beat.relay != self._instance:
             if self._instance is not None:
                 _log.warning("relay %s was restarted: its flows are lost", self.name)
+                self.bodies.forget()
                 for flow in tuple(flows.values()):
                     flow.lost()
             self._instance = beat.relay

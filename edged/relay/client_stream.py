@@ -31,7 +31,7 @@ from edged.relay.client_upload import MOST_BYTES, Outgoing
 from edged.relay.client_visit import APART, Visit
 from edged.upstream.base import Pending, StreamEvents
 from policies.model import Carrier, Failure, Outcome, Path, RequestClass
-from policies.schema import Redundancy
+from policies.schema import Policy
 
 if TYPE_CHECKING:
     from edged.relay.client import RelayClient
@@ -53,7 +53,7 @@ class FlowStream:
         path: Path,
         events: StreamEvents,
         request_class: RequestClass | None,
-        redundancy: Redundancy,
+        policy: Policy,
     ) -> None:
         self.id = secrets.token_bytes(16)
         self.path = path
@@ -70,9 +70,10 @@ class FlowStream:
         self.trailers: Headers | None = None
         self.doubled_at = 0.0
         """When the last visit began."""
-        self.copying = Copying(redundancy, request_class, monotonic())
+        self.copying = Copying(policy.redundancy, request_class, monotonic())
         """Whether it goes over two lines at once."""
         self._client = client
+        self._compression = policy.compression
         self._events = events
         self._visits: dict[str, Visit] = {}
         self._ready = False
@@ -112,9 +113,9 @@ class FlowStream:
         """Open the flow."""
         if self._headed or self._held is not None or self._over:
             return
-        bodies = self._client.bodies
-        if not end and bodies.codes(head):
-            self._held = Held(bodies, head, self.path.endpoint.upstream)
+        bodies, compression = self._client.bodies, self._compression
+        if not end and bodies.codes(head, compression):
+            self._held = Held(bodies, head, self.path.endpoint.upstream, compression.level)
             return
         if head.upgrade is not None:
             self._begin(head, [], None)  # what follows the switch is the rest of this body

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edged.compress import CodingError, ZstdDecoder
+from edged.compress import CodingError, Decoder
 from edged.delivery import Decoding
 from edged.downstream.base import RequestSink
 from edged.messages import Headers, ResponseHead, header
 from edged.relay.dictionary import FlushingEncoder, Keeper
-from edged.relay.journal import Account
+from edged.relay.journal import Share
 
 LEAST_RESPONSE_BYTES = 512
 _TEXT = (b"text/", b"application/json", b"application/javascript", b"application/xml")
@@ -25,22 +25,22 @@ class Inflow:
     """
 
     __slots__ = (
-        "_account",
         "_count",
         "_decoding",
         "_keep",
         "_keeper",
         "_length",
+        "_share",
         "sink",
         "size",
     )
 
     def __init__(
         self,
-        decoder: ZstdDecoder,
+        decoder: Decoder,
         length: int | None,
         broken: Callable[[str], None],
-        account: Account,
+        share: Share,
         keep: Callable[[bytes], None] | None,
         count: Callable[[int, int], None],
     ) -> None:
@@ -50,7 +50,7 @@ class Inflow:
         """Bytes decoded so far."""
         self._length = length
         self._count = count
-        self._account = account
+        self._share = share
         self._keep = keep
         self._keeper = Keeper() if keep is not None else None
         self._decoding: Decoding | None = Decoding(decoder, self._plain, self._ended, broken)
@@ -90,12 +90,12 @@ class Inflow:
         if self._length is not None and self.size > self._length:
             raise CodingError(f"the body has more than the {self._length} bytes that were said")
         if self._keeper is not None:
-            if self._account.full:
+            if self._share.room <= 0:
                 self._drop()
             else:
                 before = self._keeper.size
                 self._keeper.add(piece)
-                self._account.take(self._keeper.size - before)
+                self._share.take(self._keeper.size - before)
         if self.sink is not None:
             self.sink.body(piece)
 
@@ -112,7 +112,7 @@ class Inflow:
     def _drop(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            self._account.give(keeper.size)
+            self._share.give(keeper.size)
 
 
 def response_encoder(head: ResponseHead) -> FlushingEncoder | None:

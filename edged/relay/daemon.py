@@ -35,6 +35,7 @@ from edged.relay.report import RelayReport
 from edged.relay.server import Relay
 from edged.relay.targets import Guard
 from edged.relay.tokens import Register
+from edged.upstream.pool_types import PoolLimits
 from policies.model import RequestClass
 
 _log = logging.getLogger("edged")
@@ -48,6 +49,9 @@ USER_TIMEOUT_S = 30.0
 """TCP_USER_TIMEOUT: a line that acknowledges nothing for so long carries nothing any more."""
 NOT_SENT_BYTES = 128 << 10
 """TCP_NOTSENT_LOWAT: what waits here and not in the kernel can still be overtaken by a pulse."""
+POOL_LIMITS = PoolLimits(h1_connections=1 << 16, multiplexed_connections=1024)
+"""To one origin. What flows there may be is limited client by client; were it limited here, too,
+one client could take all connections, and the others wait."""
 _TCP_USER_TIMEOUT, _TCP_NOTSENT_LOWAT = 18, 25
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
@@ -64,6 +68,7 @@ class RelayDaemon(Daemon):
         ("h3", "listen.h3"),
     )
     _make_exchanges = RelayExchanges
+    pool_limits = POOL_LIMITS
 
     def __init__(self, config: Config, *, rng: Random | None = None) -> None:
         assert isinstance(config, RelayConfig)

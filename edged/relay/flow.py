@@ -15,7 +15,7 @@ Rules:
 * Bytes are kept until the client acknowledges them. Of a client that never does (curl), `HISTORY`
   journals full are kept behind what its connections took, as far as all flows together have room:
   what is in the buffers on the way is lost with a connection.
-* The origin is read on while the journal, the account of all journals and the client's rate allow.
+* The origin is read on while the journal, the client's share of all journals and its rate allow.
 
 No I/O, no clock but the one that `Flows` was given.
 """
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 VISITS = 8
 """Visits of one flow at a time; a further one ends the oldest."""
-FLOOR_BYTES = 4096
-"""A flow may hold this much also when all journals together hold too much."""
 HISTORY = 2
 """Journals full that are kept behind what was sent to a client that does not acknowledge."""
 _EARLY_BYTES = 256 << 10
@@ -84,6 +82,7 @@ class Flow:
         "over",
         "sink",
         "state",
+        "target",
         "unprocessed",
         "upload",
     )
@@ -95,6 +94,7 @@ class Flow:
         flow_id: bytes,
         upload: Upload,
         *,
+        target: tuple[str, int] = ("", 0),
         client: str = "",
         opaque: bool = False,
         switches: bool = False,
@@ -109,6 +109,8 @@ class Flow:
         self.flows = flows
         self.ledger = ledger
         self.id = flow_id
+        self.target = target
+        """Host and port that it goes to."""
         self.client = client
         """Who asked, for the access log."""
         self.sink: RequestSink | None = None
@@ -121,7 +123,7 @@ class Flow:
         """The relay answers itself, and the origin saw nothing of the request."""
         self.upload = upload
         """How far the request is."""
-        self.journal = Journal(flows.account)
+        self.journal = Journal(ledger.share)
         """The response's bytes."""
         self.acknowledges = acknowledges
         """The client says what it has."""
@@ -142,20 +144,20 @@ class Flow:
         self._upload_paused = False
         self._visits: tuple[Visit, ...] = ()
 
-    def decode(self, length: int | None, scope: bytes | None, dictionary: bytes | None) -> None:
-        """The request body is coded, with ``dictionary`` as its past; ``length`` is what it has
-        without. Once complete it is kept as a dictionary under ``scope``.
+    def decode(self, said: wire.Control, dictionary: bytes | None) -> None:
+        """The request body is coded, with ``dictionary`` as its past. Once complete it is kept as a
+        dictionary under the scope that was ``said``.
         """
-        store, ledger = self.flows.dictionaries, self.ledger
+        ledger, scope = self.ledger, said.scope
 
         def keep(body: bytes) -> None:
-            store.put(ledger.scope(scope or b""), body)
+            ledger.dictionaries.put(scope or b"", body, said.dictionary)
 
         self._inflow = Inflow(
-            decoder(dictionary),
-            length,
+            decoder(dictionary, said.prefix),
+            said.length,
             self.upload_broken,
-            self.flows.account,
+            ledger.share,
             None if scope is None else keep,
             self.ledger.coded,
         )
@@ -228,8 +230,8 @@ class Flow:
                 visit.pass_on(data)
         if self.ledger.spend(len(data), flows.clock()):
             self._throttle()
-        if flows.account.full:
-            flows.make_room()
+        if self.ledger.share.scarce:
+            flows.make_room(self.ledger)
         if not self._held and self._ahead():
             self._hold()
 
@@ -282,36 +284,25 @@ class Flow:
         if self._inflow is not None:
             self._inflow.close()
             self._inflow = None
-        self.flows.account.forget(self)
         self.ledger.waiting.pop(self, None)
 
     # -- backpressure -----------------------------------------------------------------------------
 
     def _ahead(self) -> bool:
         """As much is kept for the client as may be."""
-        journal = self.journal
-        if self.acknowledges:
-            unread = journal.end - self._acknowledged
-            most = self._limit
-        else:
-            unread = journal.end - self._sent
-            most = self._limit
-        return unread >= most or (self.flows.account.full and journal.held_bytes >= FLOOR_BYTES)
+        told = self._acknowledged if self.acknowledges else self._sent
+        return self.journal.end - told >= self.ledger.share.allowance(self._limit)
 
     def _hold(self) -> None:
         self._held = True
-        if self.flows.account.full:
-            self.flows.account.wait(self)
         if self.sink is not None and not self._throttled:
             self.sink.pause_response()
 
-    def room(self) -> None:
-        """There may be room in the journal again."""
-        if not self._held:
-            return
+    def _go_on(self) -> None:
+        """The client has taken something. Who takes nothing needs no more, whatever room others
+        make.
+        """
         if self._ahead():
-            if self.flows.account.full:
-                self.flows.account.wait(self)
             return
         self._held = False
         if self.sink is not None and not self._throttled:
@@ -341,15 +332,15 @@ class Flow:
         if self.acknowledges:
             keep = self._acknowledged
         else:
-            keep = self._sent - HISTORY * self._limit
-            self.flows.histories[self] = None
+            keep = self._sent - HISTORY * self.ledger.share.allowance(self._limit)
+            self.ledger.histories[self] = None
         self.journal.release(keep)
         if self._held:
-            self.room()
+            self._go_on()
 
     def shorten(self) -> None:
-        """All flows together hold too much: keep less of what was sent."""
-        self.journal.release(self._sent - self._limit // 2)
+        """The client holds too much: keep less of what was sent."""
+        self.journal.release(self._sent - self.ledger.share.allowance(self._limit) // 2)
 
     # -- the client's side ------------------------------------------------------------------------
 
@@ -365,7 +356,7 @@ class Flow:
         """
         if not self.acknowledges:
             self.acknowledges = True
-            self.flows.histories.pop(self, None)
+            self.ledger.histories.pop(self, None)
         if self._acknowledged < offset <= self.journal.end:
             self._acknowledged = offset
         self._trim()
@@ -467,7 +458,7 @@ class Flow:
             sink.gone()
         for visit in self._visits:
             visit.break_off()
-        self.flows.histories.pop(self, None)
+        self.ledger.histories.pop(self, None)
         self.journal.close()
 
     def finish_visit(self, responder: Responder) -> None:

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from edged.headers import error_response
 from edged.messages import ResponseHead
-from edged.relay.dictionary import Store
+from edged.relay.dictionary import Library, Store
 from edged.relay.flow import Flow, State
-from edged.relay.journal import Account
+from edged.relay.journal import Account, Share
 from policies.budget import Bucket
 
 BURST_S = 2.0
@@ -31,9 +31,10 @@ class FlowLimits:
     """Response bytes kept for one flow. Measured over 150 ms with 1% loss and 100 Mbit/s, 1 MiB
     carries 21 Mbit/s of the 39 that TCP with bbr reaches, 4 MiB all of them."""
     total_bytes: int = 256 << 20
-    """Response bytes kept for all flows; each may still hold 4 KiB when they hold too much."""
+    """Response bytes kept for all flows (`edged.relay.journal`). When they hold too much each may
+    still hold 16 KiB, and what its connection brings at once."""
     dictionary_bytes: int = 64 << 20
-    """Earlier request bodies, against which the next ones are decoded."""
+    """Earlier request bodies, against which the next ones are decoded, of all clients together."""
     flows: int = 16384
     linger_s: float = 30.0
     """How long a flow is kept that no line carries."""
@@ -79,22 +80,31 @@ class Ledger:
         "_requests",
         "bodies_coded",
         "bodies_plain",
+        "dictionaries",
         "dictionaries_missed",
         "done",
         "flows",
         "followers",
+        "histories",
         "limits",
         "name",
         "opened",
         "refused",
+        "share",
         "waiting",
     )
 
-    def __init__(self, name: str, limits: ClientLimits) -> None:
+    def __init__(self, name: str, limits: ClientLimits, share: Share, dictionaries: Store) -> None:
         self.name = name
+        self.share = share
+        """What its journals hold."""
+        self.dictionaries = dictionaries
+        """Its earlier request bodies."""
         self.flows: dict[bytes, Flow] = {}
         self.done: dict[Flow, None] = {}
         """Flows that are over and that no line carries, oldest first: what can be given up."""
+        self.histories: dict[Flow, None] = {}
+        """Flows that keep more of what was sent than they must: they are told nothing."""
         self.waiting: dict[Flow, None] = {}
         """Flows held back by the byte rate."""
         self.followers: dict[Follower, None] = {}
@@ -128,10 +138,6 @@ class Ledger:
         bucket.take(now, size, overdraft=INFINITE)
         return bucket.available(now) < 0
 
-    def scope(self, word: bytes) -> bytes:
-        """What a scope that this client named is called among those of all clients."""
-        return self.name.encode() + b" " + word
-
     def coded(self, plain: int, coded: int) -> None:
         """Bytes were, or had been, coded for the line."""
         self.bodies_plain += plain
@@ -163,13 +169,11 @@ class Flows:
         self.clock = clock
         self.limits = limits or FlowLimits()
         self.account = Account(self.limits.total_bytes)
-        self.dictionaries = Store(self.limits.dictionary_bytes)
-        """Earlier request bodies of all clients, each in scopes of its client's own."""
+        self.library = Library(self.limits.dictionary_bytes)
+        """Earlier request bodies of all clients."""
         self.ledgers: dict[str, Ledger] = {}
         self.count = 0
         """Flows there are."""
-        self.histories: dict[Flow, None] = {}
-        """Flows that keep more of what was sent than they must, for clients that tell nothing."""
         self._quiet: dict[Flow, float] = {}
         self._done: dict[Flow, None] = {}
         self._gone: dict[tuple[Ledger, bytes], float] = {}
@@ -180,7 +184,8 @@ class Flows:
         """The client's ledger, made if there is none."""
         ledger = self.ledgers.get(name)
         if ledger is None:
-            ledger = self.ledgers[name] = Ledger(name, limits)
+            share, dictionaries = Share(self.account), self.library.store()
+            ledger = self.ledgers[name] = Ledger(name, limits, share, dictionaries)
         elif ledger.limits != limits:
             ledger.configure(limits)
         return ledger
@@ -193,12 +198,13 @@ class Flows:
                 self.remove(flow)
             for follower in list(ledger.followers):
                 follower.close()
+            self.library.discard(ledger.dictionaries)
 
     def configure(self, limits: FlowLimits) -> None:
         """Take other limits; flows that exist keep their own share."""
         self.limits = limits
-        self.account.resize(limits.total_bytes)
-        self.dictionaries.resize(limits.dictionary_bytes)
+        self.account.limit_bytes = limits.total_bytes
+        self.library.resize(limits.dictionary_bytes)
 
     # -- flows ------------------------------------------------------------------------------------
 
@@ -243,14 +249,14 @@ class Flows:
             del gone[next(iter(gone))]
         gone[ledger, flow_id] = self.clock() + self.limits.gone_s
 
-    def make_room(self) -> None:
-        """The journals hold too much: give up what was delivered and may never be asked for."""
-        account = self.account
-        while self._done and account.full:
-            self.remove(next(iter(self._done)))
-        while self.histories and account.full:
-            flow = next(iter(self.histories))
-            del self.histories[flow]
+    def make_room(self, ledger: Ledger) -> None:
+        """The client holds too much: give up what was delivered and may never be asked for."""
+        share = ledger.share
+        while ledger.done and share.scarce:
+            self.remove(next(iter(ledger.done)))
+        while ledger.histories and share.scarce:
+            flow = next(iter(ledger.histories))
+            del ledger.histories[flow]
             flow.shorten()
 
     # -- what flows tell --------------------------------------------------------------------------

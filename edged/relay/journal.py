@@ -1,71 +1,77 @@
 """Response bytes kept from an offset on, until nobody will ask for them again.
 
-A `Journal` belongs to one flow; an `Account` bounds all journals of a relay together. Both only
-count and keep: whether the origin is read on is the flow's decision.
+A `Journal` belongs to one flow, a `Share` to one client, an `Account` bounds all journals of a
+relay together. They only count and keep: whether the origin is read on is the flow's decision.
+
+Of the account a quarter is kept for clients that hold little: each may fill its part of it,
+whatever others hold. What one client has left is divided among its flows by the rule that none may
+hold more than an eighth of what is still free: those that nobody reads stop early, and leave as
+much to the next one as they have themselves.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Protocol
 
 BLOCK_BYTES = 16 << 10
 """Small pieces are gathered in blocks of this size, so that a byte costs about a byte."""
+MOST_BLOCK_BYTES = 64 << 10
+"""Larger pieces are cut: a block that was read in part is held as a whole."""
+FLOOR_BYTES = 16 << 10
+"""A flow may hold this much also when there is no room."""
+_OF_FREE = 8
 _COMPACT_AT = 64
 
 
-class Waiter(Protocol):
-    """Who waits for room in an `Account`."""
-
-    def room(self) -> None:
-        """There may be some."""
-
-
 class Account:
-    """What all journals hold, and who waits until it is less.
+    """What all journals hold."""
 
-    Invariant: nobody waits while ``used_bytes`` is at most the low mark.
-    """
-
-    __slots__ = ("_low_bytes", "_waiting", "limit_bytes", "used_bytes")
+    __slots__ = ("limit_bytes", "sharers", "used_bytes")
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._low_bytes = limit_bytes - limit_bytes // 8
         self.used_bytes = 0
-        self._waiting: dict[Waiter, None] = {}
+        self.sharers = 0
+        """Clients that hold anything."""
+
+
+class Share:
+    """What the journals of one client hold."""
+
+    __slots__ = ("_account", "used_bytes")
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self.used_bytes = 0
 
     @property
-    def full(self) -> bool:
-        """All of the room is taken."""
-        return self.used_bytes >= self.limit_bytes
+    def room(self) -> int:
+        """Bytes that the client may still hold; negative if it holds too much."""
+        account = self._account
+        reserved = account.limit_bytes // 4
+        own = reserved // (account.sharers or 1) - self.used_bytes
+        return max(own, account.limit_bytes - reserved - account.used_bytes)
 
-    def wait(self, waiter: Waiter) -> None:
-        """Call ``waiter.room()`` once there is room; who waits longest is first."""
-        self._waiting[waiter] = None
+    @property
+    def scarce(self) -> bool:
+        """What need not be kept should be given back."""
+        return self.room < self._account.limit_bytes // 16
 
-    def forget(self, waiter: Waiter) -> None:
-        """It waits no longer."""
-        self._waiting.pop(waiter, None)
-
-    def resize(self, limit_bytes: int) -> None:
-        """Use another limit."""
-        self.limit_bytes = limit_bytes
-        self._low_bytes = limit_bytes - limit_bytes // 8
-        self.give(0)
+    def allowance(self, most: int) -> int:
+        """What one of its flows may hold now: ``most`` at most, but `FLOOR_BYTES` always."""
+        return min(most, max(self.room // _OF_FREE, FLOOR_BYTES))
 
     def take(self, size: int) -> None:
         """``size`` more bytes are held."""
+        account = self._account
+        account.sharers -= self.used_bytes > 0
         self.used_bytes += size
+        account.used_bytes += size
+        account.sharers += self.used_bytes > 0
 
     def give(self, size: int) -> None:
         """``size`` bytes are not held any more."""
-        self.used_bytes -= size
-        # One at a time: whoever goes on fills it again before the others are asked.
-        while self._waiting and self.used_bytes <= self._low_bytes:
-            waiter = next(iter(self._waiting))
-            del self._waiting[waiter]
-            waiter.room()
+        self.take(-size)
 
 
 class Journal:
@@ -74,10 +80,10 @@ class Journal:
     Memory is given back in whole blocks; ``held_bytes`` is what is really held.
     """
 
-    __slots__ = ("_account", "_blocks", "_first", "_offsets", "end", "start")
+    __slots__ = ("_blocks", "_first", "_offsets", "_share", "end", "start")
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
+    def __init__(self, share: Share) -> None:
+        self._share = share
         self._blocks: list[bytes | bytearray] = []
         self._offsets: list[int] = []
         self._first = 0  # blocks before it are given back
@@ -98,11 +104,17 @@ class Journal:
         last = blocks[-1] if len(blocks) > self._first else None
         if isinstance(last, bytearray) and len(last) + size <= BLOCK_BYTES:
             last += data
-        else:
+            self.end += size
+        elif size <= MOST_BLOCK_BYTES:
             blocks.append(data if size >= BLOCK_BYTES // 4 else bytearray(data))
             self._offsets.append(self.end)
-        self.end += size
-        self._account.take(size)
+            self.end += size
+        else:
+            for at in range(0, size, MOST_BLOCK_BYTES):
+                blocks.append(data[at : at + MOST_BLOCK_BYTES])
+                self._offsets.append(self.end + at)
+            self.end += size
+        self._share.take(size)
 
     def release(self, offset: int) -> None:
         """Nobody will read what is before ``offset``."""
@@ -123,7 +135,7 @@ class Journal:
             del self._offsets[:first]
             self._first = 0
         if freed:
-            self._account.give(freed)
+            self._share.give(freed)
 
     def read(self, offset: int, most: int) -> bytes:
         """Up to ``most`` bytes from ``offset``, at least one if there is any; empty at the end.

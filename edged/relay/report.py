@@ -30,7 +30,7 @@ class RelayReport:
             "flows": flows.count,
             "journal_bytes": flows.account.used_bytes,
             "journal_limit_bytes": flows.account.limit_bytes,
-            "dictionary_bytes": flows.dictionaries.used_bytes,
+            "dictionary_bytes": flows.library.used_bytes,
             "joined": relay.joined,
             "strangers": relay.strangers,
             "clients": [
@@ -39,11 +39,13 @@ class RelayReport:
                     "flows": len(ledger.flows),
                     "finished": sum(f.state is State.COMPLETE for f in ledger.flows.values()),
                     "pulses": len(ledger.followers),
+                    "journal_bytes": ledger.share.used_bytes,
                     "opened": ledger.opened,
                     "refused": ledger.refused,
                     "slowed": len(ledger.waiting),
                     "bodies_plain": ledger.bodies_plain,
                     "bodies_coded": ledger.bodies_coded,
+                    "dictionary_bytes": ledger.dictionaries.used_bytes,
                     "dictionaries_missed": ledger.dictionaries_missed,
                 }
                 for ledger in flows.ledgers.values()

@@ -14,6 +14,7 @@ learns nothing from the time it takes. Who is known gets answers that say what i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from edged.downstream.base import Handler, RequestSink, Responder
 from edged.headers import ANSWERED, Answered, answer, error_response, has_passed, http_date
@@ -62,13 +63,19 @@ class Relay:
         self.configure(register)
 
     def configure(self, register: Register) -> None:
-        """Take other clients. Flows of those who are gone, or may do less than before, end."""
+        """Take other clients. Flows of those who are gone, or whose token is, end; and those to
+        targets that are off the list now.
+        """
         for name, old in self._register.clients.items():
             new = register.clients.get(name)
             if new is None or not (
                 old.tokens <= new.tokens and old.certificates == new.certificates
             ):
                 self.flows.dismiss(name)
+            elif new.allow != old.allow:
+                for flow in tuple(self._ledgers[name].flows.values()):
+                    if not new.allow.permits(*flow.target):
+                        self.flows.remove(flow)
         self._register = register
         self._ledgers = {
             name: self.flows.ledger(name, client.limits)
@@ -95,7 +102,7 @@ class Relay:
                     ledger,
                     self._house,
                     responder,
-                    permits=client.allow.permits,
+                    permits=partial(self._permits, client.name),
                     later=self._later,
                 )
             flow_id = wire.flow_id(path) if path.startswith(wire.FLOW) else None
@@ -138,6 +145,11 @@ class Relay:
         self.joined += method == b"POST"
         return self._visit(flow, head, responder, said)
 
+    def _permits(self, name: str, host: str, port: int) -> bool:
+        """Whether the client of this name may go there now."""
+        client = self._register.clients.get(name)
+        return client is not None and client.allow.permits(host, port)
+
     # -- opening ----------------------------------------------------------------------------------
 
     def _open(
@@ -157,17 +169,20 @@ class Relay:
         if head.early:
             return answer(responder, _too_early())
         inner = wire.inner_request(head, said, fields)
-        refusal = self._judge(client, inner)
+        target = split_authority(inner.authority, 80 if inner.scheme == b"http" else 443)
+        refusal = self._judge(client, inner, *target)
         if refusal is not None:
             return answer(responder, refusal)
         if self.draining:
             return answer(responder, _full(503, "The relay is stopping."))
         dictionary = None
         if said.dictionary is not None and said.scope is not None:
-            dictionary = flows.dictionaries.get(ledger.scope(said.scope), said.dictionary)
+            dictionary = ledger.dictionaries.get(said.scope, said.dictionary)
             if dictionary is None:
                 ledger.dictionaries_missed += 1
                 return answer(responder, _no_dictionary())
+            if said.prefix > len(dictionary):
+                raise wire.BadFlow("edged-prefix is longer than the dictionary")
         try:
             flows.admit(ledger)
         except TooMany as error:
@@ -179,6 +194,7 @@ class Relay:
             ledger,
             flow_id,
             Upload(length),
+            target=target,
             client=f"{client.name}@{responder.client}",
             opaque=opaque,
             switches=inner.upgrade is not None,
@@ -186,7 +202,7 @@ class Relay:
             accepts=said.accepts and not opaque,
         )
         if said.coded and length != 0:
-            flow.decode(said.length, said.scope, dictionary)
+            flow.decode(said, dictionary)
         flows.add(flow)
         visit = Visit(
             flow,
@@ -200,9 +216,8 @@ class Relay:
         _end_if_empty(visit, head)
         return visit
 
-    def _judge(self, client: Client, inner: RequestHead) -> tuple[ResponseHead, bytes] | None:
+    def _judge(self, client: Client, inner: RequestHead, host: str, port: int) -> Answer | None:
         """Why the inner request is refused, as an answer, or ``None``."""
-        host, port = split_authority(inner.authority, 80 if inner.scheme == b"http" else 443)
         if not client.allow.permits(host, port):
             return _refused(host, port)
         if has_passed(inner.headers, self._pseudonym):

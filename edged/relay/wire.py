@@ -18,6 +18,7 @@ upload-complete   both     ?0: more of the body will follow in other requests
 upload-length     request  bytes of the whole request body
 edged-coding      both     zstd: the body here is coded; offsets and upload-length count coded bytes
 edged-dictionary  request  the SHA-256 of the earlier body that it was coded with
+edged-prefix      request  so much of the dictionary is the beginning of the body, and not coded
 edged-scope       request  a word: bodies are kept, and found, as dictionaries under it only
 edged-length      request  bytes of a coded request body when it is decoded
 edged-accept      request  zstd: the response may be coded
@@ -47,6 +48,7 @@ DICTIONARY = b"edged-dictionary"
 LENGTH = b"edged-length"
 METHOD = b"edged-method"
 OFFSET = b"edged-offset"
+PREFIX = b"edged-prefix"
 SCOPE = b"edged-scope"
 STATUS = b"edged-status"
 TARGET = b"edged-target"
@@ -71,6 +73,7 @@ _OWN = frozenset(
         LENGTH,
         METHOD,
         OFFSET,
+        PREFIX,
         SCOPE,
         STATUS,
         TARGET,
@@ -109,6 +112,7 @@ class Control(NamedTuple):
     upload_length: int | None = None
     coded: bool = False
     dictionary: bytes | None = None
+    prefix: int = 0
     scope: bytes | None = None
     length: int | None = None
     accepts: bool = False
@@ -160,6 +164,7 @@ def control(headers: Headers) -> tuple[Control, Headers]:
         _number(own, UPLOAD_LENGTH),
         _is_zstd(own, CODING),
         _digest(own),
+        _prefix(own),
         _scope(own),
         _number(own, LENGTH),
         _is_zstd(own, ACCEPT),
@@ -199,6 +204,13 @@ def _digest(own: dict[bytes, bytes]) -> bytes | None:
     if not _SHA256.fullmatch(value) or CODING not in own or SCOPE not in own:
         raise BadFlow("edged-dictionary is a SHA-256 and needs edged-coding and edged-scope")
     return bytes.fromhex(value.decode())
+
+
+def _prefix(own: dict[bytes, bytes]) -> int:
+    prefix = _number(own, PREFIX) or 0
+    if prefix and DICTIONARY not in own:
+        raise BadFlow("edged-prefix needs edged-dictionary")
+    return prefix
 
 
 def _scope(own: dict[bytes, bytes]) -> bytes | None:

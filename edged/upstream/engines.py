@@ -226,6 +226,14 @@ def _h2_server(
     h2.initiate_connection()
     values[codes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
     h2.local_settings = settings.Settings(client=False, initial_values=values)
+    # jh2 takes what a browser sends for what a client is without its word, and would send 6 MiB to
+    # one that says nothing.
+    defaults = {
+        codes.HEADER_TABLE_SIZE: 4096,
+        codes.INITIAL_WINDOW_SIZE: 65535,
+        codes.MAX_FRAME_SIZE: 16384,
+    }
+    h2.remote_settings = settings.Settings(client=True, initial_values=defaults)
     return h2
 
 

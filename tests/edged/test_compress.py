@@ -1,6 +1,8 @@
 """Content codings: what is asked for, what is decoded, and what is never touched."""
 
 import gzip
+import json
+import statistics
 
 import brotli
 import pytest
@@ -17,6 +19,8 @@ from edged.compress import (
     response_decoder,
 )
 from edged.messages import RequestHead, ResponseHead
+from policies.schema import Compression
+from tests.harness import texts
 
 ENCODE = {
     "gzip": gzip.compress,
@@ -91,15 +95,32 @@ def test_concatenated_members_and_frames_are_one_body():
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
-@pytest.mark.parametrize("level", [1, 3, 11])
-def test_what_is_encoded_decodes(coding, level):
+@pytest.mark.parametrize("level", [1, 6, 11])
+@pytest.mark.parametrize("size", [None, 10_000, 300])
+def test_what_is_encoded_decodes(coding, level, size):
     body = b"the quick brown fox " * 500
-    codec = encoder(coding, level)
+    codec = encoder(coding, level, size)
     coded = codec.feed(body[:777]) + codec.feed(body[777:]) + codec.finish()
     assert len(coded) < len(body) / 5
     back = decoder(coding)
     assert b"".join(back.feed(coded)) == body
     back.finish()
+
+
+def saved(coding, body):
+    codec = encoder(coding, Compression().level, len(body))
+    return 1 - len(codec.feed(body) + codec.finish()) / len(body)
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd"])
+def test_what_the_default_level_saves(coding):
+    """As docs/decisions/compression-level.md has it: less than that is a step back."""
+    assert saved(coding, texts.api_json()) >= 0.93
+    sources = [saved(coding, body) for body in texts.python_source()]
+    assert statistics.median(sources) >= 0.73
+    prose = texts.chinese_prose()
+    assert saved(coding, prose) >= 0.55
+    assert saved(coding, json.dumps(prose.decode()).encode()[: len(prose)]) >= 0.72
 
 
 @pytest.mark.parametrize(

@@ -111,4 +111,8 @@ class RelaySite(Site):
         (self.directory / "token").write_text(TOKEN)
         self.start_relay()
         super()._start_edge()
+        self.until_connected()
+
+    def until_connected(self) -> None:
+        """The edge's pulses are there, over all lines."""
         wait_for(lambda: self.pulses() == len(self.lab.lines), "the pulses of all lines")

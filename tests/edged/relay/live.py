@@ -157,8 +157,10 @@ class Origin:
         await self._send(writer, b"%x\r\n%b\r\n" % (int(at), bytes(int(at))))
         raise ConnectionError
 
-    async def do_redirect(self, reader, writer, headers):
+    async def do_redirect(self, reader, writer, headers, port=None):
         to = b"http://169.254.169.254/latest/meta-data"
+        if port is not None:
+            to = b"http://127.0.0.1:%d/hash" % int(port)
         await self._send(
             writer, b"HTTP/1.1 302 Found\r\nlocation: %s\r\ncontent-length: 0\r\n\r\n" % to
         )
@@ -168,6 +170,18 @@ class Origin:
         data = (b"word " * (int(size) // 5 + 1))[: int(size)]
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n"
         await self._send(writer, head % len(data) + data)
+
+    async def do_events(self, reader, writer, headers):
+        """Server-sent events, each when ``go_on`` is set."""
+        await self._body(reader, headers)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+        await self._send(writer, head + b"transfer-encoding: chunked\r\n\r\n")
+        for n in range(50):
+            await self.go_on.wait()
+            self.go_on.clear()
+            event = b'data: {"id":"chatcmpl-1","choices":[{"delta":{"content":"w%d"}}]}\n\n' % n
+            await self._send(writer, b"%x\r\n%b\r\n" % (len(event), event))
+        await self._send(writer, b"0\r\n\r\n")
 
     async def do_poll(self, reader, writer, headers):
         await self.go_on.wait()

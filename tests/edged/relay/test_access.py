@@ -157,6 +157,17 @@ def test_a_revoked_token_ends_what_it_may_have_begun():
     assert house.flow("POST", TARGET, token="token-new", flow_id=B).status is None
 
 
+def test_a_target_that_is_taken_off_the_list_loses_its_flows():
+    house = House(make_client(allow=("api.example.com", "other.example.com")))
+    stays = house.flow("POST", TARGET)
+    ends = house.flow("POST", ("edged-target", "https://other.example.com/"), flow_id=B)
+    house.relay.configure(Register([make_client(allow=("api.example.com",))]))
+    assert (stays.ended, ends.ended) == (None, "abort")
+    assert [inner.left for inner in house.inner] == [False, True]
+    again = house.flow("POST", ("edged-target", "https://other.example.com/"), flow_id="c" * 32)
+    assert again.status == 403
+
+
 def test_a_token_more_ends_nothing():
     house = House(make_client())
     reader = house.flow("POST", TARGET)

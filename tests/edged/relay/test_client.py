@@ -1,6 +1,7 @@
 """An edge and its relay: exchanges as flows, over lines that die."""
 
 import asyncio
+import base64
 from functools import partial
 from time import monotonic
 
@@ -15,6 +16,7 @@ from edged.relay.flow import State
 from policies.model import Verdict
 from tests.edged.relay.edge import Answer, Edge, edge_relay_origin
 from tests.edged.relay.live import Origin, Relay, content, run, sha, until
+from tests.harness import texts
 
 
 def scenario(tmp_path, **more):
@@ -314,13 +316,28 @@ def test_a_conversation_is_sent_as_differences(tmp_path):
         _, third = await turn(said + b" and one thing more", key="another")
         assert third - second > 50_000
         (ledger,) = [one for one in relay.flows.ledgers.values() if one.bodies_coded]
-        relay.flows.dictionaries.resize(0)
-        relay.flows.dictionaries.resize(64 << 20)
+        relay.flows.library.resize(0)
+        relay.flows.library.resize(64 << 20)
         await turn(said + b" once more")
         assert edge.client.bodies.missed == ledger.dictionaries_missed == 1
         before = edge.client.bodies.coded_bytes
         await turn(said + b" once more, and shorter")
         assert edge.client.bodies.coded_bytes - before < 500
+
+
+def test_a_conversation_about_pictures_sends_each_once(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        bodies, said = edge.client.bodies, b""
+        for turn in range(4):
+            said += b'{"image": "' + base64.b64encode(content(turn, 700_000)) + b'"}'
+            before = bodies.coded_bytes
+            for question in (b"what?", b"why?"):
+                body = said + question
+                _, _, got, _ = await edge.fetch("POST", "/hash", [("cookie", "k")], body)
+                assert got == f"{sha(body)} {len(body)}".encode()
+            assert bodies.coded_bytes - before < 702_000
+        assert len(said) > 3_700_000
 
 
 def test_text_is_coded_on_the_leg(tmp_path):
@@ -332,6 +349,68 @@ def test_text_is_coded_on_the_leg(tmp_path):
         await until(lambda: relay.flows.count == 0)
         (ledger,) = [one for one in relay.flows.ledgers.values() if one.bodies_plain]
         assert ledger.bodies_coded * 20 < ledger.bodies_plain == 200_000
+
+
+def test_each_event_is_there_before_the_next_is_made(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        body = texts.chat("english", turns=2, largest=20_000)[1]
+        answer = await edge.call("POST", "/events", [("authorization", "Bearer k")], body)
+        await answer.head()
+        assert answer.headers["content-type"] == "text/event-stream"
+        for n in range(50):
+            origin.go_on.set()
+            event = b""
+            while not event.endswith(b"\n\n"):
+                size = int(await answer.reader.readuntil(b"\r\n"), 16)
+                event += (await answer.reader.readexactly(size + 2))[:-2]
+            assert b'"w%d"' % n in event
+            assert all(flow.coded for flow in relay.flows.ledgers["one"].flows.values())
+        assert await answer.reader.readexactly(5) == b"0\r\n\r\n"
+        sizes = relay.flows.ledgers["one"]
+        assert sizes.bodies_coded * 2 < sizes.bodies_plain
+
+
+def test_a_policy_may_leave_bodies_plain(tmp_path):
+    @scenario(tmp_path, policy={"compression": {"requests": False}})
+    async def _(edge, relay, origin):
+        body = texts.chat("english", turns=2, largest=20_000)[1]
+        for _ in range(2):
+            _, _, got, _ = await edge.fetch("POST", "/hash", [("authorization", "k")], body)
+            assert got == f"{sha(body)} {len(body)}".encode()
+        assert edge.client.bodies.plain_bytes == relay.flows.library.used_bytes == 0
+
+
+def test_a_relay_that_was_restarted_is_not_asked_for_what_it_had(tmp_path):
+    async def main():
+        async with Origin() as origin:
+            body = texts.chat("english", turns=2, largest=60_000)[1]
+            fields = [("authorization", "Bearer k")]
+
+            async def turn(edge, more):
+                _, _, got, clean = await edge.fetch("POST", "/hash", fields, body + more)
+                assert (got.split()[1], clean) == (b"%d" % len(body + more), True)
+
+            first = Relay(tmp_path, origin)
+            async with first:
+                edge = Edge(tmp_path, origin, first)
+                await edge.__aenter__()
+                await edge.connected()
+                await turn(edge, b"")
+                await turn(edge, b"1")
+                assert edge.client.bodies.coded_bytes < 1.2 * len(body)
+            second = Relay(tmp_path, origin)
+            second.config["listen"]["relay"] = f"127.0.0.1:{first.port}"
+            async with second:
+                instance = edge.client._instance
+                await until(lambda: edge.client._instance != instance)
+                await turn(edge, b"12")
+                await turn(edge, b"123")
+                assert edge.client.bodies.missed == 0
+                assert second.flows.ledgers["one"].dictionaries_missed == 0
+                await edge.__aexit__()
+
+    run(main())
 
 
 def outgoing_taken(flow):

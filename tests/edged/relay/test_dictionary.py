@@ -1,9 +1,6 @@
 """Bodies as differences from earlier ones, and responses coded for the line."""
 
-import gzip
 import hashlib
-import json
-import random
 
 import pytest
 import zstandard
@@ -14,39 +11,25 @@ from edged.compress import CodingError
 from edged.messages import ResponseHead
 from edged.relay import wire
 from edged.relay.dictionary import (
-    CANDIDATES,
     LEAST_BYTES,
     MOST_BYTES,
-    Conversations,
     Keeper,
+    Library,
     Store,
     common_prefix,
     decoder,
     encode,
+    encode_large,
     name_of,
 )
+from tests.harness import texts
 
+from .live import content
 from .test_server import TARGET, A, B, House
 
-WORDS = [f"w{n:x}{n * 7919 % 1000}" for n in range(2000)]
 
-
-def text(rng, size):
-    """Words with the frequencies of words (Zipf)."""
-    out = []
-    while sum(map(len, out)) + len(out) < size:
-        out.append(WORDS[min(int(rng.paretovariate(0.6)), len(WORDS)) - 1])
-    return " ".join(out)[:size]
-
-
-def chat(turns, seed=3):
-    """The bodies of a conversation that grows."""
-    rng = random.Random(seed)
-    messages = [{"role": "system", "content": text(rng, 1800)}]
-    for _ in range(turns):
-        messages.append({"role": "user", "content": text(rng, rng.randrange(200, 1500))})
-        yield json.dumps({"model": "m", "stream": True, "messages": messages}).encode()
-        messages.append({"role": "assistant", "content": text(rng, rng.randrange(3000, 11000))})
+def chat(turns):
+    return texts.chat("english", turns=turns, largest=8000 * turns)
 
 
 def decoded(coded, dictionary=None):
@@ -71,45 +54,35 @@ def test_what_was_coded_is_decoded(past, new, related):
     assert decoded(encode(body, None)) == body
 
 
+@settings(max_examples=40)
+@given(st.binary(min_size=1, max_size=3000), st.integers(1, 200_000), st.integers(0, 200_000))
+def test_large_bodies_are_what_follows_a_beginning(new, same, gone):
+    past = content(1, 200_000 + 1)
+    body = past[:same] + new + past[gone:]
+    frame, prefix = encode_large(body, past, 6)
+    assert prefix >= same
+    state = decoder(past, prefix)
+    assert b"".join(state.feed(frame)) == body
+    state.finish()
+    with pytest.raises(CodingError):
+        decoder(past, prefix).finish()
+
+
+def test_large_bodies_cost_what_is_new():
+    past = content(1, 4_000_000)
+    frame, prefix = encode_large(past + b"and more", past, 6)
+    assert (prefix, len(frame) < 100) == (len(past), True)
+    pieces = list(decoder(past, prefix).feed(frame))
+    assert max(map(len, pieces)) <= 256 << 10
+
+
 def test_the_wrong_past_is_noticed():
-    bodies = list(chat(3))
+    bodies = chat(3)
     coded = encode(bodies[2], bodies[1])
     with pytest.raises(CodingError):
         decoded(coded, bodies[0])
     with pytest.raises(CodingError):
         decoded(coded)
-
-
-def test_a_conversation_costs_what_is_new():
-    conversations, store = Conversations(), Store()
-    plain = coded = zipped = 0
-    for body in chat(40):
-        best = conversations.best(b"k", b"/chat", body)
-        past = None if best is None else store.get(b"k", best[0])
-        frame = encode(body, past)
-        assert decoded(frame, past) == body
-        store.put(b"k", body)
-        conversations.sent(b"k", b"/chat", body)
-        plain, coded = plain + len(body), coded + len(frame)
-        zipped += len(gzip.compress(body, 6))
-    assert len(body) > 250_000
-    assert plain > 20 * coded
-    assert zipped > 6 * coded
-
-
-def test_the_best_past_is_the_longest_common_prefix_of_the_same_scope_and_path():
-    conversations = Conversations()
-    one, two = list(chat(4, seed=1)), list(chat(4, seed=2))
-    for first, second in zip(one[:3], two[:3], strict=True):
-        conversations.sent(b"k", b"/chat", first)
-        conversations.sent(b"k", b"/chat", second)
-    assert conversations.best(b"k", b"/chat", one[3])[1] == one[2]
-    assert conversations.best(b"k", b"/chat", two[3])[1] == two[2]
-    assert conversations.best(b"other", b"/chat", one[3]) is None
-    assert conversations.best(b"k", b"/other", one[3]) is None
-    assert conversations.best(b"k", b"/chat", b"x" * 5000) is None
-    conversations.missed(b"k", name_of(one[2]))
-    assert conversations.best(b"k", b"/chat", one[3])[1] == one[1]
 
 
 def test_stores_are_bounded_and_forget_the_least_used():
@@ -127,11 +100,53 @@ def test_stores_are_bounded_and_forget_the_least_used():
     assert store.used_bytes == 100_000
 
 
-def test_only_so_many_candidates_are_compared():
-    conversations = Conversations()
-    for n in range(100):
-        conversations.sent(b"k", b"/", bytes([n]) * 5000)
-    assert len(conversations._recent[b"k", b"/"]) == CANDIDATES
+def test_a_body_that_its_successor_repeats_goes_first():
+    store = Store(100_000)
+    one, other = content(1, 30_000), content(2, 30_000)
+    old = store.put(b"a", one)
+    store.put(b"a", other)
+    store.put(b"a", one + b"more", old)
+    store.put(b"a", content(3, 20_000))
+    assert store.peek(b"a", old) is None
+    assert store.peek(b"a", name_of(other)) == other
+    # One that has something else to say stays, and the least used goes.
+    store.put(b"a", content(4, 30_000), name_of(other))
+    assert store.peek(b"a", name_of(other)) is None
+    assert store.peek(b"a", name_of(one + b"more")) is not None
+
+
+def test_what_was_used_before_a_body_that_is_missing_is_missing_too():
+    store = Store(100_000)
+    names = [store.put(b"a", content(n, 10_000)) for n in range(5)]
+    store.get(b"a", names[0])
+    store.forget(b"a", names[2])
+    assert [store.peek(b"a", name) is not None for name in names] == [1, 0, 0, 1, 1]
+    assert store.used_bytes == 30_000
+    store.forget(b"a", names[2])
+    store.forget(b"b", names[4])
+    assert store.used_bytes == 30_000
+    store.clear()
+    assert (store.used_bytes, store.peek(b"a", names[4])) == (0, None)
+
+
+def test_no_client_drives_out_what_belongs_to_others():
+    library = Library(100_000)
+    one, two = library.store(), library.store()
+    kept = [two.put(b"a", content(n, 10_000)) for n in range(3)]
+    for n in range(40):
+        one.put(b"a", content(100 + n, 10_000))
+        assert library.used_bytes <= 100_000
+    assert all(two.peek(b"a", name) for name in kept)
+    assert one.used_bytes == 70_000
+    for n in range(40):
+        two.put(b"a", content(200 + n, 10_000))
+    assert (one.used_bytes, two.used_bytes) == (50_000, 50_000)
+    assert one.peek(b"a", kept[0]) is None
+    library.resize(20_000)
+    assert library.used_bytes == 20_000
+    assert two.put(b"a", content(1, 20_001)) is None
+    library.discard(one)
+    assert library.used_bytes == two.used_bytes
 
 
 def test_long_bodies_are_not_gathered():
@@ -155,7 +170,7 @@ def coded_fields(body, past=None, scope="k1"):
 def test_a_relay_decodes_and_keeps_what_it_decoded():
     house = House()
     ledger = house.flows.ledgers["one"]
-    bodies = list(chat(3))
+    bodies = chat(3)
     past = None
     for n, body in enumerate(bodies):
         frame, fields = coded_fields(body, past)
@@ -178,6 +193,32 @@ def test_a_relay_decodes_and_keeps_what_it_decoded():
     missed, fields = coded_fields(bodies[2])
     house.flow("POST", *fields, body=missed, flow_id=A)
     assert house.inner[3].received == bodies[2]
+
+
+def test_a_relay_puts_the_beginning_before_what_is_new():
+    house = House()
+    past = content(1, 300_000)
+    frame, fields = coded_fields(past + b"x" * 10, None)
+    # Noise does not shrink, but is kept.
+    house.flow("POST", *fields, body=frame, flow_id="1" * 32)
+    body = past[:250_000] + content(2, 5000)
+    frame, prefix = encode_large(body, past + b"x" * 10, 6)
+    fields = [
+        TARGET,
+        ("edged-coding", "zstd"),
+        ("edged-length", str(len(body))),
+        ("edged-scope", "k1"),
+        ("edged-dictionary", hashlib.sha256(past + b"x" * 10).hexdigest()),
+    ]
+    house.flow("POST", *fields, ("edged-prefix", str(prefix)), body=frame, flow_id="2" * 32)
+    assert (prefix, house.inner[1].received, house.inner[1].ends) == (250_000, body, 1)
+    for wrong in (300_011, 10**17):
+        refused = house.flow("POST", *fields, ("edged-prefix", str(wrong)), body=frame, flow_id=A)
+        assert refused.status == 400
+    # One that is not what the body was coded with is noticed by its length, or by the checksum.
+    wrong = house.flow("POST", *fields, ("edged-prefix", "249999"), body=frame, flow_id=A)
+    assert wrong.status == 400
+    assert house.inner[-1].ends == 0
 
 
 def test_coded_uploads_are_carried_on_by_coded_offsets():
@@ -207,7 +248,7 @@ def test_an_origin_that_pauses_pauses_the_decoder():
 @pytest.mark.parametrize("change", ["corrupt", "short", "long", "cut"])
 def test_a_body_that_cannot_be_decoded_ends_its_flow(change):
     house = House()
-    body = next(chat(1))
+    (body, _) = chat(2)
     frame, fields = coded_fields(body)
     if change == "corrupt":
         frame = frame[:-3] + b"xyz"
@@ -231,6 +272,8 @@ def test_a_body_that_cannot_be_decoded_ends_its_flow(change):
         [("edged-dictionary", "0" * 64)],
         [("edged-coding", "zstd"), ("edged-dictionary", "0" * 64)],
         [("edged-coding", "zstd"), ("edged-scope", "a b")],
+        [("edged-coding", "zstd"), ("edged-scope", "a"), ("edged-prefix", "1")],
+        [("edged-coding", "zstd"), ("edged-scope", "a"), ("edged-prefix", "-1")],
         [("edged-accept", "gzip")],
         [("edged-coding", "zstd"), ("edged-method", "CONNECT"), ("edged-target", "x:1")],
         [("edged-coding", "zstd"), ("edged-upgrade", "websocket")],
@@ -274,7 +317,7 @@ def test_the_length_of_a_coded_response_is_told_apart():
     house = House()
     reader = house.flow("POST", TARGET, ("edged-accept", "zstd"))
     flow = house.inner[0].responder
-    body = next(chat(1))
+    (body, _) = chat(2)
     flow.head(ResponseHead(200, [(b"content-type", b"application/json")], len(body)))
     flow.data(body)
     flow.end()

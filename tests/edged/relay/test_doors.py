@@ -10,6 +10,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from edged import resolver
 from edged.admin.text import print_status
 from edged.relay.flow import HISTORY
 from tests.harness.h2client import H2Client
@@ -171,6 +172,74 @@ def test_targets_are_judged_by_name_by_address_and_after_dns(tmp_path):
             async with Relay(tmp_path, origin, allow=allow, lines=lines, **networks) as relay:
                 assert (await ask(f"http://inside.example:{port}/hash"))[0] == 200
                 assert (await ask(f"http://named.example:{port}/hash"))[0] == 403
+
+    run(scenario())
+
+
+def test_a_name_that_leads_elsewhere_after_it_was_allowed_is_judged_anew(tmp_path, monkeypatch):
+    """DNS rebinding: what counts is the address of each connection."""
+    monkeypatch.setattr(resolver, "MIN_TTL_S", 0.0)
+
+    async def scenario():
+        async with NameServer() as dns, Origin() as origin:
+            port, dns.ttl = origin.port, 0
+            dns.zone["name.example", "A"] = ["127.0.0.1"]
+            more = {
+                "allow": [f"*:{port}"],
+                "lines": [{"name": "default", "dns": [dns.server]}],
+                "private_networks": ["127.0.0.1/32"],
+            }
+            async with Relay(tmp_path, origin, **more) as relay:
+
+                async def ask(target, method="GET"):
+                    fields = [("edged-target", target), ("edged-method", method)]
+                    call = await relay.call("POST", FLOW + flow_id(), fields)
+                    await call.head()
+                    call.hang_up()
+                    return call.status
+
+                assert await ask(f"http://name.example:{port}/cutchunked/1") == 200
+                dns.zone["name.example", "A"] = ["127.0.0.2"]
+                async with asyncio.timeout(10):  # the old answer serves while the new one comes
+                    while await ask(f"http://name.example:{port}/cutchunked/1") != 403:
+                        await asyncio.sleep(0.02)
+                connections = origin.connections
+                for number, addresses in enumerate(
+                    (["127.0.0.2"], ["10.0.0.1", "127.0.0.2"], ["169.254.169.254"], ["0.0.0.0"])
+                ):
+                    dns.zone["name.example", "A"] = addresses
+                    other = f"other{number}.example"
+                    dns.zone[other, "A"] = addresses
+                    assert await ask(f"http://name.example:{port}/hash") == 403
+                    assert await ask(f"name.example:{port}", "CONNECT") == 403
+                    assert await ask(f"http://{other}:{port}/hash") == 403
+                # Names that are numbers to some, and addresses in disguise.
+                for host in (
+                    "2130706434",
+                    "0x7f000002",
+                    "127.2",
+                    "[::1]",
+                    "[::ffff:7f00:2]",
+                    "[64:ff9b::a9fe:a9fe]",
+                    "[2002:7f00:2::1]",
+                ):
+                    assert await ask(f"http://{host}:{port}/hash") in (403, 502, 503), host
+                    assert await ask(f"{host}:{port}", "CONNECT") in (403, 502, 503), host
+                assert origin.connections == connections
+                dns.zone["again.example", "A"] = ["127.0.0.1"]
+                assert await ask(f"http://again.example:{port}/hash") == 200
+
+    run(scenario())
+
+
+def test_redirects_are_not_followed(tmp_path):
+    async def scenario():
+        async with Origin() as elsewhere, relay_and_origin(tmp_path) as (relay, origin):
+            target = f"{origin.url}/redirect/{elsewhere.port}"
+            call = await relay.call("POST", FLOW + flow_id(), [("edged-target", target)], b"x")
+            assert await call.answer() == b""
+            assert (call.status, call.headers["location"]) == (302, f"{elsewhere.url}/hash")
+            assert (origin.connections, elsewhere.connections) == (1, 0)
 
     run(scenario())
 

@@ -18,7 +18,16 @@ from edged.upstream.engines import (
     hpack_engine,
     quic_engine,
 )
-from tests.harness.h2client import END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame
+from tests.harness.h2client import (
+    END_HEADERS,
+    END_STREAM,
+    GET,
+    HEADERS,
+    PREFACE,
+    SETTINGS,
+    WINDOW,
+    frame,
+)
 
 
 def test_the_fast_engines_serve_when_installed(monkeypatch):
@@ -118,3 +127,17 @@ def test_a_new_stream_costs_the_same_however_many_there_are(engine):
         base._open_streams = walk
     assert sum(walks) < 4 * 3000
     assert len(server.streams) < 3000
+
+
+@pytest.mark.parametrize("name", ["pure", "fast"])
+def test_a_client_that_says_nothing_has_the_windows_of_the_rfc(name):
+    connection = h2_engine(name).server(1 << 20, 100, 32768)
+    head = hpack_engine(name).encoder()(GET)
+    connection.receive_data(PREFACE + frame(SETTINGS, 0, 0))
+    connection.receive_data(frame(HEADERS, END_HEADERS | END_STREAM, 1, head))
+    connection.receive_data(frame(WINDOW, 0, 0, (1 << 20).to_bytes(4, "big")))
+    assert connection.local_flow_control_window(1) == 65535
+    assert connection.max_outbound_frame_size == 16384
+    smaller = (4).to_bytes(2, "big") + (1000).to_bytes(4, "big")
+    connection.receive_data(frame(SETTINGS, 0, 0, smaller))
+    assert connection.local_flow_control_window(1) == 1000
