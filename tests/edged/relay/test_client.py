@@ -10,7 +10,7 @@ from rich.console import Console
 from edged.admin import views
 from edged.admin.text import print_status
 from edged.relay.client_report import RelaysReport
-from edged.relay.client_visit import APART
+from edged.relay.client_visit import APART, Visit
 from edged.relay.flow import State
 from policies.model import Verdict
 from tests.edged.relay.edge import Answer, Edge, edge_relay_origin
@@ -77,6 +77,30 @@ def test_a_line_that_dies_before_the_answer_executes_nothing_twice(tmp_path):
         await answer.head()
         assert await answer.read() == (b"news", True)
         assert origin.executed == {"1": 1}
+        answer.writer.close()
+
+
+def test_a_pulse_may_overtake_the_request_that_opens_a_flow(tmp_path, monkeypatch):
+    """The relay says which of the flows it hears of it does not know: not of one still to come."""
+
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        begin, under_way = Visit.begin, []
+        monkeypatch.setattr(Visit, "begin", lambda self: under_way.append(self))
+        answer = await edge.call("POST", "/hash", [("x-id", "1")], b"x")
+        await until(lambda: under_way)
+        leg = edge.client.legs["b"]
+        leg._stream.cancel()
+        leg._over()
+        await until(lambda: leg.connected)
+        heard_at = leg._heard_at
+        await until(lambda: leg._heard_at > heard_at)
+        monkeypatch.setattr(Visit, "begin", begin)
+        for visit in under_way:
+            visit.begin()
+        await answer.head()
+        assert answer.status == 200
+        assert relay.flows.ledgers["one"].opened == edge.client.opened == 1
         answer.writer.close()
 
 
