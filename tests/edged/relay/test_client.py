@@ -104,6 +104,26 @@ def test_a_pulse_may_overtake_the_request_that_opens_a_flow(tmp_path, monkeypatc
         answer.writer.close()
 
 
+@pytest.mark.parametrize("replay", ["line-down", "never"])
+def test_without_any_line_a_request_waits_for_one_and_is_not_asked_again(tmp_path, replay):
+    @scenario(tmp_path, policy={"replay": replay})
+    async def _(edge, relay, origin):
+        answer = await edge.call("POST", "/poll", [("x-id", "1")], b"x")
+        await until(lambda: origin.executed)
+        legs = edge.client.legs
+        for line in legs:
+            await edge.silence(line)
+        await until(lambda: all(leg.verdict is Verdict.DOWN for leg in legs.values()))
+        origin.go_on.set()
+        edge.sockets("b").restore()
+        await answer.head()
+        assert answer.status == 200
+        assert await answer.read() == (b"news", True)
+        assert origin.executed == {"1": 1}
+        assert edge.client.opened == 1
+        answer.writer.close()
+
+
 def test_an_upload_is_carried_on(tmp_path):
     @scenario(tmp_path)
     async def _(edge, relay, origin):
