@@ -87,6 +87,9 @@ class Engine(Protocol):
     def close(self, code: int) -> None:
         """CONNECTION_CLOSE with an application error code goes out with the next datagrams."""
 
+    def message(self, data: bytes) -> None:
+        """Queue a DATAGRAM frame, if the peer takes them: unordered, and not repeated when lost."""
+
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""
 

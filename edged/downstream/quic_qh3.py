@@ -13,7 +13,12 @@ from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 
 from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
-from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.quic import (
+    CONNECTION_WINDOW_BYTES,
+    MESSAGE_FRAME_BYTES,
+    STREAM_WINDOW_BYTES,
+    Address,
+)
 from edged.quic.qh3 import Broken, Streams, demand_core
 
 
@@ -27,6 +32,7 @@ class Qh3Factory:
             alpn_protocols=["h3"],
             connection_id_length=CID_BYTES,
             idle_timeout=idle_timeout_s,
+            max_datagram_frame_size=MESSAGE_FRAME_BYTES,
             max_data=CONNECTION_WINDOW_BYTES,
             max_stream_data=STREAM_WINDOW_BYTES,
         )

@@ -58,6 +58,11 @@ class Streams:
         if stream is not None and not stream.receiver.is_finished:
             self._quic.stop_stream(stream_id, code)
 
+    def message(self, data: bytes) -> None:
+        """A DATAGRAM frame, if the peer takes them: unordered, and not repeated when lost."""
+        if self._quic._remote_max_datagram_frame_size:
+            self._quic.send_datagram_frame(data)
+
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""
         stream = self._quic._streams.get(stream_id)

@@ -82,9 +82,16 @@ class Streams:
 
     def stop(self, stream_id: int, code: int) -> None:
         """STOP_SENDING, if the receiving side is still open."""
-        # The core refuses for a stream that it has already finished: then there is nothing to stop.
-        with suppress(QuicConnectionError):
+        # The core refuses (ValueError) where all has arrived, which need not have been taken: then
+        # there is nothing to stop.
+        with suppress(QuicConnectionError, ValueError):
             self._quic.stop_stream(stream_id, code)
+
+    def message(self, data: bytes) -> None:
+        """A DATAGRAM frame, if the peer takes them: unordered, and not repeated when lost."""
+        if self._core is not None:
+            with suppress(*Broken):  # it takes none, or is closed
+                self._core.send_datagram(data)
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

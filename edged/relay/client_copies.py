@@ -68,5 +68,11 @@ class Copying:
             or best.loss > LOSSY
         )
 
+    def repeats(self, leg: Leg) -> bool:
+        """Whether pieces should come over ``leg`` once more: on a stream a loss costs a round trip
+        and more, and holds up what follows.
+        """
+        return self.small and (self._policy.small_streams == "always" or leg.loss > LOSSY)
+
     def _most_bytes(self, span_s: float) -> float:
         return self._policy.max_kbit_s * 125 * (BURST_S + span_s)

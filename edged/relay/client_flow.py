@@ -18,8 +18,8 @@ Rules, with time and the choice of lines as arguments:
    unless no visit can have opened the flow.
 6. A relay that does not know the flow has restarted: before the first byte of the response the
    request may be repeated as if its path had gone DOWN, after it the response is broken.
-7. The response is complete when a visit ends cleanly: a relay ends only what it has seen the end
-   of.
+7. The response is complete when a visit ends cleanly, or the relay says so in a datagram: a relay
+   ends only what it has seen the end of.
 """
 
 from __future__ import annotations
@@ -193,6 +193,26 @@ class FlowClient:
         visit.fruitful = True
         self._fruitless = 0
         return new
+
+    def repeated(self, line: str, offset: int, data: bytes) -> bytes:
+        """Bytes from ``offset`` that a visit brought once more: the part that is new."""
+        visit = self._visits.get(line)
+        end = offset + len(data)
+        if visit is None or self.over or not self.begun or not offset <= self.received < end:
+            return b""
+        new = data[self.received - offset :]
+        self.received = end
+        visit.fruitful = True
+        self._fruitless = 0
+        return new
+
+    def finished(self, offset: int) -> bool:
+        """The response is known to end at ``offset``: whether it is complete now."""
+        if self.over or not self.begun or self.received != offset:
+            return False
+        self.complete = True
+        self._visits.clear()
+        return True
 
     def ended(self, line: str) -> bool:
         """A visit ended cleanly: whether the response is complete now."""

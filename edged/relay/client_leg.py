@@ -102,15 +102,20 @@ class Leg:
         state = self.client.table.snapshot.paths.get(self.path.name)
         return 0.0 if state is None else state.estimate.loss_least or 0.0
 
-    def open(self, events: StreamEvents, request_class: RequestClass | None) -> Pending | None:
-        """A stream to the relay over this line."""
+    def open(
+        self, events: StreamEvents, request_class: RequestClass | None, *, repeats: bool = False
+    ) -> Pending | None:
+        """A stream to the relay over this line; for ``repeats`` one with datagrams, if there is a
+        connection that has them.
+        """
         now = monotonic()
         self._active_until = now + ACTIVE_AFTER_S
         self.client.visits += 1
         self.client.wake(now)
-        return self.client.pools.open(
-            self.path, events, early_data=False, request_class=request_class
-        )
+        pools = self.client.pools
+        if repeats and pools.open_apart(self.path, events, Carrier.H2):
+            return None
+        return pools.open(self.path, events, early_data=False, request_class=request_class)
 
     def open_apart(self, events: StreamEvents, carrier: Carrier) -> bool:
         """A stream on another connection than one of ``carrier``; False: there is none now."""

@@ -29,6 +29,7 @@ from edged.relay.client_flow import (
 )
 from edged.relay.client_upload import MOST_BYTES, Outgoing
 from edged.relay.client_visit import APART, Visit
+from edged.relay.repeat import Repeat
 from edged.upstream.base import Pending, StreamEvents
 from policies.model import Carrier, Failure, Outcome, Path, RequestClass
 from policies.schema import Redundancy
@@ -220,17 +221,31 @@ class FlowStream:
         """Response bytes."""
         new = self.machine.data(visit.way, data)
         if new:
-            received = self.machine.received
-            self._client.received(self.id, received)
-            if received - self._acked >= ACK_AT_BYTES:
-                self._acked = received
-                self._client.hurry()
-            if self.copying.small and self.copying.passed(received, monotonic()):
-                self.settle(visit.way)
-            if self._decoder is None:
-                self._events.data(new)
-            else:
-                self._decode(self._decoder, new)
+            self._take(visit, new)
+
+    def _take(self, visit: Visit, new: bytes) -> None:
+        received = self.machine.received
+        self._client.received(self.id, received)
+        if received - self._acked >= ACK_AT_BYTES:
+            self._acked = received
+            self._client.hurry()
+        if self.copying.small and self.copying.passed(received, monotonic()):
+            self.settle(visit.way)
+        if self._decoder is None:
+            self._events.data(new)
+        else:
+            self._decode(self._decoder, new)
+
+    def repeated(self, visit: Visit, repeat: Repeat) -> None:
+        """Response bytes once more, in a datagram."""
+        if self._over or self._paused:
+            return
+        new = self.machine.repeated(visit.way, repeat.offset, repeat.data)
+        if new:
+            self._take(visit, new)
+        end = repeat.offset + len(repeat.data)
+        if repeat.complete and not self._over and self.machine.finished(end):
+            self._complete(None)
 
     def _decode(self, decoder: ZstdDecoder, data: bytes) -> None:
         try:
@@ -244,15 +259,19 @@ class FlowStream:
         """A visit ended cleanly."""
         self._visits.pop(visit.way, None)
         if self.machine.ended(visit.way):
-            try:
-                if self._decoder is not None:
-                    self._decoder.finish()
-            except CodingError as error:
-                self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
-                return
-            events = self._events
-            self._end()
-            events.end(trailers)
+            self._complete(trailers)
+
+    def _complete(self, trailers: Headers | None) -> None:
+        """All of the response is here."""
+        try:
+            if self._decoder is not None:
+                self._decoder.finish()
+        except CodingError as error:
+            self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
+            return
+        events = self._events
+        self._end()
+        events.end(trailers)
 
     def failed(self, visit: Visit, failure: Failure) -> None:
         """A visit ended otherwise."""
@@ -330,6 +349,10 @@ class FlowStream:
         """What the visit over ``leg`` runs on."""
         visit = self._visits.get(leg.name)
         return self.carrier if visit is None or visit.stream is None else visit.stream.carrier
+
+    def repeats(self, leg: Leg) -> bool:
+        """Whether small pieces of the response should come over ``leg`` more than once."""
+        return self.copying.repeats(leg)
 
     def settle(self, best: str) -> None:
         """``best`` is well: one line is enough."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
 from edged.relay.client_flow import Ask
+from edged.relay.repeat import Repeat
 from edged.upstream.base import Pending, Stream
 from policies.model import Failure, Path
 
@@ -42,7 +43,8 @@ class Visit:
         self._leg.visits[self] = None
         flow = self._flow
         if not self.way.endswith(APART):
-            self._pending = self._leg.open(self, flow.request_class)
+            repeats = flow.repeats(self._leg)
+            self._pending = self._leg.open(self, flow.request_class, repeats=repeats)
         elif not self._leg.open_apart(self, flow.carrier_on(self._leg)):
             flow.drop(self.way)
 
@@ -76,6 +78,8 @@ class Visit:
             method = b"POST"
             length = None if flow.length is None else flow.length - out.taken
             self._ended = length == 0
+        if flow.repeats(self._leg):
+            fields.append((wire.REPEAT, wire.TRUE))
         head = RequestHead(
             *(method, door.scheme, door.authority, wire.flow_path(flow.id)), fields, length
         )
@@ -122,6 +126,13 @@ class Visit:
         self._leg.heard()
         if self._flow is not None:
             self._flow.data(self, data)
+
+    def message(self, data: bytes) -> None:
+        """Response bytes once more."""
+        self._leg.heard()
+        repeat = Repeat.decode(data)
+        if self._flow is not None and repeat is not None:
+            self._flow.repeated(self, repeat)
 
     def end(self, trailers: Headers | None) -> None:
         """Complete."""

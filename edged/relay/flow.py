@@ -453,6 +453,16 @@ class Flow:
         self.flows.remove(self)
 
     @property
+    def kept(self) -> bool:
+        """It was not given up or forgotten."""
+        return self.ledger.flows.get(self.id) is self
+
+    @property
+    def ends_plainly(self) -> bool:
+        """The response is complete, and no trailers follow its bytes."""
+        return self.state is State.COMPLETE and not self._trailers
+
+    @property
     def coded(self) -> bool:
         """The journal holds a zstd stream, not the response's own bytes."""
         return self._outflow is not None

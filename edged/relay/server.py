@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edged.downstream.base import Handler, RequestSink, Responder
+from edged.downstream.base import Handler, Messenger, RequestSink, Responder
 from edged.headers import ANSWERED, Answered, answer, error_response, has_passed, http_date
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
 from edged.relay.flow import Flow
 from edged.relay.flows import Flows, Ledger, TooMany
 from edged.relay.pulse import House, Pulse, Timer
+from edged.relay.repeat import Repeats
 from edged.relay.tokens import Client, Register
 from edged.relay.upload import Gap, Inconsistent, Upload
 from edged.relay.visit import Visit
@@ -195,6 +196,7 @@ class Relay:
             at=None if flow.upload.complete else 0,
             last=said.upload_complete,
         )
+        self._repeat(visit, said)
         flow.join(visit)
         flow.begin(self._proceed(inner, flow))
         _end_if_empty(visit, head)
@@ -232,9 +234,15 @@ class Relay:
             at=said.upload_offset if sends else None,
             last=said.upload_complete,
         )
+        self._repeat(visit, said)
         flow.join(visit)
         _end_if_empty(visit, head)
         return visit
+
+    def _repeat(self, visit: Visit, said: wire.Control) -> None:
+        """Let a visit's pieces go out more than once, if that is asked for and can be."""
+        if said.repeats and visit.reads and isinstance(visit.responder, Messenger):
+            visit.repeats = Repeats(visit, visit.responder, self._later)
 
 
 def _end_if_empty(visit: Visit, head: RequestHead) -> None:

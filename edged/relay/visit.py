@@ -12,6 +12,7 @@ from edged.relay.upload import Inconsistent
 
 if TYPE_CHECKING:
     from edged.relay.flow import Flow
+    from edged.relay.repeat import Repeats
 
 PIECE_BYTES = 64 << 10
 
@@ -23,7 +24,18 @@ class Visit:
     bytes from ``at`` on (``None``: it brings none).
     """
 
-    __slots__ = ("_at", "_last", "flow", "offset", "over", "reads", "responder", "sends", "slow")
+    __slots__ = (
+        "_at",
+        "_last",
+        "flow",
+        "offset",
+        "over",
+        "reads",
+        "repeats",
+        "responder",
+        "sends",
+        "slow",
+    )
 
     def __init__(
         self,
@@ -46,6 +58,8 @@ class Visit:
         self.slow = False
         """Its connection takes no more for now."""
         self.over = False
+        self.repeats: Repeats | None = None
+        """Small pieces go out once more as datagrams."""
 
     # -- what its connection calls (RequestSink) --------------------------------------------------
 
@@ -78,6 +92,8 @@ class Visit:
 
     def gone(self) -> None:
         """The line died, or the client wants no more of it."""
+        if self.repeats is not None:
+            self.repeats.stop()
         if not self.over:
             self._leave()
 
@@ -105,6 +121,8 @@ class Visit:
         """Send the journal's newest bytes, which are just those that come next."""
         offset = self.offset = self.offset + len(data)
         self.responder.data(data)
+        if self.repeats is not None:
+            self.repeats.passed(len(data))
         self.flow.was_sent(offset)
 
     def pump(self) -> None:
@@ -122,10 +140,14 @@ class Visit:
             if flow.state is State.COMPLETE or flow.state is State.BROKEN:
                 self._leave()
                 flow.finish_visit(self.responder)
+                if self.repeats is not None:
+                    self.repeats.passed(0)
             return
 
     def break_off(self) -> None:
         """End without a clean end."""
+        if self.repeats is not None:
+            self.repeats.stop()
         if not self.over:
             self._leave()
             self.responder.abort()

@@ -21,6 +21,7 @@ edged-dictionary  request  the SHA-256 of the earlier body that it was coded wit
 edged-scope       request  a word: bodies are kept, and found, as dictionaries under it only
 edged-length      request  bytes of a coded request body when it is decoded
 edged-accept      request  zstd: the response may be coded
+edged-repeat      request  ?1: small pieces of the response may come once more as datagrams (h3)
 edged-inner-NAME  both     an inner field that would be taken for one of these
 ================  =======  ==========================================================
 
@@ -47,6 +48,7 @@ DICTIONARY = b"edged-dictionary"
 LENGTH = b"edged-length"
 METHOD = b"edged-method"
 OFFSET = b"edged-offset"
+REPEAT = b"edged-repeat"
 SCOPE = b"edged-scope"
 STATUS = b"edged-status"
 TARGET = b"edged-target"
@@ -71,6 +73,7 @@ _OWN = frozenset(
         LENGTH,
         METHOD,
         OFFSET,
+        REPEAT,
         SCOPE,
         STATUS,
         TARGET,
@@ -112,6 +115,7 @@ class Control(NamedTuple):
     scope: bytes | None = None
     length: int | None = None
     accepts: bool = False
+    repeats: bool = False
 
 
 class InnerResponse(NamedTuple):
@@ -163,6 +167,7 @@ def control(headers: Headers) -> tuple[Control, Headers]:
         _scope(own),
         _number(own, LENGTH),
         _is_zstd(own, ACCEPT),
+        _boolean(own, REPEAT, FALSE),
     ), inner
 
 
@@ -178,8 +183,8 @@ def _number(own: dict[bytes, bytes], name: bytes) -> int | None:
     return int(value)
 
 
-def _boolean(own: dict[bytes, bytes], name: bytes) -> bool:
-    value = own.get(name, TRUE)
+def _boolean(own: dict[bytes, bytes], name: bytes, missing: bytes = TRUE) -> bool:
+    value = own.get(name, missing)
     if value not in (TRUE, FALSE):
         raise BadFlow(f"{name.decode()} is neither ?1 nor ?0")
     return value == TRUE

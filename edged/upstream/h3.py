@@ -193,6 +193,7 @@ class H3Connector:
                     cadata=self._cadata,
                     idle_timeout_s=IDLE_TIMEOUT_S,
                     ticket=self.tickets.get(path),
+                    messages=path.endpoint.is_door,
                 ),
                 lambda new: self.tickets.put(path, new),
                 self._engine,

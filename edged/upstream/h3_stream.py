@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edged.messages import Headers, RequestHead
 from edged.upstream import h3_frames as h3
-from edged.upstream.base import StreamEvents
+from edged.upstream.base import MessageEvents, StreamEvents
 from edged.upstream.h3_held import Held
 from policies.model import Carrier, Failure, Outcome, Path
 
@@ -150,6 +150,11 @@ class H3Stream:
             return
         if held.full:
             connection.stall(self, True)
+
+    def message(self, data: bytes) -> None:
+        """An HTTP datagram (RFC 9297): for those who asked for them."""
+        if not (self._over or self._reader.stopped) and isinstance(self._events, MessageEvents):
+            self._events.message(data)
 
     def reset(self, code: int) -> None:
         """The peer reset the stream."""

@@ -46,6 +46,9 @@ class Sink(Protocol):
     def stop_sending(self, stream_id: int, code: int) -> None:
         """STOP_SENDING; the engine has reset the sending side."""
 
+    def message(self, data: bytes) -> None:
+        """The payload of a DATAGRAM frame."""
+
     def ping_acked(self, uid: int) -> None:
         """The packet with this PING was acknowledged."""
 
@@ -73,6 +76,8 @@ class ClientSettings:
     idle_timeout_s: float
     ticket: Any = None
     """The engine's own session ticket, or ``None``."""
+    messages: bool = False
+    """DATAGRAM frames are taken."""
 
 
 class Counters(NamedTuple):
