@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edged.relay.pulse import Timer
     from edged.relay.visit import Visit
 
-AFTER_S = (0.015, 0.02)
+AFTER_S = (0.01, 0.02)
 """When a piece is repeated, each time after the one before: what is lost in a row is mostly lost
 within less, and what comes later is felt."""
 _BYTES = MESSAGE_BYTES - 9
