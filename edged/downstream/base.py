@@ -14,7 +14,7 @@ neither side calls the other again.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from edged.messages import Headers, RequestHead, ResponseHead
 
@@ -54,15 +54,6 @@ class Responder(Protocol):
 
     def resume_body(self) -> None:
         """Read on."""
-
-
-@runtime_checkable
-class Messenger(Protocol):
-    """What a responder can besides where the carrier has datagrams."""
-
-    def message(self, data: bytes) -> None:
-        """Send a datagram about the request, of at most `edged.quic.MESSAGE_BYTES`; it may be lost,
-        and overtake or follow anything."""
 
 
 class RequestSink(Protocol):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from edged.downstream.base import Messenger
+from edged.datagrams import Messenger
 from edged.quic import MESSAGE_BYTES
 from edged.upstream.h3_frames import read_varint, varint
 

@@ -10,7 +10,7 @@ of ``end`` and ``failed``; ``failed`` may come any time before ``end``. After `S
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from edged.messages import Headers, RequestHead, ResponseHead
 from policies.model import Carrier, Failure, Path, RequestClass
@@ -51,14 +51,6 @@ class StreamEvents(Protocol):
 
     def resume_body(self) -> None:
         """It drained: send on."""
-
-
-@runtime_checkable
-class MessageEvents(Protocol):
-    """What some `StreamEvents` take besides, where the carrier is h3."""
-
-    def message(self, data: bytes) -> None:
-        """An HTTP datagram about the stream, any time between ``stream_ready`` and the end."""
 
 
 class Stream(Protocol):

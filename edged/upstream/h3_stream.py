@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edged.datagrams import MessageEvents
 from edged.messages import Headers, RequestHead
 from edged.upstream import h3_frames as h3
-from edged.upstream.base import MessageEvents, StreamEvents
+from edged.upstream.base import StreamEvents
 from edged.upstream.h3_held import Held
 from policies.model import Carrier, Failure, Outcome, Path
 

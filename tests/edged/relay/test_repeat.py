@@ -160,6 +160,7 @@ def test_repeats_before_the_head_are_of_no_use():
     assert not machine.finished(0)
 
 
+@pytest.mark.sources
 @pytest.mark.parametrize("engine", ["fast", "pure"])
 def test_a_stream_arrives_by_repeats_alone(tmp_path, monkeypatch, engine):
     """All of the body, and its end, while the visits' streams bring nothing."""
