@@ -72,8 +72,8 @@ def bulk(kind: str) -> Row:
                 yield f"{kind}: {transfer.got}"
         if played.share < LEAST_SHARE:
             yield f"{kind}: {played.share:.2f} of the goodput alone"
-        if played.twice_bytes > TWICE_BYTES:
-            yield f"{kind}: {played.twice_bytes / 1e6:.2f} MB sent twice"
+        if played.killed.twice_bytes > TWICE_BYTES:
+            yield f"{kind}: {played.killed.twice_bytes / 1e6:.2f} MB sent twice"
 
     return row
 

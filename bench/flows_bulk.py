@@ -36,6 +36,8 @@ class Transfer:
     got: Got
     wire_bytes: int
     """IP bytes that were sent in the body's direction."""
+    twice_bytes: int
+    """Of the body, as the relay counts: handed to a connection again, or taken again."""
     kills: list[tuple[float, str]] = field(default_factory=list)
     """When, from its beginning, and which line."""
 
@@ -64,11 +66,6 @@ class Bulk:
         """Of the goodput of the best line alone."""
         return self.alone.got.took_s / self.killed.got.took_s
 
-    @property
-    def twice_bytes(self) -> int:
-        """Sent on the lines beyond what the body takes alone."""
-        return self.killed.wire_bytes - self.alone.wire_bytes
-
     def told(self) -> str:
         """Figures for people."""
         alone, killed = self.alone, self.killed
@@ -76,7 +73,9 @@ class Bulk:
             f"{self.kind} of {self.size / 1e6:g} MB: alone {alone.got.took_s:.2f} s "
             f"({alone.goodput_bps(self.size) / 1e6:.1f} Mbit/s), with {len(killed.kills)} kills "
             f"{killed.got.took_s:.2f} s ({killed.goodput_bps(self.size) / 1e6:.1f} Mbit/s), "
-            f"{100 * self.share:.0f}% of it; {self.twice_bytes / 1e6:.2f} MB twice; kills "
+            f"{100 * self.share:.0f}% of it; {killed.twice_bytes / 1e6:.2f} MB twice ("
+            f"alone {alone.twice_bytes / 1e6:.2f}), wire {killed.wire_bytes / self.size:.3f} "
+            f"times its size (alone {alone.wire_bytes / self.size:.3f}); kills "
             + ", ".join(f"{line} at {at:.1f}" for at, line in killed.kills)
             + f"; right: {alone.got.fine and killed.got.fine}; pauses {killed.stalls()}"
         )
@@ -111,7 +110,7 @@ async def _transfer(
         sha256 = content_sha256(size)
         ask = Ask(id_, kind, "GET", f"/bytes/{size}", sha256=sha256, limit_s=_LIMIT_S)
     way = "up" if kind == "upload" else "down"
-    before = await asyncio.to_thread(_offered, site, way)
+    before = await asyncio.to_thread(_sent, site, way)
     begun = time.monotonic()
     going = asyncio.ensure_future(fetch(ask, plainly("127.0.0.1", site.edged.port), "/llm"))
     happened = []
@@ -125,12 +124,15 @@ async def _transfer(
         await asyncio.sleep(_DEAD_S)
         await asyncio.to_thread(site.lab.restore, line)
     got = await going
-    after = await asyncio.to_thread(_offered, site, way)
-    return Transfer(got, after - before, happened)
+    after = await asyncio.to_thread(_sent, site, way)
+    return Transfer(got, after[0] - before[0], after[1] - before[1], happened)
 
 
-def _offered(site: RelaySite, way: str) -> int:
-    return sum(line[way]["offered"]["bytes"] for line in site.lab.counters().values())
+def _sent(site: RelaySite, way: str) -> tuple[int, int]:
+    """Bytes on the wire, and those that the relay counted twice."""
+    client = site.relay_status()["relay"]["clients"][0]
+    wire = sum(line[way]["offered"]["bytes"] for line in site.lab.counters().values())
+    return wire, client["taken_twice" if way == "up" else "sent_twice"]
 
 
 # -- a session that outlives its lines -------------------------------------------------------------

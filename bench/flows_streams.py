@@ -20,7 +20,7 @@ from bench.wan_traffic import Client, Shot, plainly
 from tests.netns.relay_site import RelaySite
 
 TOKENS, RATE = 200, 20.0
-_REST_S = 3.0
+_REST_S = 2.0
 """Between a line's return and the next run."""
 _LIMIT_S = 30.0
 
@@ -104,6 +104,7 @@ def play(
 async def _runs(site: RelaySite, seed: int, count: int, tokens: int) -> list[Run]:
     rng = random.Random(f"flows/{seed}/streams")
     found = []
+    await well(site)
     for number in range(count):
         run = Run(seed, number, Shot("sse", f"s{seed}-{number}", time.monotonic()), tokens=tokens)
         client = Client(plainly("127.0.0.1", site.edged.port), "/llm")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ from policies.model import (
 _log = logging.getLogger("edged.relay")
 
 TICK_S = 0.5
+CLEARLY = 0.8
+"""Of the cost where a flow is: what makes it go elsewhere."""
 _VERDICTS = {"up": Verdict.UP, "suspect": Verdict.SUSPECT, "down": Verdict.DOWN}
 
 
@@ -130,6 +133,23 @@ class RelayClient:
         legs.sort(key=_quality)
         return [leg.name for leg in legs]
 
+    def best(self, path: Path, here: Leg, request_class: RequestClass) -> Leg | None:
+        """The line that suits a flow of that class along ``path`` best: ``here``, where it is, but
+        for one that is clearly better. (The choice of requests waits for a regret that grows with
+        each of them; a flow is but one.)
+        """
+        costs = {
+            candidate.state.path.line.name: candidate.cost_ms
+            for candidate in self.table.peek(path.endpoint.upstream, request_class).order
+            if not candidate.filtered
+            and candidate.state.path.relay == path.relay
+            and candidate.state.path.endpoint.name == path.endpoint.name
+        }
+        if not costs:
+            return None
+        name = min(costs, key=costs.__getitem__)
+        return here if costs[name] > CLEARLY * costs.get(here.name, inf) else self.legs[name]
+
     def leg(self, way: str) -> Leg:
         """The leg that ``way`` is on."""
         return self.legs[way.removesuffix(APART)]
@@ -166,6 +186,7 @@ class RelayClient:
     def verdict(self, leg: Leg, verdict: Verdict) -> None:
         """The detector has judged ``leg``."""
         old, leg.verdict = leg.verdict, verdict
+        leg.well_at = monotonic()
         if verdict is Verdict.DOWN:
             for visit in tuple(leg.visits):
                 if visit.flow is not None:
@@ -261,6 +282,8 @@ class RelayClient:
         for flow in flows:
             if flow.copying.small or len(flow.machine.lines) > 1:
                 flow.review(now)
+            if flow.large:
+                flow.handover.look_around(now)
 
 
 class Relayed:

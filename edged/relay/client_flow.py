@@ -156,9 +156,17 @@ class FlowClient:
     def surplus(self, best: str) -> tuple[str, ...]:
         """Visits that are not needed while ``best``'s has all that was forwarded."""
         visit = self._visits.get(best)
-        if visit is None or visit.silent or visit.at != self.received or not self.begun:
+        if visit is None or visit.silent or (self.begun and visit.at != self.received):
             return ()
         return tuple(line for line in self._visits if line != best)
+
+    def restart(self, lines: Sequence[str], now: float) -> Ask | Wait:
+        """No visit can be relied on any more: the flow is asked for from what is missing on."""
+        self._visits.clear()
+        if lines:
+            return self.ask(lines[0])
+        self._waits_until = now + LINGER_S
+        return Wait(self._waits_until)
 
     def drop(self, line: str) -> None:
         """The visit over ``line`` was given up."""

@@ -60,6 +60,8 @@ class Leg:
         """Flows that it has not told to be over."""
         self.silent = False
         """Nothing was heard for longer than is usual."""
+        self.well_at = 0.0
+        """Since when nothing was the matter with it, monotonic."""
         self.connected = False
         """The relay answered the pulse."""
         self.since = inf
@@ -292,6 +294,7 @@ class Leg:
         self._heard_at = monotonic()
         if self.silent:
             self.silent = False
+            self.well_at = self._heard_at
             self.client.heard(self)
 
     def _take(self, beat: RelayBeat) -> None:

@@ -23,12 +23,25 @@ _NOTHING: int | None = 0
 class Visit:
     """One request about a flow over one line. Implements `StreamEvents`."""
 
-    __slots__ = ("_ask", "_blocked", "_ended", "_flow", "_leg", "_pending", "_up", "stream", "way")
+    __slots__ = (
+        "_ask",
+        "_blocked",
+        "_ended",
+        "_flow",
+        "_leg",
+        "_pending",
+        "_up",
+        "held",
+        "stream",
+        "way",
+    )
 
     def __init__(self, flow: FlowStream, leg: Leg, ask: Ask) -> None:
         self.way = ask.line
         """Its line; with `APART`, on another connection there than the flow's other visit."""
         self.stream: Stream | None = None
+        self.held = False
+        """It must send no more request bytes."""
         self._ask = ask
         self._flow: FlowStream | None = flow
         self._leg = leg
@@ -42,9 +55,9 @@ class Visit:
         assert self._flow is not None
         self._leg.visits[self] = None
         flow = self._flow
-        if not self.way.endswith(APART):
+        if flow.large or not self.way.endswith(APART):
             repeats = flow.repeats(self._leg)
-            self._pending = self._leg.open(self, flow.request_class, repeats=repeats)
+            self._pending = self._leg.open(self, flow.handover.visit_class, repeats=repeats)
         elif not self._leg.open_apart(self, flow.carrier_on(self._leg)):
             flow.drop(self.way)
 
@@ -67,6 +80,8 @@ class Visit:
         if flow.machine.begun and flow.machine.uploaded:
             self._up, self._ended = out.end, True
             fields = [*door.fields, (wire.OFFSET, b"%d" % received)]
+            if flow.handover.takes(self):
+                fields.append((wire.INSTEAD, wire.TRUE))
             method, length = b"GET", _NOTHING
         else:
             self._up = out.taken
@@ -93,11 +108,12 @@ class Visit:
         if self._ended or self._up < 0 or flow is None:
             return
         out = flow.outgoing
-        while not self._blocked and self.stream is not None and self._up < out.end:
+        while not (self._blocked or self.held) and self.stream is not None and self._up < out.end:
             piece = out.read(self._up)
             self._up += len(piece)
             self.stream.send_data(piece)
-        if out.complete and self._up == out.end and self.stream is not None and not self._ended:
+        done = out.complete and self._up == out.end and not self.held
+        if done and self.stream is not None and not self._ended:
             self._ended = True
             self.stream.send_end(flow.trailers)
 
@@ -161,6 +177,11 @@ class Visit:
     def resume_body(self) -> None:
         """It drained."""
         self._blocked = False
+        self.feed()
+
+    def let_go(self) -> None:
+        """It may send on."""
+        self.held = False
         self.feed()
 
     @property

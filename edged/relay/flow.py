@@ -224,7 +224,7 @@ class Flow:
         at = journal.end
         journal.append(data)
         for visit in self._visits:
-            if visit.offset == at and visit.reads and not visit.slow:
+            if visit.offset == at and visit.reads and not (visit.slow or visit.superseded):
                 visit.pass_on(data)
         if self.ledger.spend(len(data), flows.clock()):
             self._throttle()
@@ -290,13 +290,10 @@ class Flow:
     def _ahead(self) -> bool:
         """As much is kept for the client as may be."""
         journal = self.journal
-        if self.acknowledges:
-            unread = journal.end - self._acknowledged
-            most = self._limit
-        else:
-            unread = journal.end - self._sent
-            most = self._limit
-        return unread >= most or (self.flows.account.full and journal.held_bytes >= FLOOR_BYTES)
+        unread = journal.end - (self._acknowledged if self.acknowledges else self._sent)
+        return unread >= self._limit or (
+            self.flows.account.full and journal.held_bytes >= FLOOR_BYTES
+        )
 
     def _hold(self) -> None:
         self._held = True
@@ -370,6 +367,12 @@ class Flow:
             self._acknowledged = offset
         self._trim()
 
+    def first_wanted(self, offset: int) -> int:
+        """Where a visit begins that asks from ``offset``: what was acknowledged meanwhile, over a
+        faster line, is not wanted any more.
+        """
+        return max(offset, self._acknowledged)
+
     def keeps(self, offset: int) -> bool:
         """Whether a visit can read from ``offset``."""
         return self.journal.start <= offset <= self.journal.end
@@ -395,6 +398,13 @@ class Flow:
                 visit.tell_head(self._head)
             visit.pump()
 
+    def supersede(self, visit: Visit) -> None:
+        """``visit`` begins where others end, and they read no more."""
+        for other in self._visits:
+            if other.reads:
+                other.superseded = True
+                visit.offset = max(visit.offset, other.offset)
+
     def leave(self, visit: Visit) -> None:
         """``visit`` is over, in whatever way."""
         rest = tuple(v for v in self._visits if v is not visit)
@@ -403,8 +413,9 @@ class Flow:
             if not rest:
                 self.flows.unattended(self)
 
-    def was_sent(self, offset: int) -> None:
-        """A visit handed the bytes before ``offset`` to its connection."""
+    def was_sent(self, offset: int, size: int) -> None:
+        """A visit handed ``size`` bytes, those before ``offset``, to its connection."""
+        self.ledger.sent_twice += max(0, min(size, size - offset + self._sent))
         if offset > self._sent:
             self._sent = offset
             if not self.acknowledges:
@@ -413,6 +424,7 @@ class Flow:
     def receive(self, at: int, data: bytes) -> None:
         """Request bytes from ``at``. Raises `upload.Gap` and `upload.Inconsistent`."""
         new = self.upload.take(at, data)
+        self.ledger.taken_twice += len(data) - len(new)
         if not new:
             return
         self.ledger.moved(self)

@@ -88,6 +88,8 @@ class Ledger:
         "name",
         "opened",
         "refused",
+        "sent_twice",
+        "taken_twice",
         "waiting",
     )
 
@@ -108,6 +110,10 @@ class Ledger:
         """Bytes of bodies that were coded on the line, as they were before or after that."""
         self.bodies_coded = 0
         """The same, as they were on the line."""
+        self.sent_twice = 0
+        """Response bytes that had been handed to a connection before, as over another line."""
+        self.taken_twice = 0
+        """Request bytes that had come before."""
         self.opened = 0
         self.refused = 0
         self.configure(limits)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edged.downstream.base import Handler, Messenger, RequestSink, Responder
+from edged.datagrams import Messenger
+from edged.downstream.base import Handler, RequestSink, Responder
 from edged.headers import ANSWERED, Answered, answer, error_response, has_passed, http_date
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
@@ -218,7 +219,8 @@ class Relay:
     ) -> RequestSink:
         reads = head.method != b"PATCH"
         sends = head.method == b"PATCH" or (head.method == b"POST" and not flow.upload.complete)
-        if reads and not flow.keeps(said.offset):
+        offset = flow.first_wanted(said.offset)
+        if reads and not flow.keeps(offset):
             return answer(responder, _not_kept(flow, said.offset))
         if head.method == b"PATCH" or sends:
             try:
@@ -230,11 +232,13 @@ class Relay:
         visit = Visit(
             flow,
             responder,
-            offset=said.offset if reads else None,
+            offset=offset if reads else None,
             at=said.upload_offset if sends else None,
             last=said.upload_complete,
         )
         self._repeat(visit, said)
+        if said.instead and reads:
+            flow.supersede(visit)
         flow.join(visit)
         _end_if_empty(visit, head)
         return visit

@@ -35,6 +35,7 @@ class Visit:
         "responder",
         "sends",
         "slow",
+        "superseded",
     )
 
     def __init__(
@@ -58,6 +59,8 @@ class Visit:
         self.slow = False
         """Its connection takes no more for now."""
         self.over = False
+        self.superseded = False
+        """Another visit brings what is left of the response."""
         self.repeats: Repeats | None = None
         """Small pieces go out once more as datagrams."""
 
@@ -123,13 +126,13 @@ class Visit:
         self.responder.data(data)
         if self.repeats is not None:
             self.repeats.passed(len(data))
-        self.flow.was_sent(offset)
+        self.flow.was_sent(offset, len(data))
 
     def pump(self) -> None:
         """Send what is there, as far as the connection takes it; at its end, the end."""
         flow = self.flow
         journal = flow.journal
-        while self.reads and not self.slow and not self.over:
+        while self.reads and not (self.slow or self.over or self.superseded):
             if self.offset < journal.start:  # acknowledged over another line
                 self.break_off()
                 return

@@ -22,6 +22,7 @@ edged-scope       request  a word: bodies are kept, and found, as dictionaries u
 edged-length      request  bytes of a coded request body when it is decoded
 edged-accept      request  zstd: the response may be coded
 edged-repeat      request  ?1: small pieces of the response may come once more as datagrams (h3)
+edged-instead     request  ?1: what is left of the response comes here and over no other visit
 edged-inner-NAME  both     an inner field that would be taken for one of these
 ================  =======  ==========================================================
 
@@ -45,6 +46,7 @@ ACCEPT = b"edged-accept"
 ACK = b"edged-ack"
 CODING = b"edged-coding"
 DICTIONARY = b"edged-dictionary"
+INSTEAD = b"edged-instead"
 LENGTH = b"edged-length"
 METHOD = b"edged-method"
 OFFSET = b"edged-offset"
@@ -70,6 +72,7 @@ _OWN = frozenset(
         ACK,
         CODING,
         DICTIONARY,
+        INSTEAD,
         LENGTH,
         METHOD,
         OFFSET,
@@ -116,6 +119,7 @@ class Control(NamedTuple):
     length: int | None = None
     accepts: bool = False
     repeats: bool = False
+    instead: bool = False
 
 
 class InnerResponse(NamedTuple):
@@ -168,6 +172,7 @@ def control(headers: Headers) -> tuple[Control, Headers]:
         _number(own, LENGTH),
         _is_zstd(own, ACCEPT),
         _boolean(own, REPEAT, FALSE),
+        _boolean(own, INSTEAD, FALSE),
     ), inner
 
 
