@@ -151,8 +151,13 @@ class Qh3Engine(Streams):
             return self._first_flights(now)
         out, self._waiting = self._waiting, []
         poll = core.poll_transmit
-        while (transmit := poll(now)) is not None:
-            out.append((transmit[0], transmit[1]))
+        try:
+            while (transmit := poll(now)) is not None:
+                out.append((transmit[0], transmit[1]))
+        except Broken:
+            # It would be silent from now on. The end is told when time has passed: at once.
+            self._broken = True
+            self.get_timer = lambda: now
         return out
 
     def _first_flights(self, now: float) -> list[tuple[bytes, Address]]:

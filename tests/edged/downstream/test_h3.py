@@ -425,6 +425,37 @@ def test_answers_leave_from_the_address_that_was_asked(engine, host, there):
     go(scenario, engine, lambda request: request.answer(bytes(100_000)), host=host)
 
 
+class BreaksOnSending:
+    """A core whose next flight fails: one did with "reserved stream is missing"."""
+
+    def __init__(self, core):
+        self.core = core
+
+    def __getattr__(self, name):
+        return getattr(self.core, name)
+
+    def poll_transmit(self, now):
+        raise ValueError("reserved stream is missing")
+
+
+@pytest.mark.parametrize("engine", [FAST])
+def test_a_core_that_breaks_ends_its_connection_and_no_other(engine):
+    async def scenario(house):
+        async with house.connect() as one, house.connect() as other:
+            one.request("GET", "/")
+            lost = await house.request(0)
+            engine = lost.responder.connection.engine
+            engine._core = BreaksOnSending(engine._core)
+            lost.responder.head(ResponseHead(200, [], 5))
+            await until(lambda: lost.left)
+            sent = other.request("GET", "/")
+            (await house.request(1)).answer(b"whole")
+            await sent.until()
+            assert sent.body == b"whole"
+
+    go(scenario, engine)
+
+
 @BOTH
 def test_many_open_handshakes_make_clients_show_where_they_are(engine, client, monkeypatch):
     monkeypatch.setattr("edged.downstream.quic_server.HALF_OPEN", 0)
