@@ -192,7 +192,13 @@ class RelayClient:
                 if visit.flow is not None:
                     visit.flow.leave(visit.way)
         elif verdict is Verdict.SUSPECT and old is Verdict.UP:
-            self.silent(leg)
+            for visit in tuple(leg.visits):
+                # A line that a large body fills is suspected now and then: while its bytes come,
+                # all would only cross twice.
+                if visit.flow is not None and (leg.silent or not visit.flow.large):
+                    visit.flow.silent(visit.way)
+        elif verdict is Verdict.UP and not leg.silent:
+            self.heard(leg)
         if old is Verdict.DOWN and verdict is not Verdict.DOWN:
             leg.start()
             for flow in tuple(self.flows.values()):

@@ -25,7 +25,7 @@ BULK = RequestClass.of(4 << 20)
 """What a large response is like for the line that brings it."""
 WELL_S = 1.0
 """A line must have been well for so long."""
-LIMIT_S = 3.0
+LIMIT_S = 10.0
 """A handover that takes longer is broken off."""
 
 
