@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +93,10 @@ def play(
         there.mkdir(parents=True)
         rules = {"redundancy": {"small_streams": policy}, **(config or {})}
         with RelaySite(there, seed=seed, policy=rules) as site, site.lab.edge:
-            streams.runs += asyncio.run(_runs(site, seed, runs, tokens))
+            for run in runs_of(site, seed, runs, tokens):
+                streams.runs.append(run)
+                with (directory / "runs.txt").open("a") as file:
+                    print(run, file=file)
         streams.logs += site.edged.log + (there / "relay.log").read_text(errors="replace")
 
     with ThreadPoolExecutor(len(seeds)) as pool:
@@ -101,30 +104,30 @@ def play(
     return streams
 
 
-async def _runs(site: RelaySite, seed: int, count: int, tokens: int) -> list[Run]:
+def runs_of(site: RelaySite, seed: int, count: int, tokens: int) -> Iterator[Run]:
+    """Play them one after another, each as it ends."""
     rng = random.Random(f"flows/{seed}/streams")
-    found = []
-    await well(site)
     for number in range(count):
-        run = Run(seed, number, Shot("sse", f"s{seed}-{number}", time.monotonic()), tokens=tokens)
-        client = Client(plainly("127.0.0.1", site.edged.port), "/llm")
-        stream = asyncio.ensure_future(
-            client.shoot(
-                run.shot, "GET", f"/sse?n={tokens}&rate={RATE}",
-                headers={"host": "edge.lab"}, limit_s=tokens / RATE + _LIMIT_S,
-            )
-        )  # fmt: skip
-        at = rng.uniform(0.2, 0.5) * tokens / RATE
-        await asyncio.sleep(at)
-        run.line = await asyncio.to_thread(used, site)
-        run.died_at = await asyncio.to_thread(site.lab.set, run.line, blackhole=True)
-        await stream
-        client.close()
-        await asyncio.to_thread(site.lab.restore, run.line)
-        found.append(run)
-        if number + 1 < count:
-            await well(site)
-    return found
+        yield asyncio.run(_run(site, seed, number, rng.uniform(0.2, 0.5), tokens))
+
+
+async def _run(site: RelaySite, seed: int, number: int, when: float, tokens: int) -> Run:
+    await well(site)
+    run = Run(seed, number, Shot("sse", f"s{seed}-{number}", time.monotonic()), tokens=tokens)
+    client = Client(plainly("127.0.0.1", site.edged.port), "/llm")
+    stream = asyncio.ensure_future(
+        client.shoot(
+            run.shot, "GET", f"/sse?n={tokens}&rate={RATE}",
+            headers={"host": "edge.lab"}, limit_s=tokens / RATE + _LIMIT_S,
+        )
+    )  # fmt: skip
+    await asyncio.sleep(when * tokens / RATE)
+    run.line = await asyncio.to_thread(used, site)
+    run.died_at = await asyncio.to_thread(site.lab.set, run.line, blackhole=True)
+    await stream
+    client.close()
+    await asyncio.to_thread(site.lab.restore, run.line)
+    return run
 
 
 def used(site: RelaySite) -> str:

@@ -88,7 +88,9 @@ class Engine(Protocol):
         """CONNECTION_CLOSE with an application error code goes out with the next datagrams."""
 
     def message(self, data: bytes) -> None:
-        """Queue a DATAGRAM frame, if the peer takes them: unordered, and not repeated when lost."""
+        """Send a DATAGRAM frame, if the peer takes them and the congestion window has room: else it
+        is dropped, as it might be on the way. They would pile up, and before streams at that.
+        """
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

@@ -12,5 +12,7 @@ MESSAGE_FRAME_BYTES = 1200
 """Largest DATAGRAM frame (RFC 9221) taken where they are: between an edge and its relays."""
 MESSAGE_BYTES = 1000
 """What one of them carries at most: it fits the smallest path with all headers."""
+PACKET_OVERHEAD_BYTES = 60
+"""About what its packet takes besides."""
 
 Address = tuple[str, int]

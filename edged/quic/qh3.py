@@ -12,6 +12,7 @@ from typing import Any
 
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
+from edged.quic import PACKET_OVERHEAD_BYTES
 from edged.upstream.engines import EngineError
 
 Broken = (QuicConnectionError, RuntimeError, ValueError)
@@ -88,10 +89,14 @@ class Streams:
             self._quic.stop_stream(stream_id, code)
 
     def message(self, data: bytes) -> None:
-        """A DATAGRAM frame, if the peer takes them: unordered, and not repeated when lost."""
-        if self._core is not None:
-            with suppress(*Broken):  # it takes none, or is closed
-                self._core.send_datagram(data)
+        """See `Engine.message`."""
+        core = self._core
+        if core is None:
+            return
+        room = core.congestion_window - core.bytes_in_flight
+        if len(data) + PACKET_OVERHEAD_BYTES <= room:
+            with suppress(*Broken):  # the peer takes none, or it is closed
+                core.send_datagram(data)
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

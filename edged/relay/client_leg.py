@@ -19,13 +19,21 @@ from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
 from edged.relay.beats import BadBeat, ClientBeat, Lines, RelayBeat
 from edged.upstream.base import Pending, Stream, StreamEvents
-from policies.model import Carrier, Kind, Outcome, Path, RequestClass, Sample, Verdict
+from policies.model import (
+    Carrier,
+    Failure,
+    Kind,
+    Outcome,
+    Path,
+    RequestClass,
+    Sample,
+    Verdict,
+)
 from policies.rtt import RttEstimator
 
 if TYPE_CHECKING:
     from edged.relay.client import Door, RelayClient
     from edged.relay.client_visit import Visit
-    from policies.model import Failure
 
 _log = logging.getLogger("edged.relay")
 
@@ -40,6 +48,9 @@ RTT_S = 0.2
 """Assumed before anything was measured."""
 LEAST_PATIENCE_S = 0.04
 MOST_ACKS = 500
+STUCK_S = 2.0
+"""Silence of a pulse on a line that is not DOWN: others answer there, so that it is the connection
+that carries nothing any more."""
 RETRY_S = 0.2
 RETRY_MAX_S = 5.0
 _UNANSWERED = 256
@@ -77,6 +88,7 @@ class Leg:
         self._answered_every_s = IDLE_S
         self._told_number = 0
         self._heard_at = 0.0
+        self._opened_at = 0.0
         self._active_until = 0.0
         self._awaited_at = 0.0
         self._slot_at = 0.0
@@ -158,6 +170,7 @@ class Leg:
         self._slow = False
         self._want = None
         self._every_s = self._answered_every_s = IDLE_S
+        self._opened_at = monotonic()
         self._active_until = monotonic() + ACTIVE_AFTER_S  # a new line is measured at once
         door = self.door
         fields = [*door.fields, (b"content-type", b"application/x-ndjson")]
@@ -263,6 +276,11 @@ class Leg:
         now = monotonic()
         every_s = self._pace(now)
         self._timer = self.client.loop.call_later(every_s, self._beat)
+        since_s = now - max(self._heard_at, self._opened_at)
+        quiet = self.silent or not self.connected
+        if quiet and since_s > STUCK_S + every_s and self.verdict is not Verdict.DOWN:
+            self._forsake(f"nothing came over this connection for {since_s:.1f} s")
+            return
         if self._slow:
             return
         self._number = number = self._number + 1
@@ -286,6 +304,14 @@ class Leg:
         stream.send_data(beat.encode())
         if self.connected:
             self._arm(now)
+
+    def _forsake(self, text: str) -> None:
+        """Neither the pulse nor any visit hears anything: give up what they are on."""
+        _log.warning("relay %s over line %s: %s", self.client.name, self.name, text)
+        failure = Failure(Outcome.TIMEOUT, text, carrier_down=True)
+        for stream in (self._stream, *(visit.stream for visit in tuple(self.visits))):
+            if stream is not None:
+                stream.forsake(failure)
 
     # -- the relay's beats -----------------------------------------------------------------------
 

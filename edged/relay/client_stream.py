@@ -179,6 +179,10 @@ class FlowStream:
         if not self._over:
             self._end()
 
+    def forsake(self, failure: Failure) -> None:
+        """See `Stream`."""
+        self._fail(failure)
+
     def pause_reading(self) -> None:
         """The relay's journal fills, and then its origin waits."""
         self.paused = True

@@ -108,6 +108,9 @@ class H3Stream:
             self._leave(h3.REQUEST_CANCELLED)
             self._connection.ended(self)
 
+    def forsake(self, failure: Failure) -> None:
+        self._connection.close(failure)
+
     def pause_reading(self) -> None:
         if not (self._over or self._reader.stopped):
             self._reader.stopped = True

@@ -124,6 +124,18 @@ def test_without_any_line_a_request_waits_for_one_and_is_not_asked_again(tmp_pat
         answer.writer.close()
 
 
+def test_a_connection_that_carries_nothing_any_more_is_given_up_though_its_line_is_well(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        leg = edge.client.legs["a"]
+        old = leg._stream
+        for pulse in tuple(relay.flows.ledgers["one"].followers):
+            pulse.pause_response()
+        await until(lambda: leg.silent)
+        await until(lambda: leg.connected and leg._stream is not old)
+        assert (await edge.fetch("GET", "/hash"))[0] == 200
+
+
 def test_an_upload_is_carried_on(tmp_path):
     @scenario(tmp_path)
     async def _(edge, relay, origin):
