@@ -137,11 +137,15 @@ def used(site: RelaySite) -> str:
 
 
 async def well(site: RelaySite, rest_s: float = _REST_S) -> None:
-    """All lines are UP again, and have been for a while."""
+    """All lines are UP again, and have been for a while, with both carriers where there is time
+    for that (``rest_s``).
+    """
     end = time.monotonic() + _LIMIT_S
     while time.monotonic() < end:
         status = await asyncio.to_thread(site.edged.status)
-        if all(path["verdict"] == "UP" for path in status["upstreams"][0]["paths"]):
+        up = all(path["verdict"] == "UP" for path in status["upstreams"][0]["paths"])
+        legs = [pool["connections"] for pool in status["pools"] if ">relay:" in pool["path"]]
+        if up and (not rest_s or all(leg.get("h3") and leg.get("h2") for leg in legs)):
             break
         await asyncio.sleep(0.2)
     await asyncio.sleep(rest_s)
