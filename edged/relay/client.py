@@ -141,7 +141,7 @@ class RelayClient:
         costs = {
             candidate.state.path.line.name: candidate.cost_ms
             for candidate in self.table.peek(path.endpoint.upstream, request_class).order
-            if not candidate.filtered
+            if candidate.filtered in ("", "recovering")  # it must have been well for a while
             and candidate.state.path.relay == path.relay
             and candidate.state.path.endpoint.name == path.endpoint.name
         }
@@ -288,6 +288,7 @@ class RelayClient:
         for flow in flows:
             if flow.copying.small or len(flow.machine.lines) > 1:
                 flow.review(now)
+            flow.look_after(now)
             if flow.large:
                 flow.handover.look_around(now)
 

@@ -25,14 +25,25 @@ BULK = RequestClass.of(4 << 20)
 """What a large response is like for the line that brings it."""
 WELL_S = 1.0
 """A line must have been well for so long."""
-LIMIT_S = 10.0
-"""A handover that takes longer is broken off."""
+LIMIT_S = 2.0
+"""A handover is broken off when nothing was moved on by it for so long."""
 
 
 class Handover:
     """One flow's."""
 
-    __slots__ = ("_at", "_flow", "_new", "_old", "_suited", "_until", "_way", "opaque", "size")
+    __slots__ = (
+        "_at",
+        "_flow",
+        "_moved",
+        "_new",
+        "_old",
+        "_suited",
+        "_until",
+        "_way",
+        "opaque",
+        "size",
+    )
 
     def __init__(self, flow: FlowStream) -> None:
         self.opaque = False
@@ -47,6 +58,7 @@ class Handover:
         """Sends no more of the request; `_way` is next."""
         self._way = ""
         self._until = 0.0
+        self._moved = -1  # bytes of both directions, as last seen
         self._suited = ""
         """The line on which the carrier was changed: once there is enough."""
 
@@ -72,8 +84,11 @@ class Handover:
     def look_around(self, now: float) -> None:
         """Begin, if another flow like this one would take another way now."""
         flow = self._flow
-        if flow.paused:  # nothing moves before the client reads on
+        moved = flow.machine.received + flow.outgoing.taken
+        if flow.paused or moved != self._moved:
+            self._moved = moved
             self._until = now + LIMIT_S
+        if flow.paused:  # nothing moves before the client reads on
             return
         if (self._new or self._old) is not None and now > self._until and self.broken():
             flow.anew()

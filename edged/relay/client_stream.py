@@ -44,6 +44,9 @@ ACK_AT_BYTES = 256 << 10
 HOLD_S = 0.15
 """So much longer a line must be silent before a large upload is sent over another: a line that is
 full falls silent now and then, and what goes over both is sent twice."""
+STALE_S, STALE_MOST_S = 3.0, 30.0
+"""A response that pauses for so long is asked for anew, at first and at most: whatever it is that
+brings nothing, nobody waits for it longer than for the next look."""
 _NO_WAY = "the relay found no way to the endpoint"
 
 
@@ -90,6 +93,8 @@ class FlowStream:
         """The client takes nothing for now."""
         self._told_pause = False
         self._acked = 0
+        self._fresh_at = monotonic()
+        self._stale_s = STALE_S
         self._timer: asyncio.TimerHandle | None = None
 
     # -- before it is a stream -------------------------------------------------------------------
@@ -241,6 +246,7 @@ class FlowStream:
             self._take(visit, new)
 
     def _take(self, visit: Visit, new: bytes) -> None:
+        self._fresh_at, self._stale_s = monotonic(), STALE_S
         received = self.machine.received
         self.client.received(self.id, received)
         if received - self._acked >= ACK_AT_BYTES:
@@ -383,6 +389,16 @@ class FlowStream:
         if visit.stream is not None and not self.paused:
             visit.stream.resume_reading()
         self._moved()
+
+    def look_after(self, now: float) -> None:
+        """Ask anew for a response that has paused for long; ever more rarely while it does."""
+        waits = self.machine.waits_until is not None  # for a line
+        if self._over or self.paused or waits or self.handover.opaque or not self.machine.begun:
+            self._fresh_at = now
+        elif now - self._fresh_at > self._stale_s:
+            self._fresh_at, self._stale_s = now, min(2 * self._stale_s, STALE_MOST_S)
+            self.handover.broken()
+            self.anew()
 
     def anew(self) -> None:
         """Ask for all that is missing, over the best line."""

@@ -399,11 +399,13 @@ class Flow:
             visit.pump()
 
     def supersede(self, visit: Visit) -> None:
-        """``visit`` begins where others end, and they read no more."""
-        for other in self._visits:
-            if other.reads:
-                other.superseded = True
-                visit.offset = max(visit.offset, other.offset)
+        """``visit`` begins where others end, and they read no more. Where the least of them ends:
+        the client may have given up those that are further, and nobody else brings what is between.
+        """
+        others = [other for other in self._visits if other.reads and not other.superseded]
+        for other in others:
+            other.superseded = True
+        visit.offset = max(visit.offset, min((other.offset for other in others), default=0))
 
     def leave(self, visit: Visit) -> None:
         """``visit`` is over, in whatever way."""

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from edged.admin import views
 from edged.admin.text import print_status
+from edged.relay import client_stream
+from edged.relay.client_flow import FlowClient
 from edged.relay.client_report import RelaysReport
 from edged.relay.client_visit import APART, Visit
 from edged.relay.flow import State
@@ -134,6 +136,26 @@ def test_a_connection_that_carries_nothing_any_more_is_given_up_though_its_line_
         await until(lambda: leg.silent)
         await until(lambda: leg.connected and leg._stream is not old)
         assert (await edge.fetch("GET", "/hash"))[0] == 200
+
+
+def test_a_response_that_pauses_for_long_is_asked_for_anew(tmp_path, monkeypatch):
+    """Here because the first visit brings nothing that fits."""
+    monkeypatch.setattr(client_stream, "STALE_S", 0.3)
+    head = FlowClient.head
+
+    def beyond(machine, line, offset):
+        first = head(machine, line, offset)
+        if first:
+            machine._visits[line].at += 1 << 30
+        return first
+
+    @scenario(tmp_path, policy={"redundancy": {"small_streams": "never"}})
+    async def _(edge, relay, origin):
+        monkeypatch.setattr(FlowClient, "head", beyond)
+        status, _, body, clean = await edge.fetch("GET", "/stream/5/300000", [("x-id", "1")])
+        assert (status, body, clean) == (200, content(5, 300_000), True)
+        assert origin.executed == {"1": 1}
+        assert edge.client.opened == 1
 
 
 def test_an_upload_is_carried_on(tmp_path):

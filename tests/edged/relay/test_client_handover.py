@@ -231,6 +231,7 @@ def test_a_flow_goes_where_it_is_clearly_cheaper(costs, here, there):
         return SimpleNamespace(state=SimpleNamespace(path=path), cost_ms=cost_ms, filtered=filtered)
 
     order = [candidate("a", 1, relay=None), candidate("b", 1, filtered="down")]
+    order.append(candidate("b", 1, filtered="hot"))
     order += [candidate(line, cost) for line, cost in costs.items()]
     legs = {line: SimpleNamespace(name=line) for line in "ab"}
     table = SimpleNamespace(peek=lambda upstream, cls: SimpleNamespace(order=order))

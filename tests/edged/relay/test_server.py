@@ -210,6 +210,20 @@ def test_what_is_left_comes_over_one_visit_instead_of_others():
     first.sink.gone()
 
 
+def test_what_is_left_begins_where_the_slowest_of_others_ends():
+    """A visit that is further may be one that its client has given up."""
+    house = House()
+    slow = house.flow("POST", TARGET)
+    slow.sink.pause_response()
+    flow = house.inner[0].responder
+    flow.head(ok(6))
+    flow.data(b"abc")
+    given_up = house.flow("GET", ("edged-offset", "0"))
+    assert (slow.received, given_up.received) == (b"", b"abc")
+    rest = house.flow("GET", ("edged-offset", "0"), ("edged-instead", "?1"))
+    assert rest.received == b"abc"
+
+
 def test_uploads_resume_from_the_offset_that_head_tells():
     house = House()
     first = house.flow("POST", TARGET, length=10)
