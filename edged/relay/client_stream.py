@@ -95,6 +95,8 @@ class FlowStream:
         self._acked = 0
         self._fresh_at = monotonic()
         self._stale_s = STALE_S
+        self.avoid: Carrier | None = None
+        """What brought nothing for long: others are asked first."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- before it is a stream -------------------------------------------------------------------
@@ -397,6 +399,8 @@ class FlowStream:
             self._fresh_at = now
         elif now - self._fresh_at > self._stale_s:
             self._fresh_at, self._stale_s = now, min(2 * self._stale_s, STALE_MOST_S)
+            stale = [visit.stream.carrier for visit in self.visits.values() if visit.stream]
+            self.avoid = stale[0] if stale else None
             self.handover.broken()
             self.anew()
 

@@ -55,6 +55,8 @@ class Visit:
         assert self._flow is not None
         self._leg.visits[self] = None
         flow = self._flow
+        if flow.avoid is not None and self._leg.open_apart(self, flow.avoid):
+            return
         if flow.large or not self.way.endswith(APART):
             repeats = flow.repeats(self._leg)
             self._pending = self._leg.open(self, flow.handover.visit_class, repeats=repeats)
