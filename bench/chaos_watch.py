@@ -97,9 +97,11 @@ def flat(quarters: list[float]) -> bool:
     return quarters[3] * 1e6 <= quarters[1] * 1e6 * (1 + _GROWTH_SHARE) + _GROWTH_BYTES
 
 
-async def left_behind(edged: Edged, warm: Holding, limit_s: float) -> tuple[Holding, list[str]]:
+async def left_behind(
+    edged: Edged, warm: Holding, limit_s: float, pulses: int = 0
+) -> tuple[Holding, list[str]]:
     """What is held with nobody asking, once it is as little as it should be, or after
-    ``limit_s``; and what is too much."""
+    ``limit_s``; and what is too much. ``pulses`` between an edge and a relay stay open."""
     end = time.monotonic() + limit_s
     while True:
         try:
@@ -108,12 +110,12 @@ async def left_behind(edged: Edged, warm: Holding, limit_s: float) -> tuple[Hold
             if time.monotonic() > end:
                 return warm, [f"the daemon does not answer: {error}"]
             continue
-        if not (too_much := _too_much(now, warm)) or time.monotonic() > end:
+        if not (too_much := _too_much(now, warm, pulses)) or time.monotonic() > end:
             return now, too_much
         await asyncio.sleep(_EVERY_S)
 
 
-def _too_much(now: Holding, warm: Holding) -> list[str]:
+def _too_much(now: Holding, warm: Holding, pulses: int) -> list[str]:
     """More than after warming up, or anything of what belongs to requests."""
     bounds: dict[str, int] = {
         "tcp": warm.tcp,
@@ -121,7 +123,7 @@ def _too_much(now: Holding, warm: Holding) -> list[str]:
         "files": warm.files,
         "tasks": warm.tasks,
         "spools": 0,
-        "open_requests": 0,
+        "open_requests": pulses,
         "waiting": 0,
     }
     held = asdict(now)

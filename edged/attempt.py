@@ -136,6 +136,11 @@ class Attempt:
             self.feed()
 
     @property
+    def outlives_lines(self) -> bool:
+        """See `Try`."""
+        return self.stream is not None and self.target.path.relay is not None
+
+    @property
     def cursor(self) -> int:
         """Body offset up to which the stream has taken it."""
         return self._cursor

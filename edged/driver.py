@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
@@ -71,6 +72,10 @@ class Try(Protocol):
     def carrier(self) -> Carrier | None: ...
     @property
     def over(self) -> bool: ...
+    @property
+    def outlives_lines(self) -> bool:
+        """It was sent to a relay as a flow: which of the lines there it takes is its own affair."""
+
     @property
     def bytes_up_wire(self) -> int: ...
 
@@ -182,9 +187,13 @@ class Driver(ABC, Generic[TryT]):
             self.carry_out(self.machine.failed(attempt.number, failure, monotonic()))
 
     def path_down(self, change: Change) -> None:
-        """A path in use was declared DOWN."""
+        """A path in use was declared DOWN. A flow goes on by itself, or waits for a line, unless
+        the request may, and can, go another way than through its relay.
+        """
         if not self.machine.done:
-            self._reroute()
+            others = self._reroute()
+            if self._flow() is not None and not (self.machine.repeatable and others):
+                return
             self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason))
 
     def carrier_lost(self, attempt: int, reason: str) -> None:
@@ -211,14 +220,28 @@ class Driver(ABC, Generic[TryT]):
             self._reroute()
             self.carry_out(self.machine.timer_fired(monotonic()))
 
-    def _reroute(self) -> None:
+    def _reroute(self) -> bool:
         """The order may have changed since the plan was made: whoever starts later takes the new.
+        Beside a flow only other ways than through its relay count, as it has the lines to that for
+        itself, and a second flow would be a second request. Whether any of those is not DOWN.
 
         Never for a first attempt: that is what the plan is for.
         """
         old = self.plan.ranking
         ranking = self.house.table.peek(old.upstream, old.request_class)
-        self.machine.reroute(*candidates(ranking, self.suits))
+        flow = self._flow()
+        if flow is None:
+            self.machine.reroute(*candidates(ranking, self.suits))
+            return True
+        relay = flow.relay
+        order = tuple(c for c in ranking.order if c.state.path.relay != relay)
+        found = candidates(replace(ranking, order=order), self.suits)
+        self.machine.reroute(*found)
+        return found.reachable > 0
+
+    def _flow(self) -> Path | None:
+        """The path of the live attempt that is a flow."""
+        return next((t.target.path for t in self.live.values() if t.outlives_lines), None)
 
     # -- commands ---------------------------------------------------------------------------------
 

@@ -110,6 +110,7 @@ class H2Connection(asyncio.Protocol):
                     return
         except self._protocol_error:
             self._hub.requests_bad += 1
+            self._lose_all()
             self._close()
             return
         finally:
@@ -256,8 +257,9 @@ class H2Connection(asyncio.Protocol):
 
     def send_head(self, exchange: H2Exchange, fields: Headers, *, end: bool) -> None:
         """Send a field section."""
-        self._engine.send_headers(exchange.stream_id, fields, end_stream=end)
-        self._flush_soon()
+        if self._is_open(exchange.stream_id):
+            self._engine.send_headers(exchange.stream_id, fields, end_stream=end)
+            self._flush_soon()
 
     def send_data(self, exchange: H2Exchange, data: bytes) -> None:
         """Send or queue body bytes; the handler is paused above the high watermark."""
@@ -288,6 +290,7 @@ class H2Connection(asyncio.Protocol):
             and not exchange.paused
             and not exchange.done
             and not exchange.request_ended
+            and self._is_open(exchange.stream_id)
         ):
             self._engine.increment_flow_control_window(exchange.unreturned, exchange.stream_id)
             exchange.unreturned = 0
@@ -311,6 +314,8 @@ class H2Connection(asyncio.Protocol):
         """Send what the windows allow of a stream's queue."""
         engine = self._engine
         stream_id = exchange.stream_id
+        if not self._is_open(stream_id):
+            return
         queue = exchange.queue
         frame = min(_FRAME_BYTES, engine.max_outbound_frame_size)
         while queue and not self._write_paused:
@@ -344,6 +349,8 @@ class H2Connection(asyncio.Protocol):
         """Everything is sent: end the stream, and tell a client that still sends to stop."""
         stream_id = exchange.stream_id
         if not exchange.ended_by_head:
+            if not self._is_open(stream_id):
+                return  # its reset is told next
             fields = response_fields(200, exchange.trailers, None) if exchange.trailers else None
             if fields is not None:
                 self._engine.send_headers(stream_id, fields[1:], end_stream=True)
@@ -405,9 +412,17 @@ class H2Connection(asyncio.Protocol):
         self._reset_stream(exchange.stream_id, self._codes.PROTOCOL_ERROR)
 
     def _reset_stream(self, stream_id: int, code: Any) -> None:
-        if stream_id in self._engine.streams:
+        if self._is_open(stream_id):
             self._engine.reset_stream(stream_id, error_code=code)
             self._flush_soon()
+
+    def _is_open(self, stream_id: int) -> bool:
+        """Whether anything can be said on a stream. The engine has seen all of what was received,
+        a reset included, before the first of its events is handled here; and what one of them
+        causes may well concern a stream that another one ends.
+        """
+        stream = self._engine.streams.get(stream_id)
+        return stream is not None and not stream.closed
 
     def _refuse(self, stream_id: int, error: BadMessage) -> None:
         """Answer a request that is well-formed but refused; the handler isn't asked."""

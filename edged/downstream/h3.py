@@ -19,6 +19,7 @@ from edged.downstream.h2_floods import Floods
 from edged.downstream.h3_stream import H3Exchange
 from edged.downstream.hub import NEVER, Hub
 from edged.downstream.quic_engines import Engine
+from edged.downstream.quic_source import Source
 from edged.headers import answer
 from edged.messages import Headers, RequestHead
 from edged.quic import Address
@@ -65,6 +66,8 @@ class H3Connection:
         self.timer_at = 0.0
         self.address = address
         """Where the client's last datagram came from."""
+        self.source: Source = ()
+        """Where it was sent to, as answers are sent from there."""
         self.cids: set[bytes] = set()
         self.deadline = hub.now + hub.limits.header_time_s
         self.shaken = False
@@ -170,6 +173,7 @@ class H3Connection:
                 (ids[0], ids[1], ids[2]),
                 table_bytes=0,
                 head_bytes=self._hub.limits.header_bytes,
+                datagrams=True,
             )
             self._port.touch(self)
         return session
@@ -286,6 +290,12 @@ class H3Connection:
             self._slow.add(exchange)
             if exchange.sink is not None:
                 exchange.sink.pause_response()
+
+    def message(self, exchange: H3Exchange, data: bytes) -> None:
+        """Send an HTTP datagram (RFC 9297) about an exchange, which may be over."""
+        if not self._closed:
+            self.engine.message(h3.varint(exchange.id // 4) + data)
+            self._port.touch(self)
 
     def send_end(self, exchange: H3Exchange, fields: Headers | None) -> None:
         """End the stream, perhaps with trailers."""

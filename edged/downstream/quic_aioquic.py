@@ -9,7 +9,12 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 
 from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
-from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.quic import (
+    CONNECTION_WINDOW_BYTES,
+    MESSAGE_FRAME_BYTES,
+    STREAM_WINDOW_BYTES,
+    Address,
+)
 from edged.quic.aioquic import CreditConnection, Streams
 
 
@@ -23,6 +28,7 @@ class AioquicFactory:
             congestion_control_algorithm="cubic",
             connection_id_length=CID_BYTES,
             idle_timeout=idle_timeout_s,
+            max_datagram_frame_size=MESSAGE_FRAME_BYTES,
             max_data=CONNECTION_WINDOW_BYTES,
             max_stream_data=STREAM_WINDOW_BYTES,
         )

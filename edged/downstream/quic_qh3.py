@@ -13,7 +13,12 @@ from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 
 from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
-from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.quic import (
+    CONNECTION_WINDOW_BYTES,
+    MESSAGE_FRAME_BYTES,
+    STREAM_WINDOW_BYTES,
+    Address,
+)
 from edged.quic.qh3 import Broken, Streams, demand_core
 
 
@@ -27,6 +32,7 @@ class Qh3Factory:
             alpn_protocols=["h3"],
             connection_id_length=CID_BYTES,
             idle_timeout=idle_timeout_s,
+            max_datagram_frame_size=MESSAGE_FRAME_BYTES,
             max_data=CONNECTION_WINDOW_BYTES,
             max_stream_data=STREAM_WINDOW_BYTES,
         )
@@ -145,8 +151,13 @@ class Qh3Engine(Streams):
             return self._first_flights(now)
         out, self._waiting = self._waiting, []
         poll = core.poll_transmit
-        while (transmit := poll(now)) is not None:
-            out.append((transmit[0], transmit[1]))
+        try:
+            while (transmit := poll(now)) is not None:
+                out.append((transmit[0], transmit[1]))
+        except Broken:
+            # It would be silent from now on. The end is told when time has passed: at once.
+            self._broken = True
+            self.get_timer = lambda: now
         return out
 
     def _first_flights(self, now: float) -> list[tuple[bytes, Address]]:

@@ -4,6 +4,7 @@
   the connection whose id it names (RFC 9000 section 5.1), so that clients may change address.
 * Writing: once a loop turn, batches of equal size to one address with UDP_SEGMENT (GSO). What the
   socket does not take waits for it to become writable; meanwhile no engine is asked for more.
+* An answer leaves from the address that was asked (`edged.downstream.quic_source`).
 * Strangers: a datagram that begins no connection is dropped without an answer. While many
   handshakes are open, a client must first show with a Retry (section 8.1.2) that it is where it
   says it is.
@@ -16,14 +17,18 @@ import os
 import socket
 import struct
 from collections import deque
+from itertools import groupby
+from operator import itemgetter
 from time import monotonic
 
 from aioquic.quic.packet import encode_quic_retry, encode_quic_version_negotiation
 
+from edged.downstream import quic_source
 from edged.downstream.h3 import H3Connection
 from edged.downstream.hub import Hub
 from edged.downstream.quic_engines import CID_BYTES, Factory, Initial, Tickets
 from edged.downstream.quic_retry import RetryTokens
+from edged.downstream.quic_source import Source
 from edged.downstream.sockets import explain
 from edged.quic import Address
 
@@ -46,7 +51,7 @@ _GSO_MAX_BYTES = 65000
 _READ_BYTES = 65535
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SIZE.size)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SIZE.size) + quic_source.BYTES
 
 
 class QuicServer:
@@ -66,7 +71,7 @@ class QuicServer:
         self._dirty: dict[H3Connection, None] = {}
         self._flush_due = False
         self._gso = True
-        self._backlog: deque[tuple[bytes, Address]] = deque()
+        self._backlog: deque[tuple[bytes, Address, Source]] = deque()
 
     def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; the address bound. Raises `OSError` with a text for people."""
@@ -80,6 +85,7 @@ class QuicServer:
                 if sock.getsockopt(socket.SOL_SOCKET, option) < SOCKET_BUFFER_BYTES:
                     sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
             sock.bind((host, port))
+            quic_source.learn(sock)
         except OSError as error:
             sock.close()
             raise OSError(error.errno, explain(error, host, port)) from error
@@ -135,7 +141,7 @@ class QuicServer:
         if connection.timer is not None:
             connection.timer.cancel()
             connection.timer = None
-        self._send(connection.engine.datagrams_to_send(monotonic()))
+        self._send(connection.engine.datagrams_to_send(monotonic()), connection.source)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -152,7 +158,8 @@ class QuicServer:
             except OSError:
                 continue  # what ICMP had to say of some client
             size = len(data)
-            segment = _GRO_SIZE.unpack_from(ancillary[0][2])[0] if ancillary else size
+            segment = _segment(ancillary) or size if ancillary else size
+            source = quic_source.source_of(ancillary) if ancillary else ()
             datagrams = (
                 (data,)
                 if segment >= size
@@ -161,8 +168,9 @@ class QuicServer:
             self.datagrams_received += len(datagrams)
             peer = address[:2]
             for datagram in datagrams:
-                connection = self._find(datagram, peer)
+                connection = self._find(datagram, peer, source)
                 if connection is not None:
+                    connection.source = source
                     of = received.setdefault(connection, {})
                     of.setdefault(peer, []).append(datagram)
         now = monotonic()
@@ -179,7 +187,7 @@ class QuicServer:
         if connection.cids:
             self.touch(connection)
 
-    def _find(self, datagram: bytes, peer: Address) -> H3Connection | None:
+    def _find(self, datagram: bytes, peer: Address, source: Source) -> H3Connection | None:
         """The connection that a datagram belongs to, or begins."""
         if not datagram:
             return None
@@ -197,16 +205,16 @@ class QuicServer:
         if version == 0 or not 8 <= len(destination) <= 20:
             return None
         source_end = end + 1 + datagram[end]
-        source = datagram[end + 1 : source_end]
+        peer_cid = datagram[end + 1 : source_end]
         if version != _VERSION_1:
-            self._send([(_no_such_version(destination, source), peer)])
+            self._send([(_no_such_version(destination, peer_cid), peer)], source)
             return None
         if first & 0x30 != _INITIAL:
             return None
-        return self._begin(destination, source, _token(datagram, source_end), peer)
+        return self._begin(destination, peer_cid, _token(datagram, source_end), peer, source)
 
     def _begin(
-        self, destination: bytes, source: bytes, token: bytes, peer: Address
+        self, destination: bytes, peer_cid: bytes, token: bytes, peer: Address, source: Source
     ) -> H3Connection | None:
         initial = Initial(destination, destination, False)
         if len(self._shaking) >= HALF_OPEN or token:
@@ -214,7 +222,7 @@ class QuicServer:
             if original is not None:
                 initial = Initial(destination, original, True)
             elif len(self._shaking) >= HALF_OPEN:
-                self._send([(self._ask_again(destination, source, peer), peer)])
+                self._send([(self._ask_again(destination, peer_cid, peer), peer)], source)
                 return None
         engine = self.factory(initial, self._tickets)
         connection = H3Connection(self._hub, self, engine, peer)
@@ -246,12 +254,12 @@ class QuicServer:
         while self._dirty and not self._backlog:
             connection = next(iter(self._dirty))
             del self._dirty[connection]
-            self._send(connection.engine.datagrams_to_send(now))
+            self._send(connection.engine.datagrams_to_send(now), connection.source)
             if connection.cids:
                 self._arm(connection)
                 connection.flushed()
 
-    def _send(self, datagrams: list[tuple[bytes, Address]]) -> None:
+    def _send(self, datagrams: list[tuple[bytes, Address]], source: Source) -> None:
         count = len(datagrams)
         self.datagrams_sent += count
         at = 0
@@ -267,41 +275,44 @@ class QuicServer:
                 end += 1
                 if length < size:
                     break  # only the last segment of a batch may be shorter
-            self._send_group([data for data, _ in datagrams[at:end]], address)
+            self._send_group([data for data, _ in datagrams[at:end]], address, source)
             at = end
 
-    def _send_group(self, group: list[bytes], address: Address) -> None:
+    def _send_group(self, group: list[bytes], address: Address, source: Source) -> None:
         sock = self._sock
         if sock is None:
             return
         if self._backlog:
-            self._wait(group, address)
+            self._wait(group, address, source)
             return
         if len(group) > 1 and self._gso:
             segment = [(socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(len(group[0])))]
             try:
-                sock.sendmsg(group, segment, 0, address)
+                sock.sendmsg(group, [*segment, *source], 0, address)
                 return
             except (BlockingIOError, InterruptedError):
-                self._wait(group, address)
+                self._wait(group, address, source)
                 return
             except OSError as error:
                 # EINVAL, EIO: this kernel or device cannot; EMSGSIZE: below, one by one.
                 self._gso = error.errno not in (errno.EINVAL, errno.EIO)
         for i, data in enumerate(group):
             try:
-                sock.sendto(data, address)
+                if source:
+                    sock.sendmsg((data,), source, 0, address)
+                else:
+                    sock.sendto(data, address)
             except (BlockingIOError, InterruptedError):
-                self._wait(group[i:], address)
+                self._wait(group[i:], address, source)
                 return
             except OSError:
                 continue  # a client without a route: its datagrams are lost, as on a wire
 
-    def _wait(self, group: list[bytes], address: Address) -> None:
+    def _wait(self, group: list[bytes], address: Address, source: Source) -> None:
         if self._sock is not None and len(self._backlog) < BACKLOG_DATAGRAMS:
             if not self._backlog:
                 self._loop.add_writer(self._sock.fileno(), self._writable)
-            self._backlog.extend((data, address) for data in group)
+            self._backlog.extend((data, address, source) for data in group)
 
     def _writable(self) -> None:
         sock = self._sock
@@ -310,7 +321,8 @@ class QuicServer:
         self._loop.remove_writer(sock.fileno())
         waiting = list(self._backlog)
         self._backlog.clear()
-        self._send(waiting)
+        for source, of_one in groupby(waiting, key=itemgetter(2)):
+            self._send([one[:2] for one in of_one], source)
         if not self._backlog:
             self._flush()
 
@@ -340,6 +352,14 @@ class QuicServer:
         # The loop may wake a little early; the engine must see its deadline reached.
         connection.engine.handle_timer(max(now, due))
         self._pump(connection)
+
+
+def _segment(ancillary: list[quic_source.Ancillary]) -> int | None:
+    """The size of each datagram that the kernel has put together."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_UDP and kind == _UDP_GRO:
+            return int(_GRO_SIZE.unpack_from(data)[0])
+    return None
 
 
 def _no_such_version(destination: bytes, source: bytes) -> bytes:

@@ -8,5 +8,11 @@ from __future__ import annotations
 STREAM_WINDOW_BYTES = 4 << 20
 """Receive window of a stream: 150 ms at 200 Mbit/s; also the most that a held one can pile up."""
 CONNECTION_WINDOW_BYTES = 16 << 20
+MESSAGE_FRAME_BYTES = 1200
+"""Largest DATAGRAM frame (RFC 9221) taken where they are: between an edge and its relays."""
+MESSAGE_BYTES = 1000
+"""What one of them carries at most: it fits the smallest path with all headers."""
+PACKET_OVERHEAD_BYTES = 60
+"""About what its packet takes besides."""
 
 Address = tuple[str, int]

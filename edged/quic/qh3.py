@@ -12,6 +12,7 @@ from typing import Any
 
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
+from edged.quic import PACKET_OVERHEAD_BYTES
 from edged.upstream.engines import EngineError
 
 Broken = (QuicConnectionError, RuntimeError, ValueError)
@@ -82,9 +83,20 @@ class Streams:
 
     def stop(self, stream_id: int, code: int) -> None:
         """STOP_SENDING, if the receiving side is still open."""
-        # The core refuses for a stream that it has already finished: then there is nothing to stop.
-        with suppress(QuicConnectionError):
+        # The core refuses (ValueError) where all has arrived, which need not have been taken: then
+        # there is nothing to stop.
+        with suppress(QuicConnectionError, ValueError):
             self._quic.stop_stream(stream_id, code)
+
+    def message(self, data: bytes) -> None:
+        """See `Engine.message`."""
+        core = self._core
+        if core is None:
+            return
+        room = core.congestion_window - core.bytes_in_flight
+        if len(data) + PACKET_OVERHEAD_BYTES <= room:
+            with suppress(*Broken):  # the peer takes none, or it is closed
+                core.send_datagram(data)
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

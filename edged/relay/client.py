@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ from policies.model import (
 _log = logging.getLogger("edged.relay")
 
 TICK_S = 0.5
+CLEARLY = 0.8
+"""Of the cost where a flow is: what makes it go elsewhere."""
 _VERDICTS = {"up": Verdict.UP, "suspect": Verdict.SUSPECT, "down": Verdict.DOWN}
 
 
@@ -130,6 +133,23 @@ class RelayClient:
         legs.sort(key=_quality)
         return [leg.name for leg in legs]
 
+    def best(self, path: Path, here: Leg, request_class: RequestClass) -> Leg | None:
+        """The line that suits a flow of that class along ``path`` best: ``here``, where it is, but
+        for one that is clearly better. (The choice of requests waits for a regret that grows with
+        each of them; a flow is but one.)
+        """
+        costs = {
+            candidate.state.path.line.name: candidate.cost_ms
+            for candidate in self.table.peek(path.endpoint.upstream, request_class).order
+            if candidate.filtered in ("", "recovering")  # it must have been well for a while
+            and candidate.state.path.relay == path.relay
+            and candidate.state.path.endpoint.name == path.endpoint.name
+        }
+        if not costs:
+            return None
+        name = min(costs, key=costs.__getitem__)
+        return here if costs[name] > CLEARLY * costs.get(here.name, inf) else self.legs[name]
+
     def leg(self, way: str) -> Leg:
         """The leg that ``way`` is on."""
         return self.legs[way.removesuffix(APART)]
@@ -166,12 +186,19 @@ class RelayClient:
     def verdict(self, leg: Leg, verdict: Verdict) -> None:
         """The detector has judged ``leg``."""
         old, leg.verdict = leg.verdict, verdict
+        leg.well_at = monotonic()
         if verdict is Verdict.DOWN:
             for visit in tuple(leg.visits):
                 if visit.flow is not None:
                     visit.flow.leave(visit.way)
         elif verdict is Verdict.SUSPECT and old is Verdict.UP:
-            self.silent(leg)
+            for visit in tuple(leg.visits):
+                # A line that a large body fills is suspected now and then: while its bytes come,
+                # all would only cross twice.
+                if visit.flow is not None and (leg.silent or not visit.flow.large):
+                    visit.flow.silent(visit.way)
+        elif verdict is Verdict.UP and not leg.silent:
+            self.heard(leg)
         if old is Verdict.DOWN and verdict is not Verdict.DOWN:
             leg.start()
             for flow in tuple(self.flows.values()):
@@ -232,8 +259,10 @@ class RelayClient:
             leg.acks[flow_id] = offset
 
     def offsets(self) -> dict[bytes, int]:
-        """How far all flows are."""
-        return {flow_id: flow.machine.received for flow_id, flow in self.flows.items()}
+        """How far the flows are that the relay has answered. Others it may not know yet, and would
+        say so: a pulse can overtake the request that opens a flow over a slower line.
+        """
+        return {i: flow.machine.received for i, flow in self.flows.items() if flow.machine.begun}
 
     def hurry(self) -> None:
         """Tell it now."""
@@ -260,6 +289,9 @@ class RelayClient:
         for flow in flows:
             if flow.copying.small or len(flow.machine.lines) > 1:
                 flow.review(now)
+            flow.look_after(now)
+            if flow.large:
+                flow.handover.look_around(now)
 
 
 class Relayed:

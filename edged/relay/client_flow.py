@@ -18,8 +18,8 @@ Rules, with time and the choice of lines as arguments:
    unless no visit can have opened the flow.
 6. A relay that does not know the flow has restarted: before the first byte of the response the
    request may be repeated as if its path had gone DOWN, after it the response is broken.
-7. The response is complete when a visit ends cleanly: a relay ends only what it has seen the end
-   of.
+7. The response is complete when a visit ends cleanly, or the relay says so in a datagram: a relay
+   ends only what it has seen the end of.
 """
 
 from __future__ import annotations
@@ -156,9 +156,17 @@ class FlowClient:
     def surplus(self, best: str) -> tuple[str, ...]:
         """Visits that are not needed while ``best``'s has all that was forwarded."""
         visit = self._visits.get(best)
-        if visit is None or visit.silent or visit.at != self.received or not self.begun:
+        if visit is None or visit.silent or (self.begun and visit.at != self.received):
             return ()
         return tuple(line for line in self._visits if line != best)
+
+    def restart(self, lines: Sequence[str], now: float) -> Ask | Wait:
+        """No visit can be relied on any more: the flow is asked for from what is missing on."""
+        self._visits.clear()
+        if lines:
+            return self.ask(lines[0])
+        self._waits_until = now + LINGER_S
+        return Wait(self._waits_until)
 
     def drop(self, line: str) -> None:
         """The visit over ``line`` was given up."""
@@ -193,6 +201,26 @@ class FlowClient:
         visit.fruitful = True
         self._fruitless = 0
         return new
+
+    def repeated(self, line: str, offset: int, data: bytes) -> bytes:
+        """Bytes from ``offset`` that a visit brought once more: the part that is new."""
+        visit = self._visits.get(line)
+        end = offset + len(data)
+        if visit is None or self.over or not self.begun or not offset <= self.received < end:
+            return b""
+        new = data[self.received - offset :]
+        self.received = end
+        visit.fruitful = True
+        self._fruitless = 0
+        return new
+
+    def finished(self, offset: int) -> bool:
+        """The response is known to end at ``offset``: whether it is complete now."""
+        if self.over or not self.begun or self.received != offset:
+            return False
+        self.complete = True
+        self._visits.clear()
+        return True
 
     def ended(self, line: str) -> bool:
         """A visit ended cleanly: whether the response is complete now."""

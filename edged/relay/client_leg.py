@@ -19,13 +19,21 @@ from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
 from edged.relay.beats import BadBeat, ClientBeat, Lines, RelayBeat
 from edged.upstream.base import Pending, Stream, StreamEvents
-from policies.model import Carrier, Kind, Outcome, Path, RequestClass, Sample, Verdict
+from policies.model import (
+    Carrier,
+    Failure,
+    Kind,
+    Outcome,
+    Path,
+    RequestClass,
+    Sample,
+    Verdict,
+)
 from policies.rtt import RttEstimator
 
 if TYPE_CHECKING:
     from edged.relay.client import Door, RelayClient
     from edged.relay.client_visit import Visit
-    from policies.model import Failure
 
 _log = logging.getLogger("edged.relay")
 
@@ -40,6 +48,9 @@ RTT_S = 0.2
 """Assumed before anything was measured."""
 LEAST_PATIENCE_S = 0.04
 MOST_ACKS = 500
+STUCK_S = 2.0
+"""Silence of a pulse on a line that is not DOWN: others answer there, so that it is the connection
+that carries nothing any more."""
 RETRY_S = 0.2
 RETRY_MAX_S = 5.0
 _UNANSWERED = 256
@@ -60,6 +71,8 @@ class Leg:
         """Flows that it has not told to be over."""
         self.silent = False
         """Nothing was heard for longer than is usual."""
+        self.well_at = 0.0
+        """Since when nothing was the matter with it, monotonic."""
         self.connected = False
         """The relay answered the pulse."""
         self.since = inf
@@ -75,6 +88,7 @@ class Leg:
         self._answered_every_s = IDLE_S
         self._told_number = 0
         self._heard_at = 0.0
+        self._opened_at = 0.0
         self._active_until = 0.0
         self._awaited_at = 0.0
         self._slot_at = 0.0
@@ -102,15 +116,20 @@ class Leg:
         state = self.client.table.snapshot.paths.get(self.path.name)
         return 0.0 if state is None else state.estimate.loss_least or 0.0
 
-    def open(self, events: StreamEvents, request_class: RequestClass | None) -> Pending | None:
-        """A stream to the relay over this line."""
+    def open(
+        self, events: StreamEvents, request_class: RequestClass | None, *, repeats: bool = False
+    ) -> Pending | None:
+        """A stream to the relay over this line; for ``repeats`` one with datagrams, if there is a
+        connection that has them.
+        """
         now = monotonic()
         self._active_until = now + ACTIVE_AFTER_S
         self.client.visits += 1
         self.client.wake(now)
-        return self.client.pools.open(
-            self.path, events, early_data=False, request_class=request_class
-        )
+        pools = self.client.pools
+        if repeats and pools.open_apart(self.path, events, Carrier.H2):
+            return None
+        return pools.open(self.path, events, early_data=False, request_class=request_class)
 
     def open_apart(self, events: StreamEvents, carrier: Carrier) -> bool:
         """A stream on another connection than one of ``carrier``; False: there is none now."""
@@ -151,6 +170,7 @@ class Leg:
         self._slow = False
         self._want = None
         self._every_s = self._answered_every_s = IDLE_S
+        self._opened_at = monotonic()
         self._active_until = monotonic() + ACTIVE_AFTER_S  # a new line is measured at once
         door = self.door
         fields = [*door.fields, (b"content-type", b"application/x-ndjson")]
@@ -256,6 +276,11 @@ class Leg:
         now = monotonic()
         every_s = self._pace(now)
         self._timer = self.client.loop.call_later(every_s, self._beat)
+        since_s = now - max(self._heard_at, self._opened_at)
+        quiet = self.silent or not self.connected
+        if quiet and since_s > STUCK_S + every_s and self.verdict is not Verdict.DOWN:
+            self._forsake(f"nothing came over this connection for {since_s:.1f} s")
+            return
         if self._slow:
             return
         self._number = number = self._number + 1
@@ -280,6 +305,14 @@ class Leg:
         if self.connected:
             self._arm(now)
 
+    def _forsake(self, text: str) -> None:
+        """Neither the pulse nor any visit hears anything: give up what they are on."""
+        _log.warning("relay %s over line %s: %s", self.client.name, self.name, text)
+        failure = Failure(Outcome.TIMEOUT, text, carrier_down=True)
+        for stream in (self._stream, *(visit.stream for visit in tuple(self.visits))):
+            if stream is not None:
+                stream.forsake(failure)
+
     # -- the relay's beats -----------------------------------------------------------------------
 
     def heard(self) -> None:
@@ -287,6 +320,7 @@ class Leg:
         self._heard_at = monotonic()
         if self.silent:
             self.silent = False
+            self.well_at = self._heard_at
             self.client.heard(self)
 
     def _take(self, beat: RelayBeat) -> None:

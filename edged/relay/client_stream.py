@@ -18,7 +18,7 @@ from edged.headers import REQUEST_ID
 from edged.messages import Headers, RequestHead, ResponseHead, header
 from edged.relay import wire
 from edged.relay.client_bodies import Held
-from edged.relay.client_copies import SMALL_BYTES, Copying
+from edged.relay.client_copies import Copying, review
 from edged.relay.client_flow import (
     LINGER_S,
     Ask,
@@ -27,8 +27,10 @@ from edged.relay.client_flow import (
     Give,
     Wait,
 )
+from edged.relay.client_handover import Handover
 from edged.relay.client_upload import MOST_BYTES, Outgoing
 from edged.relay.client_visit import APART, Visit
+from edged.relay.repeat import Repeat
 from edged.upstream.base import Pending, StreamEvents
 from policies.model import Carrier, Failure, Outcome, Path, RequestClass
 from policies.schema import Policy
@@ -37,10 +39,14 @@ if TYPE_CHECKING:
     from edged.relay.client import RelayClient
     from edged.relay.client_leg import Leg
 
-SETTLE_S = 1.0
-"""So long a second line is kept beside one that is well again."""
 ACK_AT_BYTES = 256 << 10
 """So much unacknowledged is told at once and not with the next pulse: journals are small."""
+HOLD_S = 0.15
+"""So much longer a line must be silent before a large upload is sent over another: a line that is
+full falls silent now and then, and what goes over both is sent twice."""
+STALE_S, STALE_MOST_S = 3.0, 30.0
+"""A response that pauses for so long is asked for anew, at first and at most: whatever it is that
+brings nothing, nobody waits for it longer than for the next look."""
 _NO_WAY = "the relay found no way to the endpoint"
 
 
@@ -72,18 +78,26 @@ class FlowStream:
         """When the last visit began."""
         self.copying = Copying(policy.redundancy, request_class, monotonic())
         """Whether it goes over two lines at once."""
-        self._client = client
+        self.handover = Handover(self)
+        self.client = client
+        self.visits: dict[str, Visit] = {}
+        """Those under way."""
         self._compression = policy.compression
         self._events = events
-        self._visits: dict[str, Visit] = {}
         self._ready = False
-        self._headed = False
+        self.headed = False
+        """The request's head can go."""
         self._over = False
         self._held: Held | None = None
         self._decoder: ZstdDecoder | None = None
-        self._paused = False
+        self.paused = False
+        """The client takes nothing for now."""
         self._told_pause = False
         self._acked = 0
+        self._fresh_at = monotonic()
+        self._stale_s = STALE_S
+        self.avoid: Carrier | None = None
+        """What brought nothing for long: others are asked first."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- before it is a stream -------------------------------------------------------------------
@@ -96,9 +110,9 @@ class FlowStream:
     def visit_ready(self, visit: Visit) -> None:
         """A connection to the relay is there."""
         if self._ready:
-            if self._headed:
+            if self.headed:
                 visit.begin()
-            if self._paused and visit.stream is not None:
+            if self.paused and visit.stream is not None:
                 visit.stream.pause_reading()
             return
         self._ready = True
@@ -111,9 +125,9 @@ class FlowStream:
 
     def send_head(self, head: RequestHead, *, end: bool) -> None:
         """Open the flow."""
-        if self._headed or self._held is not None or self._over:
+        if self.headed or self._held is not None or self._over:
             return
-        bodies, compression = self._client.bodies, self._compression
+        bodies, compression = self.client.bodies, self._compression
         if not end and bodies.codes(head, compression):
             self._held = Held(bodies, head, self.path.endpoint.upstream, compression.level)
             return
@@ -124,13 +138,14 @@ class FlowStream:
 
     def _begin(self, head: RequestHead, fields: Headers, length: int | None) -> None:
         """The request's head can go: ``length`` of what follows it."""
-        self._headed = True
-        self.fields = wire.outer_request(head, self._client.token)[1] + fields
+        self.headed = True
+        self.handover.opaque = head.upgrade is not None or head.method == b"CONNECT"
+        self.fields = wire.outer_request(head, self.client.token)[1] + fields
         self.length = length
         if length == 0:
             self.outgoing.complete = True
             self.machine.uploaded = True
-        for visit in tuple(self._visits.values()):
+        for visit in tuple(self.visits.values()):
             visit.begin()
         self.review(monotonic())
 
@@ -149,7 +164,7 @@ class FlowStream:
             self._held.add(data)
             return
         self.outgoing.append(data)
-        for visit in tuple(self._visits.values()):
+        for visit in tuple(self.visits.values()):
             visit.feed()
         if self.outgoing.full and not self._told_pause and not self._over:
             self._told_pause = True
@@ -164,7 +179,7 @@ class FlowStream:
             self._begin_coded(self._held)
             return
         self.outgoing.complete = True
-        for visit in tuple(self._visits.values()):
+        for visit in tuple(self.visits.values()):
             visit.feed()
 
     def cancel(self) -> None:
@@ -172,18 +187,24 @@ class FlowStream:
         if not self._over:
             self._end()
 
+    def forsake(self, failure: Failure) -> None:
+        """See `Stream`."""
+        self._fail(failure)
+
     def pause_reading(self) -> None:
         """The relay's journal fills, and then its origin waits."""
-        self._paused = True
-        for visit in self._visits.values():
+        self.paused = True
+        for visit in self.visits.values():
             if visit.stream is not None:
                 visit.stream.pause_reading()
 
     def resume_reading(self) -> None:
         """Take on."""
-        self._paused = False
-        for visit in tuple(self._visits.values()):
-            if visit.stream is not None and not self._over and not self._paused:
+        self.paused = False
+        for visit in tuple(self.visits.values()):
+            if self._over or self.paused:
+                return
+            if visit.stream is not None and visit is not self.handover.waiting:
                 visit.stream.resume_reading()
 
     # -- what visits bring -----------------------------------------------------------------------
@@ -214,24 +235,45 @@ class FlowStream:
                 self._held.arrived()
             head.headers = [field for field in head.headers if field[0] != REQUEST_ID]  # not ours
             self.copying.answers(head.body_length)
+            self.handover.size = None if inner.coded else head.body_length
             self._events.head(head)
             self.review(monotonic())
+            self.handover.look_around(monotonic())
+        elif not self._over:
+            self.handover.headed(visit, inner.offset)
 
     def data(self, visit: Visit, data: bytes) -> None:
         """Response bytes."""
         new = self.machine.data(visit.way, data)
         if new:
-            received = self.machine.received
-            self._client.received(self.id, received)
-            if received - self._acked >= ACK_AT_BYTES:
-                self._acked = received
-                self._client.hurry()
-            if self.copying.small and self.copying.passed(received, monotonic()):
-                self.settle(visit.way)
-            if self._decoder is None:
-                self._events.data(new)
-            else:
-                self._decode(self._decoder, new)
+            self._take(visit, new)
+
+    def _take(self, visit: Visit, new: bytes) -> None:
+        self._fresh_at, self._stale_s = monotonic(), STALE_S
+        received = self.machine.received
+        self.client.received(self.id, received)
+        if received - self._acked >= ACK_AT_BYTES:
+            self._acked = received
+            self.client.hurry()
+        if self.copying.small and self.copying.passed(received, monotonic()):
+            self.settle(visit.way)
+        if self._decoder is None:
+            self._events.data(new)
+        else:
+            self._decode(self._decoder, new)
+        if not self._over:
+            self.handover.received()
+
+    def repeated(self, visit: Visit, repeat: Repeat) -> None:
+        """Response bytes once more, in a datagram."""
+        if self._over or self.paused:
+            return
+        new = self.machine.repeated(visit.way, repeat.offset, repeat.data)
+        if new:
+            self._take(visit, new)
+        end = repeat.offset + len(repeat.data)
+        if repeat.complete and not self._over and self.machine.finished(end):
+            self._complete(None)
 
     def _decode(self, decoder: ZstdDecoder, data: bytes) -> None:
         try:
@@ -243,94 +285,141 @@ class FlowStream:
 
     def ended(self, visit: Visit, trailers: Headers | None) -> None:
         """A visit ended cleanly."""
-        self._visits.pop(visit.way, None)
+        self.visits.pop(visit.way, None)
         if self.machine.ended(visit.way):
-            try:
-                if self._decoder is not None:
-                    self._decoder.finish()
-            except CodingError as error:
-                self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
-                return
-            events = self._events
-            self._end()
-            events.end(trailers)
+            self._complete(trailers)
+        elif not self._over and self.handover.broken():
+            self.client.loop.call_soon(self.anew)
+
+    def _complete(self, trailers: Headers | None) -> None:
+        """All of the response is here."""
+        try:
+            if self._decoder is not None:
+                self._decoder.finish()
+        except CodingError as error:
+            self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
+            return
+        events = self._events
+        self._end()
+        events.end(trailers)
 
     def failed(self, visit: Visit, failure: Failure) -> None:
         """A visit ended otherwise."""
-        self._visits.pop(visit.way, None)
+        self.visits.pop(visit.way, None)
         if self._over:
             return
         if not self._ready:
             self._fail(failure)
             return
-        command = self.machine.failed(visit.way, failure, self._client.usable(), monotonic())
+        if self.handover.broken():
+            self.client.loop.call_soon(self.anew)
+            return
+        command = self.machine.failed(visit.way, failure, self.client.usable(), monotonic())
         if isinstance(command, Give):
             self._fail(command.failure)
         else:  # its connection may be ending just now, and must not be asked
-            self._client.loop.call_soon(self._go_on, command)
+            self.client.loop.call_soon(self._go_on, command)
 
     def _go_on(self, command: Command) -> None:
-        self._carry_out(command)
+        self.carry_out(command)
         self.review(monotonic())
 
     def _resend(self, held: Held, way: str) -> None:
         """The relay has forgotten the earlier body: the whole one goes under the same id."""
         held.unknown()
-        for old in tuple(self._visits):
+        for old in tuple(self.visits):
             self.drop(old)
-        self._headed = False  # what visits would send is made anew
-        self._carry_out(self.machine.ask(way.removesuffix(APART)))
+        self.headed = False  # what visits would send is made anew
+        self.carry_out(self.machine.ask(way.removesuffix(APART)))
         self._begin_coded(held, alone=True)
 
     def _refused(self, visit: Visit, status: int) -> None:
-        self._visits.pop(visit.way, None)
+        self.visits.pop(visit.way, None)
         visit.cancel()
-        self._carry_out(self.machine.refused(visit.way, status, f"the relay answered {status}"))
+        if self.handover.broken() and status not in (404, 410):
+            self.client.loop.call_soon(self.anew)
+            return
+        self.carry_out(self.machine.refused(visit.way, status, f"the relay answered {status}"))
 
     # -- what the relay's client tells -----------------------------------------------------------
 
     def silent(self, line: str) -> None:
         """``line`` is silent: others are asked for what comes next."""
-        self._carry_out(self.machine.silent(line, self._client.usable()))
+        if not self.handover.awaits(line) and self.handover.broken():
+            self.anew()
+            return
+        command = self.machine.silent(line, self.client.usable())
+        self.carry_out(command)
+        visit = None if command is None else self.visits.get(command.line)
+        if visit is not None and self.large and not self.machine.uploaded:
+            visit.held = True
+            self.client.loop.call_later(HOLD_S, visit.let_go)
         self.review(monotonic())
 
     def heard(self, line: str) -> None:
         """It is heard again."""
         self.machine.heard(line)
+        if len(self.visits) > 1 and self.large and not self.handover.active:
+            # Whichever is ahead goes on alone: on both, all would come, or go, twice.
+            self.settle(
+                next((way for way in (line, *self.visits) if self.machine.surplus(way)), line)
+            )
 
     def leave(self, line: str) -> None:
         """``line`` is DOWN: go on over another, if there is one."""
+        if self.handover.broken():
+            self.anew()
+            return
         self.silent(line)
-        if len(self._visits) > 1:
+        if len(self.visits) > 1:
             self.drop(line)
             self._moved()
 
     def review(self, now: float) -> None:
-        """Go over two lines if that is wanted, and over one if it is not any more."""
-        if self._over or not self._visits:
-            return
-        client = self._client
-        ways = client.usable()
-        lines = {way.removesuffix(APART) for way in self._visits}
-        best = next((way for way in ways if way in lines), None)
-        if best is None:
-            return
-        leg = client.legs[best]
-        other = next((way for way in ways if way != best), None)
-        second = leg if other is None else client.legs[other]
-        if self.copying.wanted(leg, client.copies, second, now):
-            cheap = self.machine.uploaded or self.outgoing.end <= SMALL_BYTES
-            if cheap and self._headed:
-                self._carry_out(self.machine.second((*ways, best + APART)))
-            if best + APART in self._visits and other is not None and other in self._visits:
-                self.drop(best + APART)  # another line is better than another connection
-        elif self.doubled_at <= now - SETTLE_S and not leg.doubtful:
-            self.settle(best)
+        """See `client_copies.review`."""
+        if self.visits and not self._over:
+            review(self, now)
+
+    @property
+    def large(self) -> bool:
+        """See `Handover.large`."""
+        return self.headed and not self._over and self.handover.large
+
+    def keep_only(self, visit: Visit) -> None:
+        """All that is left comes over ``visit``."""
+        for way in [way for way, other in self.visits.items() if other is not visit]:
+            self.drop(way)
+        if visit.stream is not None and not self.paused:
+            visit.stream.resume_reading()
+        self._moved()
+
+    def look_after(self, now: float) -> None:
+        """Ask anew for a response that has paused for long; ever more rarely while it does."""
+        waits = self.machine.waits_until is not None  # for a line
+        if self._over or self.paused or waits or self.handover.opaque or not self.machine.begun:
+            self._fresh_at = now
+        elif now - self._fresh_at > self._stale_s:
+            self._fresh_at, self._stale_s = now, min(2 * self._stale_s, STALE_MOST_S)
+            stale = [visit.stream.carrier for visit in self.visits.values() if visit.stream]
+            self.avoid = stale[0] if stale else None
+            self.handover.broken()
+            self.anew()
+
+    def anew(self) -> None:
+        """Ask for all that is missing, over the best line."""
+        if not self._over:
+            for way in tuple(self.visits):
+                self.drop(way)
+            self._go_on(self.machine.restart(self.client.usable(), monotonic()))
 
     def carrier_on(self, leg: Leg) -> Carrier:
         """What the visit over ``leg`` runs on."""
-        visit = self._visits.get(leg.name)
+        visit = self.visits.get(leg.name)
         return self.carrier if visit is None or visit.stream is None else visit.stream.carrier
+
+    def repeats(self, leg: Leg) -> bool:
+        """Whether small pieces of the response should come over ``leg`` more than once."""
+        return self.copying.repeats(leg)
 
     def settle(self, best: str) -> None:
         """``best`` is well: one line is enough."""
@@ -341,24 +430,25 @@ class FlowStream:
     def drop(self, line: str) -> None:
         """One of two visits is not needed."""
         self.machine.drop(line)
-        if (visit := self._visits.pop(line, None)) is not None:
+        if (visit := self.visits.pop(line, None)) is not None:
             visit.cancel()
 
     def line_back(self) -> None:
         """Some line is usable again."""
-        self._carry_out(self.machine.line_back(self._client.usable()))
+        self.carry_out(self.machine.line_back(self.client.usable()))
 
     def taken(self, offset: int) -> None:
         """The relay has the request's bytes before ``offset``."""
         outgoing = self.outgoing
-        visits = tuple(self._visits.values())
+        visits = tuple(self.visits.values())
         if len(visits) > 1:
             for visit in visits:
                 at = visit.sending_at
                 if at is not None and outgoing.end - at > 2 * MOST_BYTES:
                     self.drop(visit.way)  # another one sends, and what this one needs is kept
-        sending = [v.sending_at for v in self._visits.values() if v.sending_at is not None]
+        sending = [v.sending_at for v in self.visits.values() if v.sending_at is not None]
         outgoing.release(offset, min(sending, default=None))
+        self.handover.taken()
         if self.length is not None and outgoing.done:
             self.machine.uploaded = True
         if self._told_pause and outgoing.roomy and not self._over:
@@ -368,11 +458,12 @@ class FlowStream:
     def lost(self) -> None:
         """The relay does not know it."""
         for line in self.machine.lines or (self.path.line.name,):
-            self._carry_out(self.machine.refused(line, 404, ""))
+            self.carry_out(self.machine.refused(line, 404, ""))
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _carry_out(self, command: Command) -> None:
+    def carry_out(self, command: Command) -> None:
+        """What `client_flow` orders."""
         if isinstance(command, Ask):
             if command.pause_s:
                 self._later(command.pause_s, lambda: self._visit(command))
@@ -385,12 +476,15 @@ class FlowStream:
             self._later(LINGER_S, self._expired)
 
     def _visit(self, ask: Ask) -> None:
-        if self._over:
-            return
+        if not self._over:
+            self.make(ask).start()
+
+    def make(self, ask: Ask) -> Visit:
+        """The visit that is asked for, to be started."""
         self._stop_timer()
         self.doubled_at = monotonic()
-        visit = self._visits[ask.line] = Visit(self, self._client.leg(ask.line), ask)
-        visit.start()
+        visit = self.visits[ask.line] = Visit(self, self.client.leg(ask.line), ask)
+        return visit
 
     def _moved(self) -> None:
         """Tell the attempt when its line is none of those that are asked."""
@@ -398,16 +492,16 @@ class FlowStream:
         line = self.path.line.name
         if self._over or not self._ready or not lines or line == lines[-1]:
             return
-        if line in lines and not self._client.legs[line].doubtful:
+        if line in lines and not self.client.legs[line].doubtful:
             return
-        path = self._client.path_over(lines[-1], self.path)
+        path = self.client.path_over(lines[-1], self.path)
         if path is not None:
             self.path = path
             self._events.moved(path)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._stop_timer()
-        self._timer = self._client.loop.call_later(delay_s, call)
+        self._timer = self.client.loop.call_later(delay_s, call)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -416,7 +510,7 @@ class FlowStream:
 
     def _expired(self) -> None:
         self._timer = None
-        self._carry_out(self.machine.expired(monotonic()))
+        self.carry_out(self.machine.expired(monotonic()))
 
     def _fail(self, failure: Failure) -> None:
         events = self._events
@@ -427,9 +521,10 @@ class FlowStream:
     def _end(self) -> None:
         """Nothing more of it, whatever it was."""
         self._over = True
+        self.handover.end()
         self._stop_timer()
-        visits, self._visits = tuple(self._visits.values()), {}
+        visits, self.visits = tuple(self.visits.values()), {}
         for visit in visits:
             visit.cancel()
         self.outgoing.clear()
-        self._client.ended(self)
+        self.client.ended(self)

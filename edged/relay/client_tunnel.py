@@ -21,8 +21,6 @@ _CLASS = RequestClass.of(1 << 20)
 class FlowLeg:
     """The tunnel's attempt, its transport once connected, and the `StreamEvents` of its flow."""
 
-    outlives_lines = True
-
     def __init__(self, tunnel: Tunnel, begun: Start, target: Target) -> None:
         self.exchange = tunnel
         self.begun = begun
@@ -34,6 +32,11 @@ class FlowLeg:
         self._stream: Stream | None = None
         self._pending: Pending | None = None
         self._connected = False
+
+    @property
+    def outlives_lines(self) -> bool:
+        """See `Try`."""
+        return self._stream is not None
 
     @property
     def bytes_up_wire(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.relay import wire
 from edged.relay.client_flow import Ask
+from edged.relay.repeat import Repeat
 from edged.upstream.base import Pending, Stream
 from policies.model import Failure, Path
 
@@ -22,12 +23,25 @@ _NOTHING: int | None = 0
 class Visit:
     """One request about a flow over one line. Implements `StreamEvents`."""
 
-    __slots__ = ("_ask", "_blocked", "_ended", "_flow", "_leg", "_pending", "_up", "stream", "way")
+    __slots__ = (
+        "_ask",
+        "_blocked",
+        "_ended",
+        "_flow",
+        "_leg",
+        "_pending",
+        "_up",
+        "held",
+        "stream",
+        "way",
+    )
 
     def __init__(self, flow: FlowStream, leg: Leg, ask: Ask) -> None:
         self.way = ask.line
         """Its line; with `APART`, on another connection there than the flow's other visit."""
         self.stream: Stream | None = None
+        self.held = False
+        """It must send no more request bytes."""
         self._ask = ask
         self._flow: FlowStream | None = flow
         self._leg = leg
@@ -41,8 +55,11 @@ class Visit:
         assert self._flow is not None
         self._leg.visits[self] = None
         flow = self._flow
-        if not self.way.endswith(APART):
-            self._pending = self._leg.open(self, flow.request_class)
+        if flow.avoid is not None and self._leg.open_apart(self, flow.avoid):
+            return
+        if flow.large or not self.way.endswith(APART):
+            repeats = flow.repeats(self._leg)
+            self._pending = self._leg.open(self, flow.handover.visit_class, repeats=repeats)
         elif not self._leg.open_apart(self, flow.carrier_on(self._leg)):
             flow.drop(self.way)
 
@@ -65,6 +82,8 @@ class Visit:
         if flow.machine.begun and flow.machine.uploaded:
             self._up, self._ended = out.end, True
             fields = [*door.fields, (wire.OFFSET, b"%d" % received)]
+            if flow.handover.takes(self):
+                fields.append((wire.INSTEAD, wire.TRUE))
             method, length = b"GET", _NOTHING
         else:
             self._up = out.taken
@@ -76,6 +95,8 @@ class Visit:
             method = b"POST"
             length = None if flow.length is None else flow.length - out.taken
             self._ended = length == 0
+        if flow.repeats(self._leg):
+            fields.append((wire.REPEAT, wire.TRUE))
         head = RequestHead(
             *(method, door.scheme, door.authority, wire.flow_path(flow.id)), fields, length
         )
@@ -89,11 +110,12 @@ class Visit:
         if self._ended or self._up < 0 or flow is None:
             return
         out = flow.outgoing
-        while not self._blocked and self.stream is not None and self._up < out.end:
+        while not (self._blocked or self.held) and self.stream is not None and self._up < out.end:
             piece = out.read(self._up)
             self._up += len(piece)
             self.stream.send_data(piece)
-        if out.complete and self._up == out.end and self.stream is not None and not self._ended:
+        done = out.complete and self._up == out.end and not self.held
+        if done and self.stream is not None and not self._ended:
             self._ended = True
             self.stream.send_end(flow.trailers)
 
@@ -123,6 +145,13 @@ class Visit:
         if self._flow is not None:
             self._flow.data(self, data)
 
+    def message(self, data: bytes) -> None:
+        """Response bytes once more."""
+        self._leg.heard()
+        repeat = Repeat.decode(data)
+        if self._flow is not None and repeat is not None:
+            self._flow.repeated(self, repeat)
+
     def end(self, trailers: Headers | None) -> None:
         """Complete."""
         flow = self._flow
@@ -150,6 +179,11 @@ class Visit:
     def resume_body(self) -> None:
         """It drained."""
         self._blocked = False
+        self.feed()
+
+    def let_go(self) -> None:
+        """It may send on."""
+        self.held = False
         self.feed()
 
     @property

@@ -41,7 +41,7 @@ from policies.model import RequestClass
 _log = logging.getLogger("edged")
 
 FLOW_TICK_S = 0.1
-QUIC_IDLE_S = 60.0
+QUIC_IDLE_S = 30.0
 """A client without a sign of life for so long is gone; edges ping while they have flows."""
 STREAMS = 4096
 """Concurrent requests of one client connection: an edge has one or two a line."""

@@ -226,7 +226,7 @@ class Flow:
         at = journal.end
         journal.append(data)
         for visit in self._visits:
-            if visit.offset == at and visit.reads and not visit.slow:
+            if visit.offset == at and visit.reads and not (visit.slow or visit.superseded):
                 visit.pass_on(data)
         if self.ledger.spend(len(data), flows.clock()):
             self._throttle()
@@ -361,6 +361,12 @@ class Flow:
             self._acknowledged = offset
         self._trim()
 
+    def first_wanted(self, offset: int) -> int:
+        """Where a visit begins that asks from ``offset``: what was acknowledged meanwhile, over a
+        faster line, is not wanted any more.
+        """
+        return max(offset, self._acknowledged)
+
     def keeps(self, offset: int) -> bool:
         """Whether a visit can read from ``offset``."""
         return self.journal.start <= offset <= self.journal.end
@@ -386,6 +392,15 @@ class Flow:
                 visit.tell_head(self._head)
             visit.pump()
 
+    def supersede(self, visit: Visit) -> None:
+        """``visit`` begins where others end, and they read no more. Where the least of them ends:
+        the client may have given up those that are further, and nobody else brings what is between.
+        """
+        others = [other for other in self._visits if other.reads and not other.superseded]
+        for other in others:
+            other.superseded = True
+        visit.offset = max(visit.offset, min((other.offset for other in others), default=0))
+
     def leave(self, visit: Visit) -> None:
         """``visit`` is over, in whatever way."""
         rest = tuple(v for v in self._visits if v is not visit)
@@ -394,8 +409,9 @@ class Flow:
             if not rest:
                 self.flows.unattended(self)
 
-    def was_sent(self, offset: int) -> None:
-        """A visit handed the bytes before ``offset`` to its connection."""
+    def was_sent(self, offset: int, size: int) -> None:
+        """A visit handed ``size`` bytes, those before ``offset``, to its connection."""
+        self.ledger.sent_twice += max(0, min(size, size - offset + self._sent))
         if offset > self._sent:
             self._sent = offset
             if not self.acknowledges:
@@ -404,6 +420,7 @@ class Flow:
     def receive(self, at: int, data: bytes) -> None:
         """Request bytes from ``at``. Raises `upload.Gap` and `upload.Inconsistent`."""
         new = self.upload.take(at, data)
+        self.ledger.taken_twice += len(data) - len(new)
         if not new:
             return
         self.ledger.moved(self)
@@ -442,6 +459,16 @@ class Flow:
         for visit in self._visits:
             visit.refuse(self.flows.bad_request(text))
         self.flows.remove(self)
+
+    @property
+    def kept(self) -> bool:
+        """It was not given up or forgotten."""
+        return self.ledger.flows.get(self.id) is self
+
+    @property
+    def ends_plainly(self) -> bool:
+        """The response is complete, and no trailers follow its bytes."""
+        return self.state is State.COMPLETE and not self._trailers
 
     @property
     def coded(self) -> bool:

@@ -85,12 +85,15 @@ class Ledger:
         "done",
         "flows",
         "followers",
+        "heard_at",
         "histories",
         "limits",
         "name",
         "opened",
         "refused",
+        "sent_twice",
         "share",
+        "taken_twice",
         "waiting",
     )
 
@@ -108,11 +111,19 @@ class Ledger:
         self.waiting: dict[Flow, None] = {}
         """Flows held back by the byte rate."""
         self.followers: dict[Follower, None] = {}
+        self.heard_at: float | None = None
+        """When the client last said something by a pulse, or sent request bytes after one; ``None``
+        without pulses.
+        """
         self.dictionaries_missed = 0
         self.bodies_plain = 0
         """Bytes of bodies that were coded on the line, as they were before or after that."""
         self.bodies_coded = 0
         """The same, as they were on the line."""
+        self.sent_twice = 0
+        """Response bytes that had been handed to a connection before, as over another line."""
+        self.taken_twice = 0
+        """Request bytes that had come before."""
         self.opened = 0
         self.refused = 0
         self.configure(limits)
@@ -145,6 +156,8 @@ class Ledger:
 
     def moved(self, flow: Flow) -> None:
         """An upload took bytes."""
+        if self.heard_at is not None:
+            self.heard_at = flow.flows.clock()
         for follower in self.followers:
             follower.upload_moved(flow)
 
@@ -301,7 +314,17 @@ class Flows:
                 break
             del gone[key]
         for ledger in self.ledgers.values():
+            if ledger.heard_at is not None and now - ledger.heard_at > self.limits.linger_s:
+                self._abandoned(ledger)
             ledger.tick(now)
+
+    def _abandoned(self, ledger: Ledger) -> None:
+        """All pulses of a client are silent: no line carries its flows, whatever the connections
+        look like that its requests came over.
+        """
+        ledger.heard_at = None
+        for flow in [flow for flow in ledger.flows.values() if flow.acknowledges]:
+            self.remove(flow)
 
     def close(self) -> None:
         """End all flows."""

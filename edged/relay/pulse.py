@@ -78,7 +78,7 @@ class Pulse:
         self._every_s = IDLE_EVERY_S
         self._number = 0
         self._seen = 0
-        self._heard_at = flows.clock()
+        self._heard_at = ledger.heard_at = flows.clock()
         self._uploads: dict[bytes, int] = {}
         self._gone: dict[bytes, None] = {}
         self._report_at = 0.0
@@ -137,7 +137,7 @@ class Pulse:
 
     def _take(self, beat: ClientBeat) -> None:
         self._seen = beat.number
-        self._heard_at = self._flows.clock()
+        self._heard_at = self._ledger.heard_at = self._flows.clock()
         known = self._ledger.flows
         for flow_id, offset in beat.acks.items():
             flow = known.get(flow_id)

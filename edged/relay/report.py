@@ -43,6 +43,8 @@ class RelayReport:
                     "opened": ledger.opened,
                     "refused": ledger.refused,
                     "slowed": len(ledger.waiting),
+                    "sent_twice": ledger.sent_twice,
+                    "taken_twice": ledger.taken_twice,
                     "bodies_plain": ledger.bodies_plain,
                     "bodies_coded": ledger.bodies_coded,
                     "dictionary_bytes": ledger.dictionaries.used_bytes,
@@ -79,14 +81,21 @@ class RelayReport:
             "Bodies that were coded between client and relay, before and after.",
             labels=["client", "size"],
         )
+        twice = CounterMetricFamily(
+            "edged_relay_twice_bytes",
+            "Body bytes that went over a line again, or over two.",
+            labels=["client", "direction"],
+        )
         missed = CounterMetricFamily(
             "edged_relay_dictionaries_missed", "Bodies to be sent again.", labels=["client"]
         )
         for ledger in flows.ledgers.values():
             bodies.add_metric([ledger.name, "plain"], ledger.bodies_plain)
             bodies.add_metric([ledger.name, "coded"], ledger.bodies_coded)
+            twice.add_metric([ledger.name, "down"], ledger.sent_twice)
+            twice.add_metric([ledger.name, "up"], ledger.taken_twice)
             missed.add_metric([ledger.name], ledger.dictionaries_missed)
             opened.add_metric([ledger.name], ledger.opened)
             refused.add_metric([ledger.name], ledger.refused)
             pulses.add_metric([ledger.name], len(ledger.followers))
-        yield from (opened, refused, pulses, bodies, missed)
+        yield from (opened, refused, pulses, bodies, twice, missed)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from edged.datagrams import Messenger
 from edged.downstream.base import Handler, RequestSink, Responder
 from edged.headers import ANSWERED, Answered, answer, error_response, has_passed, http_date
 from edged.messages import Headers, RequestHead, ResponseHead
@@ -23,6 +24,7 @@ from edged.relay import wire
 from edged.relay.flow import Flow
 from edged.relay.flows import Flows, Ledger, TooMany
 from edged.relay.pulse import House, Pulse, Timer
+from edged.relay.repeat import Repeats
 from edged.relay.tokens import Client, Register
 from edged.relay.upload import Gap, Inconsistent, Upload
 from edged.relay.visit import Visit
@@ -211,6 +213,7 @@ class Relay:
             at=None if flow.upload.complete else 0,
             last=said.upload_complete,
         )
+        self._repeat(visit, said)
         flow.join(visit)
         flow.begin(self._proceed(inner, flow))
         _end_if_empty(visit, head)
@@ -231,7 +234,8 @@ class Relay:
     ) -> RequestSink:
         reads = head.method != b"PATCH"
         sends = head.method == b"PATCH" or (head.method == b"POST" and not flow.upload.complete)
-        if reads and not flow.keeps(said.offset):
+        offset = flow.first_wanted(said.offset)
+        if reads and not flow.keeps(offset):
             return answer(responder, _not_kept(flow, said.offset))
         if head.method == b"PATCH" or sends:
             try:
@@ -243,13 +247,21 @@ class Relay:
         visit = Visit(
             flow,
             responder,
-            offset=said.offset if reads else None,
+            offset=offset if reads else None,
             at=said.upload_offset if sends else None,
             last=said.upload_complete,
         )
+        self._repeat(visit, said)
+        if said.instead and reads:
+            flow.supersede(visit)
         flow.join(visit)
         _end_if_empty(visit, head)
         return visit
+
+    def _repeat(self, visit: Visit, said: wire.Control) -> None:
+        """Let a visit's pieces go out more than once, if that is asked for and can be."""
+        if said.repeats and visit.reads and isinstance(visit.responder, Messenger):
+            visit.repeats = Repeats(visit, visit.responder, self._later)
 
 
 def _end_if_empty(visit: Visit, head: RequestHead) -> None:

@@ -12,6 +12,7 @@ from edged.relay.upload import Inconsistent
 
 if TYPE_CHECKING:
     from edged.relay.flow import Flow
+    from edged.relay.repeat import Repeats
 
 PIECE_BYTES = 64 << 10
 
@@ -23,7 +24,19 @@ class Visit:
     bytes from ``at`` on (``None``: it brings none).
     """
 
-    __slots__ = ("_at", "_last", "flow", "offset", "over", "reads", "responder", "sends", "slow")
+    __slots__ = (
+        "_at",
+        "_last",
+        "flow",
+        "offset",
+        "over",
+        "reads",
+        "repeats",
+        "responder",
+        "sends",
+        "slow",
+        "superseded",
+    )
 
     def __init__(
         self,
@@ -46,6 +59,10 @@ class Visit:
         self.slow = False
         """Its connection takes no more for now."""
         self.over = False
+        self.superseded = False
+        """Another visit brings what is left of the response."""
+        self.repeats: Repeats | None = None
+        """Small pieces go out once more as datagrams."""
 
     # -- what its connection calls (RequestSink) --------------------------------------------------
 
@@ -78,6 +95,8 @@ class Visit:
 
     def gone(self) -> None:
         """The line died, or the client wants no more of it."""
+        if self.repeats is not None:
+            self.repeats.stop()
         if not self.over:
             self._leave()
 
@@ -105,13 +124,15 @@ class Visit:
         """Send the journal's newest bytes, which are just those that come next."""
         offset = self.offset = self.offset + len(data)
         self.responder.data(data)
-        self.flow.was_sent(offset)
+        if self.repeats is not None:
+            self.repeats.passed(len(data))
+        self.flow.was_sent(offset, len(data))
 
     def pump(self) -> None:
         """Send what is there, as far as the connection takes it; at its end, the end."""
         flow = self.flow
         journal = flow.journal
-        while self.reads and not self.slow and not self.over:
+        while self.reads and not (self.slow or self.over or self.superseded):
             if self.offset < journal.start:  # acknowledged over another line
                 self.break_off()
                 return
@@ -122,10 +143,14 @@ class Visit:
             if flow.state is State.COMPLETE or flow.state is State.BROKEN:
                 self._leave()
                 flow.finish_visit(self.responder)
+                if self.repeats is not None:
+                    self.repeats.passed(0)
             return
 
     def break_off(self) -> None:
         """End without a clean end."""
+        if self.repeats is not None:
+            self.repeats.stop()
         if not self.over:
             self._leave()
             self.responder.abort()

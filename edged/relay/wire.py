@@ -22,6 +22,8 @@ edged-prefix      request  so much of the dictionary is the beginning of the bod
 edged-scope       request  a word: bodies are kept, and found, as dictionaries under it only
 edged-length      request  bytes of a coded request body when it is decoded
 edged-accept      request  zstd: the response may be coded
+edged-repeat      request  ?1: small pieces of the response may come once more as datagrams (h3)
+edged-instead     request  ?1: what is left of the response comes here and over no other visit
 edged-inner-NAME  both     an inner field that would be taken for one of these
 ================  =======  ==========================================================
 
@@ -45,10 +47,12 @@ ACCEPT = b"edged-accept"
 ACK = b"edged-ack"
 CODING = b"edged-coding"
 DICTIONARY = b"edged-dictionary"
+INSTEAD = b"edged-instead"
 LENGTH = b"edged-length"
 METHOD = b"edged-method"
 OFFSET = b"edged-offset"
 PREFIX = b"edged-prefix"
+REPEAT = b"edged-repeat"
 SCOPE = b"edged-scope"
 STATUS = b"edged-status"
 TARGET = b"edged-target"
@@ -70,10 +74,12 @@ _OWN = frozenset(
         ACK,
         CODING,
         DICTIONARY,
+        INSTEAD,
         LENGTH,
         METHOD,
         OFFSET,
         PREFIX,
+        REPEAT,
         SCOPE,
         STATUS,
         TARGET,
@@ -116,6 +122,8 @@ class Control(NamedTuple):
     scope: bytes | None = None
     length: int | None = None
     accepts: bool = False
+    repeats: bool = False
+    instead: bool = False
 
 
 class InnerResponse(NamedTuple):
@@ -168,6 +176,8 @@ def control(headers: Headers) -> tuple[Control, Headers]:
         _scope(own),
         _number(own, LENGTH),
         _is_zstd(own, ACCEPT),
+        _boolean(own, REPEAT, FALSE),
+        _boolean(own, INSTEAD, FALSE),
     ), inner
 
 
@@ -183,8 +193,8 @@ def _number(own: dict[bytes, bytes], name: bytes) -> int | None:
     return int(value)
 
 
-def _boolean(own: dict[bytes, bytes], name: bytes) -> bool:
-    value = own.get(name, TRUE)
+def _boolean(own: dict[bytes, bytes], name: bytes, missing: bytes = TRUE) -> bool:
+    value = own.get(name, missing)
     if value not in (TRUE, FALSE):
         raise BadFlow(f"{name.decode()} is neither ?1 nor ?0")
     return value == TRUE

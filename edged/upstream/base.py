@@ -76,6 +76,9 @@ class Stream(Protocol):
     def cancel(self) -> None:
         """Give up: RST_STREAM or STOP_SENDING; an h1 connection is closed."""
 
+    def forsake(self, failure: Failure) -> None:
+        """Nothing comes over its connection any more: end that, and all that is on it."""
+
     def pause_reading(self) -> None:
         """Stop taking response bytes (backpressure reaches the peer)."""
 

@@ -159,6 +159,10 @@ class H1Stream(ResponseReader):
         """Give up. The connection is closed, or free again if nothing was sent."""
         self._connection.cancelled(self)
 
+    def forsake(self, failure: Failure) -> None:
+        """See `Stream`."""
+        self._connection.close(failure)
+
     def pause_reading(self) -> None:
         """Stop reading the socket."""
         self._connection.read(self, wanted=False)

@@ -207,6 +207,10 @@ class H2Stream:
                 self._connection.reset(self.id, CANCEL)
             self._drop()
 
+    def forsake(self, failure: Failure) -> None:
+        """See `Stream`."""
+        self._connection.close(failure)
+
     def pause_reading(self) -> None:
         """Hold what arrives; the peer stops at the stream's window."""
         self._paused = True

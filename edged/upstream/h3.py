@@ -194,6 +194,7 @@ class H3Connector:
                     idle_timeout_s=IDLE_TIMEOUT_S,
                     ticket=self.tickets.get(path),
                     moves=not path.endpoint.is_door,
+                    messages=path.endpoint.is_door,
                 ),
                 lambda new: self.tickets.put(path, new),
                 self._engine,

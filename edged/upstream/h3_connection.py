@@ -125,7 +125,9 @@ class H3Connection:
             stream_id = self.engine.next_stream_id(unidirectional=True)
             ids.append(stream_id)
             self.engine.send(stream_id, b"", False)
-        self.session = h3.Session(self, (ids[0], ids[1], ids[2]))
+        self.session = h3.Session(
+            self, (ids[0], ids[1], ids[2]), datagrams=self.path.endpoint.is_door
+        )
         self.driver.touch()
 
     def _too_late(self, timeout_s: float) -> None:
@@ -347,6 +349,13 @@ class H3Connection:
         stream = self._streams.get(stream_id)
         if stream is not None:
             stream.sending_stopped()
+
+    def message(self, data: bytes) -> None:
+        """The payload of a DATAGRAM frame: of one stream (RFC 9297 section 2.1)."""
+        quarter, at = h3.read_varint(data, 0)
+        stream = self._streams.get(4 * quarter)
+        if stream is not None:
+            stream.message(data[at:])
 
     def ping_acked(self, uid: int) -> None:
         waiting = self._pings.pop(uid, None)

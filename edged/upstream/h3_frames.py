@@ -270,8 +270,11 @@ class Session:
         *,
         table_bytes: int = _TABLE_BYTES,
         head_bytes: int = MAX_HEAD_BYTES,
+        datagrams: bool = False,
     ) -> None:
-        """``table_bytes`` and ``head_bytes`` are what the peer may use of our memory."""
+        """``table_bytes`` and ``head_bytes`` are what the peer may use of our memory.
+        ``datagrams``: HTTP datagrams are taken, and may be sent (RFC 9297).
+        """
         self._events = events
         control, self._encoder_id, self._decoder_id = stream_ids
         self._encoder = pylsqpack.Encoder()
@@ -280,9 +283,8 @@ class Session:
         self._goaway_id: int | None = None
         self._kinds: dict[int, int] = {}
         self._buffers: dict[int, bytes] = {}
-        settings = b"".join(
-            varint(key) + varint(value) for key, value in ((0x1, table_bytes), (0x6, head_bytes))
-        )
+        values = [(0x1, table_bytes), (0x6, head_bytes), *([(0x33, 1)] if datagrams else ())]
+        settings = b"".join(varint(key) + varint(value) for key, value in values)
         frame = b"\x00" + varint(_SETTINGS) + varint(len(settings)) + settings
         events.send_on(control, frame)
         events.send_on(self._encoder_id, bytes((_QPACK_ENCODER,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edged.datagrams import MessageEvents
 from edged.messages import Headers, RequestHead
 from edged.upstream import h3_frames as h3
 from edged.upstream.base import StreamEvents
@@ -107,6 +108,9 @@ class H3Stream:
             self._leave(h3.REQUEST_CANCELLED)
             self._connection.ended(self)
 
+    def forsake(self, failure: Failure) -> None:
+        self._connection.close(failure)
+
     def pause_reading(self) -> None:
         if not (self._over or self._reader.stopped):
             self._reader.stopped = True
@@ -150,6 +154,11 @@ class H3Stream:
             return
         if held.full:
             connection.stall(self, True)
+
+    def message(self, data: bytes) -> None:
+        """An HTTP datagram (RFC 9297): for those who asked for them."""
+        if not (self._over or self._reader.stopped) and isinstance(self._events, MessageEvents):
+            self._events.message(data)
 
     def reset(self, code: int) -> None:
         """The peer reset the stream."""

@@ -122,12 +122,36 @@ class OriginPool:
         self.upkeep.open_beside(self._loop.time())
         return False
 
+    def carrier_of(self, request_class: RequestClass) -> Carrier | None:
+        """See `Pools.carrier_of`."""
+        carrier = self.choosing.first(group_of(request_class))
+        if carrier is None or self.live[carrier]:
+            return carrier
+        self.upkeep.open_beside(self._loop.time())
+        return None
+
     def _pick(self, group: int, *, early_data: bool, upgrade: bool) -> Connection | None:
         """A connection that may carry the request now."""
         shelves = (self.shelves[Carrier.H1],) if upgrade else self.choosing.order(group)
+        large = group % SIZES == SIZES - 1
+        if (
+            large
+            and shelves
+            and self.path.endpoint.is_door
+            and (ready := next(iter(shelves[0]), None))
+        ):
+            # Pulses prove the line, and a flow is asked for again: nothing is waited for, and least
+            # of all does it take a carrier that does not suit it.
+            return ready
         for shelf in shelves:
             if (connection := self._free(shelf, group, early_data=early_data)) is not None:
                 return connection
+            if large and shelf.shared:
+                # A large body had rather share than take a carrier that does not suit it.
+                connection = next(iter(shelf.shared))
+                if not self.trust.doubtful(connection):
+                    self.upkeep.short(connection.carrier)
+                    return connection
         if upgrade:
             return None
         if early_data and self._early:

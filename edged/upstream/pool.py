@@ -118,6 +118,12 @@ class Pools:
         """
         return self._pool(path).open_apart(events, carrier)
 
+    def carrier_of(self, path: Path, request_class: RequestClass) -> Carrier | None:
+        """The carrier that suits requests of that class, if a connection of it is there; else it
+        may be on its way afterwards.
+        """
+        return self._pool(path).carrier_of(request_class)
+
     def answered(
         self, path: Path, carrier: Carrier, request_class: RequestClass, latency_s: float
     ) -> None:

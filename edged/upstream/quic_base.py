@@ -6,7 +6,12 @@ import ipaddress
 from types import ModuleType
 from typing import Any
 
-from edged.quic import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Address
+from edged.quic import (
+    CONNECTION_WINDOW_BYTES,
+    MESSAGE_FRAME_BYTES,
+    STREAM_WINDOW_BYTES,
+    Address,
+)
 from edged.upstream.quic_engines import INITIAL_RTT_S, ClientSettings, Sink
 
 DATAGRAM_BYTES = 1200
@@ -27,6 +32,7 @@ def options(settings: ClientSettings) -> dict[str, Any]:
         "initial_rtt": INITIAL_RTT_S,
         "max_data": CONNECTION_WINDOW_BYTES,
         "max_stream_data": STREAM_WINDOW_BYTES,
+        "max_datagram_frame_size": MESSAGE_FRAME_BYTES if settings.messages else None,
         "server_name": settings.server_name,
         "session_ticket": settings.ticket,
     }
@@ -91,6 +97,8 @@ class BaseEngine:
             sink.stream_reset(event.stream_id, event.error_code)
         elif kind is names.StopSendingReceived:
             sink.stop_sending(event.stream_id, event.error_code)
+        elif kind is names.DatagramFrameReceived:
+            sink.message(event.data)
         elif kind is names.PingAcknowledged:
             sink.ping_acked(event.uid)
         elif kind is names.HandshakeCompleted:

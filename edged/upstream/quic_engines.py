@@ -46,6 +46,9 @@ class Sink(Protocol):
     def stop_sending(self, stream_id: int, code: int) -> None:
         """STOP_SENDING; the engine has reset the sending side."""
 
+    def message(self, data: bytes) -> None:
+        """The payload of a DATAGRAM frame."""
+
     def ping_acked(self, uid: int) -> None:
         """The packet with this PING was acknowledged."""
 
@@ -75,6 +78,8 @@ class ClientSettings:
     """The engine's own session ticket, or ``None``."""
     moves: bool = True
     """The connection may go on over other lines."""
+    messages: bool = False
+    """DATAGRAM frames are taken."""
 
 
 class Counters(NamedTuple):

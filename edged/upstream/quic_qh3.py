@@ -201,6 +201,8 @@ class Qh3Engine(Streams, BaseEngine):
                 sink.stop_sending(event[1], event[2])
             elif kind == "ping_acknowledged":
                 sink.ping_acked(event[1])
+            elif kind == "datagram":
+                sink.message(event[1])
             elif kind == "path_validated":
                 sink.path_validated(self._path, None)
             else:

@@ -120,8 +120,17 @@ def _connection_class(engine):
 
 
 @contextlib.asynccontextmanager
-async def connect(port, *, ca=None, engine="aioquic", ticket=None, on_ticket=None, **options):
-    """A connection to 127.0.0.1:``port``. With ``ticket`` it may be used before the handshake."""
+async def connect(
+    port,
+    *,
+    host="127.0.0.1",
+    ca=None,
+    engine="aioquic",
+    ticket=None,
+    on_ticket=None,
+    **options,
+):
+    """A connection to ``host``, ``port``. With ``ticket`` it may be used before the handshake."""
     configuration_class = importlib.import_module(f"{engine}.quic.configuration").QuicConfiguration
     client = importlib.import_module(f"{engine}.asyncio.client")
     configuration = configuration_class(
@@ -137,7 +146,7 @@ async def connect(port, *, ca=None, engine="aioquic", ticket=None, on_ticket=Non
     else:
         configuration.load_verify_locations(ca)
     async with client.connect(
-        "127.0.0.1",
+        host,
         port,
         configuration=configuration,
         create_protocol=_connection_class(engine),

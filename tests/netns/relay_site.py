@@ -21,34 +21,52 @@ from tests.netns.site import Site, _wait_for_port
 RELAY_PORT = 8443
 ADMIN_PORT = 7071
 TOKEN = "0123456789abcdef0123456789abcdef"
+NAMES = ("hk", "sg", "la")
+"""Of relays; each has the ports after those of the one before."""
 
 
 class RelaySite(Site):
     """``with RelaySite(directory) as site, site.lab.edge: site.edged.fetch("/llm/echo")``.
 
-    ``direct``: whether the edge reaches the origin without the relay, too.
+    ``direct``: whether the edge reaches the origin without a relay, too; ``relay``: sections of
+    relay.yaml that differ; ``relays``: how many there are.
     """
 
     def __init__(
-        self, directory: Path, *, direct: bool = False, relay: dict[str, Any] | None = None, **more
+        self,
+        directory: Path,
+        *,
+        direct: bool = False,
+        relay: dict[str, Any] | None = None,
+        relays: int = 1,
+        **more,
     ) -> None:
         self._direct, self._relay = direct, relay or {}
-        self.relay: subprocess.Popen[Any]
+        self._names = NAMES[:relays]
+        self._relays: dict[str, subprocess.Popen[Any]] = {}
         super().__init__(directory, **more)
+
+    @property
+    def relay(self) -> subprocess.Popen[Any]:
+        """The first one's process."""
+        return self._relays[NAMES[0]]
 
     def configuration(self) -> dict[str, Any]:
         """As of the site, and the relay."""
         document = super().configuration()
-        for upstream in document["upstreams"]:
+        for number, upstream in enumerate(document["upstreams"]):
+            if number == 0:
+                upstream["hosts"] = ["*.lab.test"]  # for tunnels
             for endpoint in upstream["endpoints"]:
                 endpoint["direct"] = self._direct
         address = self.lab.addresses[0]
         document["relays"] = [
-            {"name": "hk", "url": f"https://{address}:{RELAY_PORT}", "token_file": "token"}
+            {"name": name, "url": f"https://{address}:{RELAY_PORT + number}", "token_file": "token"}
+            for number, name in enumerate(self._names)
         ]
         return document
 
-    def relay_configuration(self) -> dict[str, Any]:
+    def relay_configuration(self, number: int = 0) -> dict[str, Any]:
         """What relay.yaml says."""
         upstreams = super().configuration()["upstreams"][:1]
         for upstream in upstreams:
@@ -56,10 +74,10 @@ class RelaySite(Site):
             for name in ("prefix", "policy"):
                 upstream.pop(name, None)
         return {
-            "node": {"name": "hk-1"},
+            "node": {"name": f"{NAMES[number]}-1"},
             "listen": {
-                "relay": f"{self.lab.addresses[0]}:{RELAY_PORT}",
-                "admin": f"127.0.0.1:{ADMIN_PORT}",
+                "relay": f"{self.lab.addresses[0]}:{RELAY_PORT + number}",
+                "admin": f"127.0.0.1:{ADMIN_PORT + number}",
             },
             "certificate": {
                 "chain_file": str(self.certificates.certificate),
@@ -78,41 +96,44 @@ class RelaySite(Site):
             **self._relay,
         }
 
-    def start_relay(self) -> None:
+    def start_relay(self, name: str = NAMES[0]) -> None:
         """Start it (again); it listens."""
-        file = self.directory / "relay.yaml"
-        file.write_text(yaml.safe_dump(self.relay_configuration(), sort_keys=False))
-        self.relay = self.lab.origin.start(
+        number = NAMES.index(name)
+        file = self.directory / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(self.relay_configuration(number), sort_keys=False))
+        self._relays[name] = self.lab.origin.start(
             [sys.executable, "-m", "edged", "relay", "-c", file],
             log=self.directory / "relay.log",
             cwd=Path(__file__).parents[2],
         )
         with self.lab.origin:
-            _wait_for_port(self.lab.addresses[0], RELAY_PORT)
+            _wait_for_port(self.lab.addresses[0], RELAY_PORT + number)
 
-    def kill_relay(self) -> None:
+    def kill_relay(self, name: str = NAMES[0]) -> None:
         """As a crash does."""
-        os.kill(self.relay.pid, signal.SIGKILL)
-        self.relay.wait()
+        os.kill(self._relays[name].pid, signal.SIGKILL)
+        self._relays[name].wait()
 
-    def relay_status(self) -> dict[str, Any]:
-        """The relay's /status, asked past all lines."""
+    def relay_status(self, name: str = NAMES[0]) -> dict[str, Any]:
+        """A relay's /status, asked past all lines."""
         with self.lab.origin:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            url = f"http://127.0.0.1:{ADMIN_PORT}/status"
+            url = f"http://127.0.0.1:{ADMIN_PORT + NAMES.index(name)}/status"
             answer: dict[str, Any] = json.load(opener.open(url, timeout=5))
         return answer
 
-    def pulses(self) -> int:
-        """How many lines the relay hears of."""
-        return int(self.relay_status()["relay"]["clients"][0]["pulses"])
+    def pulses(self, name: str = NAMES[0]) -> int:
+        """How many lines a relay hears of."""
+        return int(self.relay_status(name)["relay"]["clients"][0]["pulses"])
 
     def _start_edge(self) -> None:
         (self.directory / "token").write_text(TOKEN)
-        self.start_relay()
+        for name in self._names:
+            self.start_relay(name)
         super()._start_edge()
         self.until_connected()
 
     def until_connected(self) -> None:
         """The edge's pulses are there, over all lines."""
-        wait_for(lambda: self.pulses() == len(self.lab.lines), "the pulses of all lines")
+        for name in self._names:
+            wait_for(lambda name=name: self.pulses(name) == len(self.lab.lines), f"{name}'s pulses")

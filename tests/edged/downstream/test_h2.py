@@ -358,6 +358,45 @@ def test_reset_by_the_client_and_loss_of_it_tell_the_handler():
     run(scenario)
 
 
+@pytest.mark.parametrize("what", ["head", "data", "end", "abort"])
+def test_what_one_stream_causes_on_another_that_was_just_reset_harms_nobody(what):
+    """The engine knows of the reset, which its exchange has still to be told."""
+
+    def react(request):
+        body = request.body
+
+        def caused(data):
+            body(data)
+            first = recorder.requests[0].responder
+            arguments = {"head": (ResponseHead(200, [], 3),), "data": (b"abc",)}
+            getattr(first, what)(*arguments.get(what, ()))
+
+        if len(recorder.requests) == 2:
+            request.body = caused
+
+    async def scenario():
+        async with Served(recorder) as served:
+            client = await client_of(served)
+            client.headers(1, POST, end=False)
+            first = await recorder.number(1)
+            if what != "head":
+                first.responder.head(ResponseHead(200, [], 3))
+            if what == "end":
+                first.responder.data(b"abc")
+            client.headers(3, POST, end=False)
+            second = await recorder.number(2)
+            client.data(3, b"x")
+            client.rst(1)
+            await second.until("body")
+            if what in ("head", "data"):
+                await first.until("gone")
+            second.answer(body=b"whole")
+            assert await client.response(3) == (200, b"whole")
+
+    recorder = Recorder(react)
+    run(scenario)
+
+
 def test_field_that_would_be_malformed_is_never_sent():
     async def scenario():
         recorder = Recorder(lambda r: r.responder.head(ResponseHead(200, [(b"a", b"b\nc")], 0)))

@@ -87,8 +87,9 @@ class Request:
 class House:
     """A QUIC server whose requests wait in ``requests``, or are handled by ``script``."""
 
-    def __init__(self, engine, script=None, **limits):
+    def __init__(self, engine, script=None, *, host="127.0.0.1", **limits):
         self.requests = []
+        self.host = host
         self.script = script
         loop = asyncio.get_running_loop()
         self.hub = Hub(self.handle, Limits(**{"duplex": True, **limits}), loop)
@@ -106,7 +107,7 @@ class House:
 
     async def __aenter__(self):
         self.hub.start()
-        self.port = self.server.start("127.0.0.1", 0)[1]
+        self.port = self.server.start(self.host, 0)[1]
         return self
 
     async def __aexit__(self, *_):
@@ -125,9 +126,9 @@ class House:
         return self.requests[number]
 
 
-def go(scenario, engine, script=None, **limits):
+def go(scenario, engine, script=None, **more):
     async def main():
-        async with House(engine, script, **limits) as house:
+        async with House(engine, script, **more) as house:
             await scenario(house)
 
     asyncio.run(strictly(main()))
@@ -390,6 +391,67 @@ def test_a_client_may_change_its_address(engine):
             request.responder.end()
             await reply.until()
             assert reply.ended == "end"
+
+    go(scenario, engine)
+
+
+@ENGINES
+@pytest.mark.parametrize(("host", "there"), [("0.0.0.0", "127.0.0.7"), ("::", "::1")])
+def test_answers_leave_from_the_address_that_was_asked(engine, host, there):
+    """On a socket of all addresses the kernel would choose: here 127.0.0.1."""
+
+    async def scenario(house):
+        asked = (there, house.port)
+        with socket.socket(
+            socket.AF_INET6 if ":" in there else socket.AF_INET, socket.SOCK_DGRAM
+        ) as sock:
+            sock.connect(asked)
+            sock.setblocking(False)
+            sock.send(b"\xc0\x0a\x0a\x0a\x0a\x08" + bytes(8) + b"\x08" + bytes(1200))
+            loop = asyncio.get_running_loop()
+            answer = await asyncio.wait_for(loop.sock_recv(sock, 2000), 5)
+            assert answer[1:5] == bytes(4), "it speaks another version"
+        async with house.connect(host=there) as client:
+            told, sources = client.datagram_received, set()
+
+            def received(data, address):
+                sources.add(address[0].removeprefix("::ffff:"))
+                told(data, address)
+
+            client.datagram_received = received
+            await client.request("GET", "/").until()
+            assert sources == {there}
+
+    go(scenario, engine, lambda request: request.answer(bytes(100_000)), host=host)
+
+
+class BreaksOnSending:
+    """A core whose next flight fails: one did with "reserved stream is missing"."""
+
+    def __init__(self, core):
+        self.core = core
+
+    def __getattr__(self, name):
+        return getattr(self.core, name)
+
+    def poll_transmit(self, now):
+        raise ValueError("reserved stream is missing")
+
+
+@pytest.mark.parametrize("engine", [FAST])
+def test_a_core_that_breaks_ends_its_connection_and_no_other(engine):
+    async def scenario(house):
+        async with house.connect() as one, house.connect() as other:
+            one.request("GET", "/")
+            lost = await house.request(0)
+            engine = lost.responder.connection.engine
+            engine._core = BreaksOnSending(engine._core)
+            lost.responder.head(ResponseHead(200, [], 5))
+            await until(lambda: lost.left)
+            sent = other.request("GET", "/")
+            (await house.request(1)).answer(b"whole")
+            await sent.until()
+            assert sent.body == b"whole"
 
     go(scenario, engine)
 

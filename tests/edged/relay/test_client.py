@@ -10,8 +10,10 @@ from rich.console import Console
 
 from edged.admin import views
 from edged.admin.text import print_status
+from edged.relay import client_stream
+from edged.relay.client_flow import FlowClient
 from edged.relay.client_report import RelaysReport
-from edged.relay.client_visit import APART
+from edged.relay.client_visit import APART, Visit
 from edged.relay.flow import State
 from policies.model import Verdict
 from tests.edged.relay.edge import Answer, Edge, edge_relay_origin
@@ -80,6 +82,82 @@ def test_a_line_that_dies_before_the_answer_executes_nothing_twice(tmp_path):
         assert await answer.read() == (b"news", True)
         assert origin.executed == {"1": 1}
         answer.writer.close()
+
+
+def test_a_pulse_may_overtake_the_request_that_opens_a_flow(tmp_path, monkeypatch):
+    """The relay says which of the flows it hears of it does not know: not of one still to come."""
+
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        begin, under_way = Visit.begin, []
+        monkeypatch.setattr(Visit, "begin", lambda self: under_way.append(self))
+        answer = await edge.call("POST", "/hash", [("x-id", "1")], b"x")
+        await until(lambda: under_way)
+        leg = edge.client.legs["b"]
+        leg._stream.cancel()
+        leg._over()
+        await until(lambda: leg.connected)
+        heard_at = leg._heard_at
+        await until(lambda: leg._heard_at > heard_at)
+        monkeypatch.setattr(Visit, "begin", begin)
+        for visit in under_way:
+            visit.begin()
+        await answer.head()
+        assert answer.status == 200
+        assert relay.flows.ledgers["one"].opened == edge.client.opened == 1
+        answer.writer.close()
+
+
+@pytest.mark.parametrize("replay", ["line-down", "never"])
+def test_without_any_line_a_request_waits_for_one_and_is_not_asked_again(tmp_path, replay):
+    @scenario(tmp_path, policy={"replay": replay})
+    async def _(edge, relay, origin):
+        answer = await edge.call("POST", "/poll", [("x-id", "1")], b"x")
+        await until(lambda: origin.executed)
+        legs = edge.client.legs
+        for line in legs:
+            await edge.silence(line)
+        await until(lambda: all(leg.verdict is Verdict.DOWN for leg in legs.values()))
+        origin.go_on.set()
+        edge.sockets("b").restore()
+        await answer.head()
+        assert answer.status == 200
+        assert await answer.read() == (b"news", True)
+        assert origin.executed == {"1": 1}
+        assert edge.client.opened == 1
+        answer.writer.close()
+
+
+def test_a_connection_that_carries_nothing_any_more_is_given_up_though_its_line_is_well(tmp_path):
+    @scenario(tmp_path)
+    async def _(edge, relay, origin):
+        leg = edge.client.legs["a"]
+        old = leg._stream
+        for pulse in tuple(relay.flows.ledgers["one"].followers):
+            pulse.pause_response()
+        await until(lambda: leg.silent)
+        await until(lambda: leg.connected and leg._stream is not old)
+        assert (await edge.fetch("GET", "/hash"))[0] == 200
+
+
+def test_a_response_that_pauses_for_long_is_asked_for_anew(tmp_path, monkeypatch):
+    """Here because the first visit brings nothing that fits."""
+    monkeypatch.setattr(client_stream, "STALE_S", 0.3)
+    head = FlowClient.head
+
+    def beyond(machine, line, offset):
+        first = head(machine, line, offset)
+        if first:
+            machine._visits[line].at += 1 << 30
+        return first
+
+    @scenario(tmp_path, policy={"redundancy": {"small_streams": "never"}})
+    async def _(edge, relay, origin):
+        monkeypatch.setattr(FlowClient, "head", beyond)
+        status, _, body, clean = await edge.fetch("GET", "/stream/5/300000", [("x-id", "1")])
+        assert (status, body, clean) == (200, content(5, 300_000), True)
+        assert origin.executed == {"1": 1}
+        assert edge.client.opened == 1
 
 
 def test_an_upload_is_carried_on(tmp_path):

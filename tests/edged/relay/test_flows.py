@@ -43,6 +43,31 @@ def test_a_flow_without_a_line_is_kept_for_a_while_and_then_cancelled():
     assert not house.used(ledger, flow.id)
 
 
+def test_a_client_whose_pulses_are_silent_has_lost_its_flows_whatever_its_connections_say():
+    clock = Clock()
+    house = flows(clock, linger_s=30)
+    ledger = client(house)
+    flow, sink = open_flow(house, ledger, acknowledges=True)
+    other, stays = open_flow(house, ledger, number=2)
+    readers = [visit(flow), visit(other)]
+    upload = visit(flow, offset=None, at=0)
+    clock.now += 100
+    house.tick(clock.now)
+    assert not sink.left, "it never had a pulse"
+    ledger.heard_at = clock.now
+    clock.now += 20
+    upload.visit.body(b"x")
+    clock.now += 29
+    house.tick(clock.now)
+    assert not sink.left
+    clock.now += 1.1
+    house.tick(clock.now)
+    assert sink.left
+    assert readers[0].ended == "abort"
+    assert not stays.left, "of somebody who acknowledges nothing, as curl"
+    assert list(ledger.flows.values()) == [other]
+
+
 def test_a_flow_given_up_breaks_off_for_all():
     house = flows()
     ledger = client(house)

@@ -177,17 +177,51 @@ def test_reading_on_from_an_offset():
     assert b"edged-offset" not in too_far.headers
 
 
-def test_acknowledged_bytes_are_gone():
+def test_acknowledged_bytes_are_gone_and_not_missed():
+    """What was acknowledged over a faster line while a request was under way is not wanted."""
     house = House()
     house.flow("POST", TARGET, ("edged-ack", "0"))
     flow = house.inner[0].responder
     flow.head(ok())
     flow.data(b"abcdef")
     assert house.flow("GET", ("edged-ack", "3"), ("edged-offset", "3")).received == b"def"
-    assert house.flow("GET", ("edged-offset", "2")).status == 416
+    overtaken = house.flow("GET", ("edged-offset", "2"))
+    assert (overtaken.received, overtaken.headers[b"edged-offset"]) == (b"def", b"3")
     # To read from an offset is to have all before it.
     assert house.flow("GET", ("edged-offset", "5")).received == b"f"
-    assert house.flow("GET", ("edged-offset", "4")).status == 416
+    overtaken = house.flow("POST", ("edged-offset", "4"))
+    assert (overtaken.received, overtaken.headers[b"edged-offset"]) == (b"f", b"5")
+
+
+def test_what_is_left_comes_over_one_visit_instead_of_others():
+    house = House()
+    first = house.flow("POST", TARGET)
+    flow = house.inner[0].responder
+    flow.head(ok(6))
+    flow.data(b"abc")
+    second = house.flow("GET", ("edged-offset", "1"), ("edged-instead", "?1"))
+    assert (second.headers[b"edged-offset"], second.length) == (b"3", 3)
+    flow.data(b"def")
+    flow.end()
+    assert (first.received, first.ended) == (b"abc", None)
+    assert (second.received, second.ended) == (b"def", "end")
+    # Should what was on its way over the first be lost, it is there still.
+    assert house.flow("GET", ("edged-offset", "1")).received == b"bcdef"
+    first.sink.gone()
+
+
+def test_what_is_left_begins_where_the_slowest_of_others_ends():
+    """A visit that is further may be one that its client has given up."""
+    house = House()
+    slow = house.flow("POST", TARGET)
+    slow.sink.pause_response()
+    flow = house.inner[0].responder
+    flow.head(ok(6))
+    flow.data(b"abc")
+    given_up = house.flow("GET", ("edged-offset", "0"))
+    assert (slow.received, given_up.received) == (b"", b"abc")
+    rest = house.flow("GET", ("edged-offset", "0"), ("edged-instead", "?1"))
+    assert rest.received == b"abc"
 
 
 def test_uploads_resume_from_the_offset_that_head_tells():

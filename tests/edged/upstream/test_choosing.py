@@ -149,6 +149,21 @@ def test_a_large_body_gets_a_connection_of_its_own():
     asyncio.run(main())
 
 
+def test_a_large_body_shares_the_carrier_that_suits_it_rather_than_take_another():
+    async def main():
+        options = {"estimate": loses, "h3": FakeH3(0.05)}
+        async with server(never_answers()) as port, setup(**options) as pools:
+            path = h2_path(port)
+            await both(pools, path)
+            only_pool(pools).choosing.refresh(asyncio.get_running_loop().time())
+            for _ in range(5):  # more than there are connections
+                large = pools.open(path, request_class=RequestClass.of(4 << 20))
+                assert large.stream.carrier is H2
+            assert pools.open(path, get()).stream.carrier is H3
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("estimate", [LOSSY, CLEAN])
 def test_a_ping_follows_a_small_request_where_packets_are_lost(estimate):
     async def main():
