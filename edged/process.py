@@ -24,7 +24,7 @@ from edged.config import Config, ConfigError
 from edged.config_policies import policy_files
 from edged.daemon import Daemon
 from edged.failure import Failed
-from edged.heap import spare_the_collector, spare_the_heap
+from edged.heap import TRIM_EVERY_S, spare_the_collector, spare_the_heap, trim_the_heap
 from edged.sdnotify import Notifier
 from edged.upstream.tls import TlsConfigError
 from edged.version import VERSION
@@ -81,7 +81,8 @@ class Process:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                background = [group.create_task(self._watch()), group.create_task(self._dog())]
+                work = (self._watch(), self._dog(), self._tidy())
+                background = [group.create_task(one) for one in work]
                 await asyncio.wait({stop, daemon.failed}, return_when=asyncio.FIRST_COMPLETED)
                 self._group = None
                 for task in background:
@@ -169,6 +170,12 @@ class Process:
                 stamp = _stamp(self._daemon.config)
                 if stamp == seen:
                     await self._reload("policy file")
+
+    async def _tidy(self) -> None:
+        """Give memory back that an outage took."""
+        while True:
+            await asyncio.sleep(TRIM_EVERY_S)
+            trim_the_heap()
 
     async def _dog(self) -> None:
         """Tell systemd that the loop turns."""

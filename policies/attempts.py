@@ -40,16 +40,18 @@ not be repeated goes on with its connection, if that can change its line.
    not DOWN, after a pause (none for the first repeat of a request that was sent: the pooled
    connection was stale). With ``max_attempts`` starts, races and hedges included, it is over. Those
    do not count that put no load on the upstream: a race that was cancelled before it was sent, a
-   last resort that was not, and an attempt whose path went DOWN. Lines may die faster than that; a
-   multiple bounds them, too.
+   last resort that was not, an attempt whose path went DOWN, and the first `MORE_REFUSED` whose
+   connection was refused where no path is untried: who restarts is back in a second or two.
+   Lines may die faster than that; a multiple bounds them, too.
 5. A body that outgrew the spool cannot be repeated: no attempt starts any more.
 6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, after one
    of which nothing was sent, and after silence of its connection: they put no second load on the
    upstream, and a line that dies under load must not cost answers while other paths are UP. So is
    a path not yet tried, after a refusal unprocessed; to ask again where it was refused takes a
-   token and may overdraw the bucket by its capacity. The first repeat of a request whose connection
-   ended, by word or because nothing listens any more, may overdraw it by several: a server that
-   goes takes all of its connections at once. All other retries take a token or end.
+   token and may overdraw the bucket by its capacity. The first two repeats of a request whose
+   connection ended, by word or because nothing listens any more, may overdraw it by several: a
+   server that goes takes all of its connections at once, over whichever line. All other retries
+   take a token or end.
 7. Last resorts. While every path is DOWN each is tried once, at most two at a time, for
    ``patience_s`` in all unless one gets its request sent; a path that comes back is taken at once.
    It makes no difference whether the paths went DOWN before the request came or under it.
@@ -83,6 +85,8 @@ MOST_PAUSE_S = 1.0
 PATIENCE_S = 5.0
 MOST_STARTS = 4
 """Times ``max_attempts``, whatever the starts came to."""
+MORE_REFUSED = 2
+"""With the pauses before them they make 1.5 s of a refusal."""
 ENDED_OVERDRAFT = 4.0
 """Times the capacity of the bucket: 80 requests more at once, where 20 tokens fit."""
 THINKING_S = 1.0
@@ -389,8 +393,12 @@ class Exchange:
             self._last_failure = failure  # why it failed tells more than that the path is DOWN now
         line_failed = failure.line_failed or self._paths.is_down(ended.path)
         unsent = ended.sent_at is None
-        in_the_dark = unsent and self._lost_at is not None
-        self._free += failure.path_down or failure.carrier_down or in_the_dark
+        path = self._paths.pick()
+        most = self._traits.max_attempts
+        restarts = failure.outcome is Outcome.REFUSED and path is None
+        one_more = restarts and self.starts - self._free == most > self.starts - MORE_REFUSED
+        in_vain = unsent and (self._lost_at is not None or one_more)
+        self._free += failure.path_down or failure.carrier_down or in_vain
         unprocessed = unsent or failure.unprocessed
         self._executed = self._executed or not unprocessed
         if self._live:
@@ -406,10 +414,9 @@ class Exchange:
         if again is None and self._resort() is None:
             return self._give_up(self._last_failure, "no other path is left")
         silent = failure.outcome is Outcome.TIMEOUT
-        path = self._paths.pick()
         no_load = unsent or (unprocessed and path is not None)
         free = no_load or line_failed or silent or failure.blame is Blame.LINE
-        went = failure.outcome in _ENDS and self.starts - self._free == 1
+        went = failure.outcome in _ENDS and self.starts - self._free <= 2
         overdraft = 1.0 if unprocessed else ENDED_OVERDRAFT * went
         if not free and not self._retries.take(now, overdraft=overdraft * self._retries.capacity):
             return self._give_up(failure, "the retry budget is spent")
@@ -420,7 +427,8 @@ class Exchange:
         pause_s = 0.0 if stale else min(MOST_PAUSE_S, REPEAT_PAUSE_S * 2.0 ** (self.starts - 1))
         self._repeat = (now + pause_s, why, failure.detail)
         if again is None and self._lost_at is None:
-            self._lost_at = now
+            # What was dialled in vain was waiting, too; but a half is left.
+            self._lost_at = max(ended.pending_at, now - self._patience_s / 2) if unsent else now
         return self._start_repeat(now)
 
     def _start_repeat(self, now: float) -> Commands:

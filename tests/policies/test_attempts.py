@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.attempts import ENDED_OVERDRAFT, MOST_PAUSE_S, MOST_STARTS, Exchange
+from policies.attempts import (
+    ENDED_OVERDRAFT,
+    MORE_REFUSED,
+    MOST_PAUSE_S,
+    MOST_STARTS,
+    Exchange,
+)
 from policies.budget import Bucket, HedgeBudget
 from policies.commands import ArmTimer, Cancel, Commit, GiveUp, Start, Traits
 from policies.model import Failure, Outcome, Replay
@@ -571,18 +577,50 @@ def test_silence_is_no_answer_of_an_upstream_that_had_enough():
 
 
 @pytest.mark.parametrize("end", [RESET, Failure(Outcome.REFUSED, "nothing listens")])
-def test_a_server_that_goes_takes_many_and_the_first_repeat_of_each_may_overdraw(end):
+def test_a_server_that_goes_takes_many_and_the_first_repeats_of_each_may_overdraw(end):
     retries = Bucket(capacity=3)
     most = round(3 * (1 + ENDED_OVERDRAFT))
     machines = [sent_on_a(safe=True, retries=retries) for _ in range(most + 2)]
     ends = [machine.failed(1, end, 0.0) for machine in machines]
     assert [type(e[0]) for e in ends] == [Start] * most + [GiveUp] * 2
     retries = Bucket(capacity=1)
-    machine = sent_on_a(safe=True, retries=retries)
-    assert only(machine.failed(1, RESET, 0.0), Start)
-    machine.sent(2, 0.0)
-    (give_up,) = machine.failed(2, RESET, 0.0)
+    machine = sent_on_a(safe=True, retries=retries, hedge=False)
+    for number in (1, 2):  # over its other line, too
+        assert only(machine.failed(number, RESET, 0.0), Start)
+        machine.sent(number + 1, 0.0)
+    (give_up,) = machine.failed(3, RESET, 0.0)
     assert "budget" in give_up.reason
+
+
+def test_who_is_refused_everywhere_asks_a_little_longer():
+    refused = Failure(Outcome.REFUSED, "refused", unprocessed=True)
+
+    def starts(failure):
+        machine, now, count = exchange("a", max_attempts=3), 0.0, 0
+        commands = machine.begin(now)
+        while not any(isinstance(c, GiveUp) for c in commands):
+            now += 1.0
+            if any(isinstance(c, Start) for c in commands):
+                count += 1
+                machine.pending(machine.starts, now)
+                commands = machine.failed(machine.starts, failure, now)
+            else:
+                commands = machine.timer_fired(now)
+        return count
+
+    assert starts(refused) == 3 + MORE_REFUSED
+    assert starts(Failure(Outcome.TIMEOUT, "no answer", unprocessed=True)) == 3
+
+
+def test_what_was_dialled_in_vain_is_waiting_in_the_dark():
+    machine = exchange("a", patience_s=5.0)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    machine.reroute("a", 0, 0)
+    machine.failed(1, Failure(Outcome.TIMEOUT, "connect", True, path_down=True), 4.0)
+    assert machine.stranded
+    assert not only(machine.timer_fired(6.4), GiveUp)
+    assert only(machine.timer_fired(6.6), GiveUp)
 
 
 def test_last_resorts_leave_attempts_for_the_path_that_comes_back():

@@ -19,6 +19,8 @@ from tests.edged.upstream.test_tls import context_of
 from tests.harness.h3 import Certificates, Client, answering, both_engines
 from tests.harness.h3 import run as run_h3
 
+pytestmark = pytest.mark.sources  # compiled classes do not clear weak references (docs/decisions)
+
 GONE = Failure(Outcome.TIMEOUT, "the line died", path_down=True)
 
 
