@@ -243,8 +243,15 @@ class H1Exchange:
         self.connection.response_done()
 
     def abort(self) -> None:
-        """Cut the connection so that the response can't be taken for complete."""
+        """Cut the connection so that the response can't be taken for complete.
+
+        One whose every byte was written is complete, whatever its origin was still to say: the
+        client may have sent its next request on the connection already.
+        """
         if self.done:
+            return
+        if self.started and self.left == 0:
+            self.end()
             return
         hard = self.left == _UNTIL_CLOSE
         self.over()

@@ -221,7 +221,11 @@ class Qh3Engine(Streams, BaseEngine):
     def datagrams_to_send(self, now: float) -> list[bytes]:
         core = self._core
         if core is None:
-            return [data for data, _ in self._quic.datagrams_to_send(now)]
+            try:
+                return [data for data, _ in self._quic.datagrams_to_send(now)]
+            except Broken as error:  # keys that the handshake has not come to
+                self._break(error, now)
+                return []
         self._take(core, now)
         out, self._out = self._out, []
         return out
@@ -231,9 +235,12 @@ class Qh3Engine(Streams, BaseEngine):
             self._poll(core, now, self._out)
             self._full = core.congestion_window - core.bytes_in_flight < DATAGRAM_BYTES
         except Broken as error:
-            # It would be silent from now on. The end is told when time has passed: at once.
-            self._broken = self._broken or str(error)
-            self.get_timer = lambda: now
+            self._break(error, now)
+
+    def _break(self, error: Exception, now: float) -> None:
+        """It would be silent from now on. The end is told when time has passed: at once."""
+        self._broken = self._broken or str(error)
+        self.get_timer = lambda: now
 
     def _withheld(self) -> bool:
         """Whether to take no event now, lest frames of a stream that is over be lost."""

@@ -493,6 +493,29 @@ def test_abort_never_looks_complete(loop, length):
     run(scenario, loop)
 
 
+def test_abort_behind_the_last_byte_costs_the_next_request_nothing(loop):
+    """The client has all of the response, and has asked for the next thing already; the origin's
+    END_STREAM was still to come when its line died."""
+
+    async def scenario():
+        recorder = Recorder()
+        async with Served(recorder) as served:
+            client = await served.connect(GET)
+            request = await recorder.number(1)
+            request.responder.head(ResponseHead(200, [], 3))
+            request.responder.data(b"abc")
+            assert (await client.response())[1] == b"abc"
+            client.send(GET)
+            request.responder.abort()
+            second = await recorder.number(2)
+            second.responder.head(ResponseHead(200, [], 3))
+            second.responder.data(b"def")
+            second.responder.end()
+            assert (await client.response())[1] == b"def"
+
+    run(scenario, loop)
+
+
 def test_abort_of_a_body_ended_by_the_close_is_a_reset(loop):
     async def scenario():
         recorder = Recorder()

@@ -122,3 +122,21 @@ def test_an_engine_that_cannot_send_ends_its_connection_and_tells_why():
     engine.pump(sink)
     assert sink.ended == ["packet builder capacity exhausted"]
     assert engine.datagrams_to_send(6.0) == [], "nor is it asked again in vain"
+
+
+def test_keys_that_the_handshake_has_not_come_to_end_a_connection_as_well():
+    qh3 = pytest.importorskip("qh3.quic.connection")
+    settings = ClientSettings(
+        server_name="x", alpn=("h3",), cafile=None, cadata=None, idle_timeout_s=9.0, ticket=None
+    )
+    engine = make_engine(settings, lambda ticket: None, "fast")
+
+    def missing(now):
+        raise qh3.QuicConnectionError(1, None, "missing OneRtt packet key")
+
+    engine._quic.datagrams_to_send = missing
+    assert engine.datagrams_to_send(5.0) == []
+    assert engine.get_timer() == 5.0
+    sink = Sink()
+    engine.pump(sink)
+    assert len(sink.ended) == 1
