@@ -238,5 +238,6 @@ class _Journal(logging.Formatter):
 def _told_in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """A bug in a callback: the loop goes on, the log has a line, the traceback is for debug."""
     error = context.get("exception")
-    _log.error("a bug in edged: %s: %r", context.get("message", "in a callback"), error)
+    what = error or context.get("task") or context.get("handle")
+    _log.error("a bug in edged: %s: %r", context.get("message", "in a callback"), what)
     _log.debug("where", exc_info=error)
