@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -238,8 +239,14 @@ class Relay:
 
     async def __aenter__(self):
         self.write()
-        self.daemon = RelayDaemon(load(self.file))
-        await self.daemon.start()
+        for left in range(5, -1, -1):
+            self.daemon = RelayDaemon(load(self.file))
+            try:
+                await self.daemon.start()
+                break
+            except OSError as error:  # the port that TCP was given is taken for UDP
+                if error.errno != errno.EADDRINUSE or not left:
+                    raise
         self.port = self.daemon.proxy_addresses[0][1]
         return self
 
