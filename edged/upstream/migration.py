@@ -353,6 +353,8 @@ class Migration:
         way.timer = None
         if way.tries == STALLED_TRIES and way is self._way:
             self._connection.stalled(f"no answer over line {way.path.line.name} yet")
+            if way is not self._way:
+                return  # its last stream left, and it was closed
         if way.tries < TRIES:
             self._challenge(way)
         elif way is self._way:
@@ -431,6 +433,8 @@ class Migration:
         detail = f"the server did not follow to line {way.path.line.name}"
         failure = Failure(Outcome.TIMEOUT, detail, path_down=True)
         connection.fail_waiting(failure)
+        if way is not self._way:
+            return  # that was its last stream, and it was closed
         up = self._tools.line_verdict(way.path.line.name) is Verdict.UP
         if up and connection.in_flight and asked_s < way.fair_s:
             self._challenge(way)

@@ -233,6 +233,36 @@ def test_a_response_that_has_begun_outlasts_a_time_without_any_line(engine, cert
 
 
 @both_engines
+def test_a_connection_that_is_closed_with_its_last_request_asks_no_more(
+    engine, certificates, monkeypatch
+):
+    asked = []
+    challenge = migration.Migration._challenge
+    monkeypatch.setattr(
+        migration.Migration,
+        "_challenge",
+        lambda self, way: (asked.append(self._connection._closed), challenge(self, way)),
+    )
+
+    async def body(mobile, origin, talk):
+        connection, attempt = await talking(mobile, talk)
+        await over(talk, attempt)
+        waiting = mobile.send(connection, request(b"POST"))
+        waiting.stalled = lambda reason: waiting.stream.cancel()  # it is asked elsewhere
+        await until(lambda: talk.thinking)
+        connection.drain()
+        mobile.die("a")
+        mobile.die("b")
+        mobile.last_resorts.add("b")
+        assert connection.leave()
+        await until(lambda: mobile.pool.ended)
+        assert asked
+        assert not any(asked)
+
+    run(engine, certificates, body, script=OnlyFirst())
+
+
+@both_engines
 def test_one_that_followed_before_gets_another_chance(engine, certificates):
     async def body(mobile, origin, talk):
         connection, attempt = await talking(mobile, talk)
