@@ -145,6 +145,7 @@ def test_suspect_moves_when_the_standby_answers_first(certificates, is_prepared)
         if not is_prepared:
             mobile.up.discard("b")
         connection, attempt = await talking(mobile, talk)
+        await until(connection.engine.may_migrate)
         if is_prepared:
             await prepared(mobile)
         mobile.up.add("b")
