@@ -206,13 +206,8 @@ class Relay:
         if said.coded and length != 0:
             flow.decode(said, dictionary)
         flows.add(flow)
-        visit = Visit(
-            flow,
-            responder,
-            offset=0,
-            at=None if flow.upload.complete else 0,
-            last=said.upload_complete,
-        )
+        at = None if flow.upload.complete else 0
+        visit = Visit(flow, responder, offset=0, at=at, last=said.upload_complete)
         self._repeat(visit, said)
         flow.join(visit)
         flow.begin(self._proceed(inner, flow))
