@@ -26,6 +26,8 @@ class Holding:
     rss_bytes: int
     tcp: int
     udp: int
+    h3_paths: int
+    """Pools with a connection over QUIC."""
     files: int
     """Open descriptors of all kinds."""
     spools: int
@@ -48,6 +50,7 @@ def holding(edged: Edged) -> Holding:
         rss_bytes=process.memory_info().rss,
         tcp=sockets.count("SOCK_STREAM"),
         udp=sockets.count("SOCK_DGRAM"),
+        h3_paths=sum(pool["connections"].get("h3", 0) > 0 for pool in pools),
         files=process.num_fds(),
         spools=_nameless(process.pid),
         tasks=status["tasks"],
@@ -110,16 +113,17 @@ async def left_behind(
             if time.monotonic() > end:
                 return warm, [f"the daemon does not answer: {error}"]
             continue
-        if not (too_much := _too_much(now, warm, pulses)) or time.monotonic() > end:
-            return now, too_much
+        if not (excess := too_much(now, warm, pulses)) or time.monotonic() > end:
+            return now, excess
         await asyncio.sleep(_EVERY_S)
 
 
-def _too_much(now: Holding, warm: Holding, pulses: int) -> list[str]:
-    """More than after warming up, or anything of what belongs to requests."""
+def too_much(now: Holding, warm: Holding, pulses: int = 0) -> list[str]:
+    """More than after warming up, or anything of what belongs to requests. One connection over
+    QUIC may stay on each path, also on those that were not yet needed then."""
     bounds: dict[str, int] = {
         "tcp": warm.tcp,
-        "udp": warm.udp,
+        "udp": max(warm.udp, now.h3_paths),
         "files": warm.files,
         "tasks": warm.tasks,
         "spools": 0,

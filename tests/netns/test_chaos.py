@@ -18,7 +18,7 @@ from bench.chaos_verdict import (
     Verdict,
     judge,
 )
-from bench.chaos_watch import flat
+from bench.chaos_watch import Holding, flat, too_much
 from bench.wan_traffic import Shot
 from tests.netns.site import CADDY
 
@@ -224,3 +224,16 @@ def test_the_timeline_counts_only_one_line_at_a_stretch():
 def test_memory_is_flat_when_the_last_quarter_is_as_the_second():
     assert flat([50.0, 100.0, 101.0, 104.0])
     assert not flat([100.0, 100.0, 105.0, 115.0])
+
+
+def test_what_is_left_behind():
+    warm = Holding(
+        100, tcp=9, udp=3, h3_paths=2, files=20, spools=1, tasks=4, open_requests=7, waiting=1
+    )
+    calm = replace(warm, spools=0, open_requests=0, waiting=0)
+    assert not too_much(calm, warm)
+    # A path that nobody had needed before keeps its connection, but each socket belongs to one.
+    assert not too_much(replace(calm, udp=4, h3_paths=4), warm)
+    assert too_much(replace(calm, udp=5, h3_paths=4), warm) == ["udp: 5 of 4"]
+    assert too_much(replace(calm, tcp=10, spools=1), warm) == ["tcp: 10 of 9", "spools: 1 of 0"]
+    assert not too_much(replace(calm, open_requests=1), warm, pulses=1)
