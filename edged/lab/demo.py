@@ -69,8 +69,8 @@ class Schedule:
             return cls()
         return cls(
             warm_up_s=min(1.0, 0.05 * total_s),
-            settle_s=min(8.0, 0.3 * total_s),
-            dark_s=min(7.0, 0.25 * total_s),
+            settle_s=min(8.0, 0.2 * total_s),
+            dark_s=min(7.0, 0.2 * total_s),
             total_s=total_s,
         )
 

@@ -22,12 +22,15 @@ class Asked(NamedTuple):
 class Stepper:
     """``with Stepper() as origin``: the body of ``/steps`` is what `say` was told, until `end`.
 
-    One answer at a time takes the pieces. ``/hold`` answers only after `end`, anything else at
-    once and with nothing (probes ask, too).
+    One answer at a time takes the pieces. ``/hold`` answers only after `end`, ``/half`` gives half
+    of a body of `WHOLE` bytes and no more, anything else at once and with nothing (probes ask, too).
     """
+
+    WHOLE = 400_000
 
     def __init__(self, address="127.0.0.1"):
         self.pieces = queue.SimpleQueue()
+        self.closed = threading.Event()
         self.requests = []
         """`Asked`, in order of arrival."""
         self.server = ThreadingHTTPServer((address, 0), self._handler())
@@ -44,6 +47,7 @@ class Stepper:
 
     def close(self):
         """End all answers, now and from now on."""
+        self.closed.set()
         for _ in range(1000):
             self.end()
 
@@ -62,6 +66,10 @@ class Stepper:
 
             def do_GET(self):
                 self.read_body()
+                if self.path == "/half":
+                    with contextlib.suppress(OSError):
+                        self.half()
+                    return
                 if self.path not in ("/steps", "/hold"):
                     self.send_response(200)
                     self.send_header("content-length", "0")
@@ -81,6 +89,14 @@ class Stepper:
                 while size := int(self.rfile.readline(), 16):
                     self.rfile.read(size + 2)
                 self.rfile.readline()
+
+            def half(self):
+                self.send_response(200)
+                self.send_header("content-length", str(stepper.WHOLE))
+                self.end_headers()
+                self.wfile.write(bytes(stepper.WHOLE // 2))
+                self.close_connection = True
+                stepper.closed.wait(_PATIENCE_S)
 
             def answer(self):
                 if self.path == "/hold":

@@ -53,7 +53,7 @@ def two_endpoints(origin, stepper, carrier, directory):
             (directory / name).mkdir()
             routes = (
                 f"header X-Server {name}\n request_header X-Server {name}\n"
-                f"@steps path /steps /hold\n reverse_proxy @steps 127.0.0.1:{stepper.port}\n"
+                f"@steps path /steps /hold /half\n reverse_proxy @steps 127.0.0.1:{stepper.port}\n"
                 f"reverse_proxy 127.0.0.1:{origin.cleartext_port}"
             )
             started = caddy(directory / name, certificate, routes, protocols="h1 h2 h3")
@@ -99,7 +99,7 @@ def test_an_upstream_killed_with_requests_in_flight(origin, carrier, tmp_path):
         wait_for(lambda: near(edged.fetch("/api/echo")), "a warm connection to a")
         stepper.say(b"data: 1\n\n")
         stream = edged.open("/api/steps")
-        while not near(known := edged.open("/api/bytes/50000000")):
+        while not near(known := edged.open("/api/half")):
             known.leave()  # a was slow to connect, and b won the race
         assert near(stream)
         assert stream.readline() == b"data: 1\n"
@@ -118,7 +118,11 @@ def test_an_upstream_killed_with_requests_in_flight(origin, carrier, tmp_path):
         with pytest.raises(BROKEN):
             stream.read()
         sent = 10 + lost.total()
-        wait_for(lambda: len(stepper.requests) == sent, "the safe ones to be repeated")
+        try:
+            wait_for(lambda: len(stepper.requests) == sent, "the safe ones to be repeated")
+        except AssertionError:
+            print(lost, refused, stepper.requests, edged.log)
+            raise
         for _ in range(sent):
             stepper.end()
         answers = [request.result() for request in asked]

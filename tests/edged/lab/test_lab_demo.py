@@ -93,7 +93,7 @@ async def socket_that_never_answers():
 def test_the_schedule_fits_into_the_time_there_is():
     for total_s in (5.0, 12.0, 25.0, 100.0):
         schedule = demo.Schedule.within(total_s)
-        assert schedule.warm_up_s + schedule.settle_s + schedule.dark_s < 0.7 * total_s
+        assert schedule.warm_up_s + schedule.settle_s + schedule.dark_s < 0.5 * total_s
     assert demo.Schedule.within(None).total_s is None
 
 
