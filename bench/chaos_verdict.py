@@ -218,7 +218,8 @@ def _broken(asked: Asked, timeline: Timeline) -> Verdict:
     begin = max(asked.shot.due, end - AFTERMATH_S)
     if timeline.restarted(begin, end, asked.server):
         return Verdict.BROKEN_RESTART
-    back = timeline.server_back(asked.shot.due, end, asked.server)
+    answered = asked.shot.answered if asked.shot.answered is not None else asked.shot.due
+    back = timeline.server_back(answered, end, asked.server)
     if back is not None:
         # The server that comes back does not know the connection. It shows once a line works.
         unsaid_s = timeline.worked(min(back, end), end, least=Health.GOOD, udp=True)

@@ -47,6 +47,8 @@ class Shot:
     """Number and time of arrival of each token of a stream."""
     body: bytes = b""
     error: str | None = None
+    answered: float | None = None
+    """When the head of the response came."""
 
     @property
     def ok(self) -> bool:
@@ -142,7 +144,7 @@ async def _head(reader: asyncio.StreamReader, shot: Shot) -> tuple[dict[str, str
         status = int(lines[0].split()[1])
         if status >= 200:
             break
-    shot.status = status
+    shot.status, shot.answered = status, time.monotonic()
     pairs = (line.partition(":") for line in lines[1:] if line)
     answer = {name.lower(): value.strip() for name, _, value in pairs}
     shot.line_address = answer.get("x-remote") or answer.get("x-lab-client")

@@ -23,7 +23,7 @@ class Stepper:
     """``with Stepper() as origin``: the body of ``/steps`` is what `say` was told, until `end`.
 
     One answer at a time takes the pieces. ``/hold`` answers only after `end`, ``/half`` gives half
-    of a body of `WHOLE` bytes and no more, anything else at once and with nothing (probes ask, too).
+    of a body of `WHOLE` bytes, anything else at once and with nothing (probes ask, too).
     """
 
     WHOLE = 400_000

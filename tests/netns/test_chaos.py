@@ -201,6 +201,13 @@ def test_responses_whose_server_came_back_without_them_are_given_up_in_time():
         assert judge(one, night) is Verdict.BROKEN_RESTART
     before = timeline(restarts=[(93.0, 94.0, "e1")])
     assert judge(one, before) is Verdict.BROKEN
+    # The server that was away was not the one that answered.
+    waited = asked(due=95.0, took=10.0, error="Broken: x", log={"carrier": "h2", "path": "a>u/e1"})
+    waited.shot.answered = 99.0
+    away = timeline(("a", 104.8, DEAD), restarts=[(97.0, 98.0, "e1")])
+    assert judge(waited, away) is Verdict.BROKEN_DEAD
+    waited.shot.answered = 96.0
+    assert judge(waited, away) is Verdict.BROKEN
 
 
 def test_what_the_origin_breaks_off_is_broken():
