@@ -25,6 +25,10 @@ class PoolLimits:
     dials: int = 64
     """At the same time."""
     h1_idle_s: float = 60.0
+    h1_spare: int = 8
+    """Idle h1 connections that are kept for so long; of more, those that rested longest go after
+    ``h1_surplus_idle_s``: an outage opens hundreds, of a quarter of a megabyte each with TLS."""
+    h1_surplus_idle_s: float = 5.0
     multiplexed_idle_s: float = 300.0
     trust_s: float = 10.0
     """Silence after which an idle h2 or h3 connection is asked first."""
@@ -36,7 +40,7 @@ class PoolLimits:
     wait_s: float = 10.0
     """Longest wait for a stream while all connections are in use, beyond the connect timeout."""
     warm_retry_s: float = 5.0
-    surplus_idle_s: float = 60.0
+    surplus_idle_s: float = 20.0
     """Idleness after which an h2 or h3 connection goes that is not its carrier's only one."""
     used_s: float = 60.0
     """Without a request for so long, a pool needs no second carrier."""

@@ -111,8 +111,11 @@ class Upkeep:
     def _expire(self, now: float) -> None:
         """Close what nobody used for long."""
         pool, limits = self._pool, self._limits
-        for oldest in list(pool.shelves[Carrier.H1].free):
-            if now - (oldest.idle_since or now) < limits.h1_idle_s or self._last(oldest):
+        idle = pool.shelves[Carrier.H1].free
+        for oldest in list(idle):
+            surplus = len(idle) > limits.h1_spare
+            limit_s = limits.h1_surplus_idle_s if surplus else limits.h1_idle_s
+            if now - (oldest.idle_since or now) < limit_s or self._last(oldest):
                 break
             oldest.close()
         for carrier in (Carrier.H2, Carrier.H3):

@@ -519,6 +519,25 @@ def test_idle_connections_expire():
     asyncio.run(main())
 
 
+def test_what_a_burst_opened_goes_sooner_but_for_a_few():
+    async def main():
+        gate = asyncio.Event()
+        limits = PoolLimits(h1_spare=2, h1_surplus_idle_s=0.0)
+        async with server(gated(gate)) as port, setup(limits=limits) as pools:
+            path = path_to(port)
+            burst = [pools.open(path, get()) for _ in range(5)]
+            await eventually(lambda: pools.stat(path).connections == {"h1": 5})
+            gate.set()
+            for one in burst:
+                await one.done()
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+            assert pools.stat(path).connections == {"h1": 2}
+            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+            assert pools.stat(path).connections == {"h1": 2}
+
+    asyncio.run(main())
+
+
 def test_a_standby_is_opened_kept_and_opened_again():
     async def main():
         limits = PoolLimits(h1_idle_s=0.0, warm_retry_s=0.0)
