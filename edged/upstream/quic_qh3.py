@@ -42,6 +42,7 @@ _PATHS = 4
 _BATCH = 16
 _WAIT_RTTS, _WAIT_S = 3.0, 0.1
 _NOWHERE = "192.0.2.%d"
+_NO_KEY = "missing OneRtt packet key"
 
 
 class _Parting:
@@ -221,13 +222,31 @@ class Qh3Engine(Streams, BaseEngine):
     def datagrams_to_send(self, now: float) -> list[bytes]:
         core = self._core
         if core is None:
-            try:
-                return [data for data, _ in self._quic.datagrams_to_send(now)]
-            except Broken as error:  # keys that the handshake has not come to
-                self._break(error, now)
-                return []
+            return self._shake(now)
         self._take(core, now)
         out, self._out = self._out, []
+        return out
+
+    def _shake(self, now: float) -> list[bytes]:
+        """As long as the handshake takes. Asked for an answer to what went out as 0-RTT the core
+        wants the keys that come of the handshake, and refuses; what it has queued for that goes
+        with those of 0-RTT when it is asked again.
+        """
+        quic, out = self._quic, list[bytes]()
+        refused = False
+        while (core := quic._core) is not None:
+            try:
+                transmit = quic._call_core(core.poll_transmit, now)
+            except Broken as error:
+                if _NO_KEY not in str(error):
+                    self._break(error, now)
+                elif not refused:
+                    refused = True
+                    continue
+                break
+            if transmit is None:
+                break
+            out.append(transmit[0])
         return out
 
     def _take(self, core: Any, now: float) -> None:

@@ -186,6 +186,7 @@ class Forwarder:
         self.random = random.Random(seed)
         self.forwarded = self.lost = 0
         self._links = {}
+        self._answers = None
 
     async def __aenter__(self):
         self._loop = asyncio.get_running_loop()
@@ -221,12 +222,21 @@ class Forwarder:
             self._loop.add_reader(link, self._back, link, client)
         self._pass(link.send, data)
 
+    def mute(self, answers):
+        """Let so many more datagrams of the origin through, and no others; ``None``: all."""
+        self._answers = answers
+
     def _back(self, link, client):
         for _ in range(64):
             try:
                 data = link.recv(65535)
             except OSError:
                 return
+            if self._answers is not None:
+                if not self._answers:
+                    self.lost += 1
+                    continue
+                self._answers -= 1
             self._pass(lambda d: self._front.sendto(d, client), data)
 
     def _pass(self, send, data):

@@ -124,19 +124,27 @@ def test_an_engine_that_cannot_send_ends_its_connection_and_tells_why():
     assert engine.datagrams_to_send(6.0) == [], "nor is it asked again in vain"
 
 
-def test_keys_that_the_handshake_has_not_come_to_end_a_connection_as_well():
+@pytest.mark.parametrize(("refusal", "ends"), [("no room", 1), ("missing OneRtt packet key", 0)])
+def test_what_a_core_refuses_during_the_handshake(refusal, ends):
     qh3 = pytest.importorskip("qh3.quic.connection")
     settings = ClientSettings(
         server_name="x", alpn=("h3",), cafile=None, cadata=None, idle_timeout_s=9.0, ticket=None
     )
     engine = make_engine(settings, lambda ticket: None, "fast")
+    # Packets that came before the refusal, and those that come when it is asked again, go out.
+    told = [(b"initial",), qh3.QuicConnectionError(1, None, refusal), (b"early",), None]
 
-    def missing(now):
-        raise qh3.QuicConnectionError(1, None, "missing OneRtt packet key")
+    class Core:
+        def poll_transmit(self, now):
+            answer = told.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
-    engine._quic.datagrams_to_send = missing
-    assert engine.datagrams_to_send(5.0) == []
-    assert engine.get_timer() == 5.0
-    sink = Sink()
-    engine.pump(sink)
-    assert len(sink.ended) == 1
+    engine._quic._core = Core()
+    assert engine.datagrams_to_send(5.0) == ([b"initial"] if ends else [b"initial", b"early"])
+    if ends:
+        assert engine.get_timer() == 5.0, "nobody may have to wait for what will not come"
+        sink = Sink()
+        engine.pump(sink)
+        assert len(sink.ended) == 1

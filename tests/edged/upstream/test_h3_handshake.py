@@ -262,6 +262,29 @@ def test_an_early_connection_that_never_shakes_hands_fails_its_streams(engine, c
     run(engine, certificates, answering, body, through={})
 
 
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_a_handshake_outlasts_a_second_without_the_line(engine, certificates, early, answers):
+    async def body(client, origin, forwarder):
+        await with_ticket(client)
+        forwarder.mute(answers)
+        dialing = asyncio.ensure_future(client.connect(early_data=early))
+        if early:
+            connection = await dialing
+            attempt = client.send(connection)
+        await asyncio.sleep(1.5)
+        forwarder.mute(None)
+        if not early:
+            connection = await asyncio.wait_for(dialing, 4)
+            attempt = client.send(connection)
+        await asyncio.wait_for(attempt.done, 4)
+        assert attempt.failure is None
+        assert attempt.received == b"hello"
+        connection.close()
+
+    run(engine, certificates, answering, body, through={"delay_s": 0.02})
+
+
 # Pieces
 
 
