@@ -40,7 +40,7 @@ from edged.upstream.quic_engines import ClientSettings, Counters, Sink
 _INTERNAL_ERROR, _PADDING = 0x1, 0x0
 _PATHS = 4
 _BATCH = 16
-_WAIT_RTTS, _WAIT_S = 3.0, 0.1
+_WAIT_RTTS, _WAIT_S = 3.0, 1.0
 _NOWHERE = "192.0.2.%d"
 _NO_KEY = "missing OneRtt packet key"
 
@@ -54,7 +54,7 @@ class _Parting:
         """Of open streams: what had been lost when they were opened."""
         self.until: float | None = None
         """When the wait for the window ends, whatever comes of it; ``None``: nobody waits."""
-        self._frames = 0
+        self._left_bytes = 0
 
     def opened(self, stream_id: int, losses: int) -> None:
         """A stream begins, when so much had been lost."""
@@ -75,15 +75,17 @@ class _Parting:
         known = self._losses
         return any(known.get(stream_id, losses) != losses for stream_id in self.streams)
 
-    def wait(self, now: float, core: Any, sent: int) -> bool:
-        """The window is full, also after ``sent`` more datagrams: whether to wait for it.
+    def wait(self, now: float, core: Any, left_bytes: int) -> bool:
+        """The window is full, also after so much more has left: whether to wait for it.
 
-        Frames leave in the order in which they were made, at most `_BATCH` at a time.
+        Frames leave in the order in which they were made, at most `_BATCH` at a time. What only
+        acknowledges carries none of them and needs no window, so that it does not count here.
         """
         if self.until is None:
-            self.until, self._frames = now + _WAIT_RTTS * (core.smoothed_rtt or _WAIT_S), 0
-        self._frames += sent
-        if self._frames < _BATCH and now < self.until:
+            wait_s = max(_WAIT_S, _WAIT_RTTS * (core.smoothed_rtt or 0.0))
+            self.until, self._left_bytes = now + wait_s, 0
+        self._left_bytes += left_bytes
+        if self._left_bytes < _BATCH * DATAGRAM_BYTES and now < self.until:
             return True
         losses = core.loss_total + core.pto_total
         for stream_id in self.streams:
@@ -265,9 +267,9 @@ class Qh3Engine(Streams, BaseEngine):
         """Whether to take no event now, lest frames of a stream that is over be lost."""
         core, parting, now = self._core, self._parting, self._now
         if parting.endangered(core.loss_total + core.pto_total):
-            before = len(self._out)
+            before = core.bytes_in_flight
             self._take(core, now)
-            if self._full and parting.wait(now, core, len(self._out) - before):
+            if self._full and parting.wait(now, core, core.bytes_in_flight - before):
                 if self._broken is None:
                     self.get_timer = self._next_look
                 return True
