@@ -6,13 +6,8 @@ from time import monotonic
 import pytest
 
 from policies.model import Carrier
-from tests.harness.h3 import Certificates, both_engines, request, until
+from tests.harness.h3 import both_engines, request, until
 from tests.harness.migrating import confirmed, over, run, talking, tend_soon
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,8 @@ from aioquic.quic.packet import (
 
 from edged.upstream import migration
 from policies.model import Outcome
-from tests.harness.h3 import Certificates, both_engines, request, until
+from tests.harness.h3 import both_engines, request, until
 from tests.harness.migrating import Talk, over, run, talking, tend_soon
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 @pytest.fixture(autouse=True)

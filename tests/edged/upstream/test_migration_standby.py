@@ -7,13 +7,8 @@ import pytest
 
 from edged.upstream import h3_tending, migration
 from policies.model import Kind
-from tests.harness.h3 import Certificates, until
+from tests.harness.h3 import until
 from tests.harness.migrating import over, prepared, run, talking, tend_soon
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 @pytest.fixture(autouse=True)

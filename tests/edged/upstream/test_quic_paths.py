@@ -3,20 +3,14 @@
 import asyncio
 import os
 
-import pytest
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.recovery import QuicPacketRecovery
 
 from edged.upstream.quic_qh3 import _PATHS
-from tests.harness.h3 import Certificates, both_engines, request, until
+from tests.harness.h3 import both_engines, request, until
 from tests.harness.migrating import confirmed, over, prepared, run, talking, tend_soon
 
 INITIAL_WINDOW_BYTES = 10 * 1500
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 def window_bytes(engine):
