@@ -42,20 +42,12 @@ def raw_info(
         (72, 4000),
         (100, retrans),
         (136, sent + 3),
-        (144, more.get("notsent", 0)),
-        (148, 0xFFFFFFFF),
         (156, sent),
         (192, delivered),
         (216, dsack),
     ):
         struct.pack_into("=I", raw, offset, value)
-    for offset, value in (
-        (120, more.get("acked_bytes", 0)),
-        (160, rate),
-        (200, more.get("sent_bytes", 0)),
-        (208, more.get("resent_bytes", 0)),
-    ):
-        struct.pack_into("=Q", raw, offset, value)
+    struct.pack_into("=Q", raw, 160, rate)
     return bytes(raw)
 
 
@@ -75,28 +67,10 @@ def test_reads_a_live_socket_by_object_and_by_descriptor():
         info = read(client)
         assert info.rtt_s is not None
         assert 0 < info.rtt_s < 0.5
-        assert info.min_rtt_s <= info.rtt_s * 2 + 0.01
-        assert info.bytes_sent == 5000
         assert info.data_segs_out >= 1
         assert info.total_retrans == 0
-        assert read(client.fileno()).bytes_sent == 5000
+        assert read(client.fileno()).data_segs_out == info.data_segs_out
         assert read(server).data_segs_out == 0
-
-
-def test_unread_bytes_show_as_unacked_or_not_sent():
-    client, server = pair()
-    with client, server:
-        client.setblocking(False)
-        sent = 0
-        try:
-            while True:
-                sent += client.send(b"x" * 65536)
-        except BlockingIOError:
-            pass
-        info = read(client)
-        assert info.notsent_bytes > 0
-        # bytes_acked counts the SYN; what was delivered to the peer's buffer is acknowledged.
-        assert info.unacked_bytes + info.notsent_bytes <= sent
 
 
 def test_closed_and_foreign_descriptors_give_nothing():
@@ -117,13 +91,11 @@ def test_any_length_parses_and_only_later_fields_are_missing(size, filler):
         assert (info.bytes_acked is None) == (size < 128)
         assert (info.segs_out is None) == (size < 140)
         assert (info.dsack_dups is None) == (size < 220)
-        assert info.unacked_bytes >= 0
 
 
 def test_no_rtt_yet_is_none_not_zero():
     info = parse(raw_info(rtt_us=0))
     assert info.rtt_s is None
-    assert info.min_rtt_s is None
     assert info.delivery_rate_bps is None
 
 
@@ -160,9 +132,8 @@ def test_retransmission_without_an_answer_is_silence_never_life(scripted):
     scripted[5] = raw_info(sent=10, delivered=10)
     sampler.sample([("a", 5)], 1.0)
     scripted[5] = raw_info(
-        sent=12, delivered=10, retrans=1, retransmits=1, backoff=1, unacked=1, since_ack_ms=400,
-        sent_bytes=1000, resent_bytes=100, acked_bytes=800,
-    )  # fmt: skip
+        sent=12, delivered=10, retrans=1, retransmits=1, backoff=1, unacked=1, since_ack_ms=400
+    )
     (sample,) = sampler.sample([("a", 5)], 2.0)
     assert (sample.outcome, sample.rtt_s, sample.packets_sent, sample.packets_lost) == (
         Outcome.TIMEOUT,
@@ -256,10 +227,10 @@ dead = look(lambda found: found)
 print("dead", dead.outcome.value, dead.packets_lost > 0, dead.rtt_s)
 look(lambda _: read(client).backoff > 0)
 info = read(client)
-print("info", info.retransmits > 0, 999 <= info.unacked_bytes <= 1000, info.last_ack_recv_s > 0.1)
+print("info", info.retransmits > 0, info.unacked == 1, info.last_ack_recv_s > 0.1)
 ip("-n", ns, "addr", "add", "10.9.0.2/24", "dev", "v1")
 back = look(lambda found: found and found[0].outcome.value == "ok")
-print("back", back.outcome.value, read(client).unacked_bytes)
+print("back", back.outcome.value, read(client).unacked)
 peer.kill()
 """
 
