@@ -330,13 +330,8 @@ class H2Connection(H2Output):
             self._written = queued
         self.deadline = now + (limits.write_stall_s if self._write_paused else limits.body_stall_s)
         for exchange in list(self._streams.values()):
-            if exchange.request_ended or exchange.paused or exchange.method == b"CONNECT":
-                continue
-            if limits.duplex and exchange.started:
-                continue
-            if exchange.progress < limits.body_stall_bytes:
+            if exchange.stalled(limits):
                 self._time_out(exchange)
-            exchange.progress = 0
         self._flush()
 
     def _time_out(self, exchange: H2Exchange) -> None:
