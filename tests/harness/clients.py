@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 
+import pytest
 import uvloop
 
 from edged.downstream.limits import Limits
@@ -203,9 +205,44 @@ class Served:
             client.send(data)
         return client
 
+    async def ask(self, data: bytes) -> tuple[Raw, Request]:
+        """A new client, and the request that ``data`` begins. The handler is a `Recorder`."""
+        asked = len(self.handler.requests)
+        client = await self.connect(data)
+        return client, await self.handler.number(asked + 1)
+
     def pass_time(self, seconds: float) -> None:
         """Sweep as if ``seconds`` had passed since the last sweep."""
         self.hub.sweep(self.hub.now + seconds)
+
+
+def serving(react=None, limits: Limits | None = None, host="127.0.0.1", *, loops=None):
+    """A decorator that makes a test of a coroutine function. If it takes ``served``, that is a
+    `Served`, and ``recorder`` its handler; what else it takes comes from pytest. ``loops``: names
+    of `LOOPS` that it runs on, one after another.
+    """
+
+    def made(scenario):
+        wanted = inspect.signature(scenario).parameters
+        others = [p for name, p in wanted.items() if name not in ("served", "recorder")]
+
+        def test(loop="uvloop", **given):
+            async def whole():
+                recorder = Recorder(react)
+                async with Served(recorder, limits, host) as served:
+                    ours = {"served": served, "recorder": recorder}
+                    await scenario(**{n: v for n, v in ours.items() if n in wanted}, **given)
+
+            run(whole, loop)
+
+        test.__name__, test.__doc__ = scenario.__name__, scenario.__doc__
+        if loops is not None:
+            test = pytest.mark.parametrize("loop", loops)(test)
+            others.append(inspect.Parameter("loop", inspect.Parameter.POSITIONAL_OR_KEYWORD))
+        test.__signature__ = inspect.Signature(others)
+        return test
+
+    return made
 
 
 async def turns(count: int = 5) -> None:
