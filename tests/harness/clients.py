@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,6 +11,7 @@ import uvloop
 from edged.downstream.limits import Limits
 from edged.downstream.listener import Listener
 from edged.messages import RequestHead, ResponseHead
+from tests.harness.coroutines import as_test
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -218,29 +218,23 @@ class Served:
 
 def serving(react=None, limits: Limits | None = None, host="127.0.0.1", *, loops=None):
     """A decorator that makes a test of a coroutine function. If it takes ``served``, that is a
-    `Served`, and ``recorder`` its handler; what else it takes comes from pytest. ``loops``: names
-    of `LOOPS` that it runs on, one after another.
+    `Served`, and ``recorder`` its handler. ``loops``: names of `LOOPS` that it runs on, one after
+    another.
     """
 
     def made(scenario):
-        wanted = inspect.signature(scenario).parameters
-        others = [p for name, p in wanted.items() if name not in ("served", "recorder")]
-
-        def test(loop="uvloop", **given):
+        def play(call, loop="uvloop"):
             async def whole():
                 recorder = Recorder(react)
                 async with Served(recorder, limits, host) as served:
-                    ours = {"served": served, "recorder": recorder}
-                    await scenario(**{n: v for n, v in ours.items() if n in wanted}, **given)
+                    await call(served=served, recorder=recorder)
 
             run(whole, loop)
 
-        test.__name__, test.__doc__ = scenario.__name__, scenario.__doc__
-        if loops is not None:
-            test = pytest.mark.parametrize("loop", loops)(test)
-            others.append(inspect.Parameter("loop", inspect.Parameter.POSITIONAL_OR_KEYWORD))
-        test.__signature__ = inspect.Signature(others)
-        return test
+        stage = ("served", "recorder")
+        if loops is None:
+            return as_test(scenario, stage, play)
+        return pytest.mark.parametrize("loop", loops)(as_test(scenario, stage, play, ("loop",)))
 
     return made
 
