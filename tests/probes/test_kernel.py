@@ -7,10 +7,7 @@ import math
 import os
 import socket
 import struct
-import subprocess
-import sys
 import time
-from pathlib import Path as File
 
 import pytest
 from hypothesis import given
@@ -19,6 +16,7 @@ from hypothesis import strategies as st
 from policies.model import Kind, Outcome
 from probes import kernel
 from probes.kernel import KernelSampler, parse, read
+from tests.harness.namespace import in_namespace, needs_root
 
 
 def pair():
@@ -236,26 +234,18 @@ peer.kill()
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a namespace")
+@needs_root
 def test_a_real_line_that_dies_and_comes_back():
     ns = f"edged-kernel-{os.getpid()}"
-    root = File(__file__).parents[2]
     setup = (
         f"ip link set lo up && ip link add v0 type veth peer name v1 && ip netns add {ns} && "
         f"ip link set v1 netns {ns} && ip addr add 10.9.0.1/24 dev v0 && ip link set v0 up && "
         f"ip -n {ns} addr add 10.9.0.2/24 dev v1 && ip -n {ns} link set v1 up && "
-        f'"$0" -c "$1" {ns}; status=$?; ip netns del {ns}; exit $status'
+        f'"$@"; status=$?; ip netns del {ns}; exit $status'
     )
-    done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", setup, sys.executable, INSIDE],
-        capture_output=True, text=True, timeout=60, check=False,
-        cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    if "Operation not permitted" in done.stderr:
-        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
-    assert done.stdout.splitlines() == [
+    assert in_namespace(setup, INSIDE, ns) == [
         "alive ok 0 True",
         "dead timeout True None",
         "info True True True",
         "back ok 0",
-    ], done.stdout + done.stderr
+    ]
