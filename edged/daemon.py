@@ -36,7 +36,7 @@ from edged.downstream.listener import Listener
 from edged.drill import Drills
 from edged.exchanges import Exchanges
 from edged.guard import forbidden
-from edged.looplag import STALL_S, LoopLag
+from edged.looplag import LoopLag
 from edged.netwatch import NetChange, NetWatch
 from edged.probing import Probing
 from edged.recent import Recent
@@ -50,6 +50,7 @@ from edged.upstream.migration import MigrationTools
 from edged.upstream.pool import Pools
 from edged.upstream.pool_types import PoolLimits
 from edged.upstream.tls import Tls
+from policies.detector import STALL_S
 from policies.model import (
     Line,
     RequestClass,
