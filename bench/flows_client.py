@@ -45,7 +45,6 @@ class Got:
     ask: Ask
     began: float
     ended: float = 0.0
-    head_at: float | None = None
     status: int | None = None
     fields: dict[str, str] = field(default_factory=dict)
     size: int = 0
@@ -154,7 +153,7 @@ async def _head(reader: asyncio.StreamReader, got: Got) -> dict[str, str]:
         status = int(lines[0].split()[1])
         if status >= 200:
             break
-    got.status, got.head_at = status, time.monotonic()
+    got.status = status
     pairs = (line.partition(":") for line in lines[1:] if line)
     got.fields = {name.lower(): value.strip() for name, _, value in pairs}
     return got.fields

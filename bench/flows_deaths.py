@@ -52,8 +52,6 @@ class Death:
     later: list[Got] = field(default_factory=list)
     """Asked for afterwards, one after another."""
     executions: dict[str, int] = field(default_factory=dict)
-    again_s: dict[str, float] = field(default_factory=dict)
-    """When those that were repeated were carried out again, after it."""
 
     def told(self) -> str:
         """Figures for people."""

@@ -22,7 +22,7 @@ from bench.wan_traffic import Client, Connect, plainly, securely, tunnelled
 from tests.netns.origin_side import CLEARTEXT_PORT
 from tests.netns.site import PREFIX, Site
 
-PORT, CHECK_PORT = 7070, 7072
+PORT = 7070
 _SILENCE_S = 3
 """How long the peers wait for an answer: they have nothing else against silence in a request."""
 

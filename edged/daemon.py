@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from random import Random
 from time import monotonic
@@ -20,36 +19,42 @@ from typing import Any
 
 from edged.accesslog import AccessLog, ExchangeRecord
 from edged.admin.api import Admin
-from edged.admin.views import SHOWN_CLASS, Live, ReloadNote
+from edged.admin.views import Live, ReloadNote
 from edged.changes import Changes, gate_turned
 from edged.config import Config, ConfigError, load
+from edged.config_parts import (
+    RESTART_ONLY,
+    limits_of,
+    needs_restart,
+    policies_of,
+    routes_of,
+    rules_of,
+)
 from edged.dialer import LineDialer
 from edged.downstream.limits import Limits
 from edged.downstream.listener import Listener
 from edged.drill import Drills
 from edged.exchanges import Exchanges
 from edged.guard import forbidden
-from edged.looplag import STALL_S, LoopLag
+from edged.looplag import LoopLag
 from edged.netwatch import NetChange, NetWatch
 from edged.probing import Probing
 from edged.recent import Recent
 from edged.relay.client import Relayed
 from edged.relay.client_report import RelaysReport
-from edged.routes import RouteEntry, RouteTable
-from edged.stages import Access, AccessRules, Route
+from edged.stages import Access, Route
+from edged.standby import Standby
 from edged.table import PathTable
 from edged.upstream.h3 import H3Connector
 from edged.upstream.migration import MigrationTools
 from edged.upstream.pool import Pools
 from edged.upstream.pool_types import PoolLimits
 from edged.upstream.tls import Tls
+from policies.detector import STALL_S
 from policies.model import (
     Line,
-    Path,
-    PathState,
     RequestClass,
     Sample,
-    Verdict,
 )
 from policies.schema import Cadence, Policy
 
@@ -58,21 +63,9 @@ _log = logging.getLogger("edged")
 TICK_S = 0.05
 """The table is ticked at least this often; its own deadlines come on top."""
 HOUSEKEEPING_S = 1.0
-LATELY_S = 60.0
-WARM_S = 600.0
-"""An upstream without requests for so long is no longer kept warm."""
 _OF_LEGS = Policy(cadence=Cadence(http_s=None))
 """A relay is asked by its pulse."""
 _ADMIN_LIMITS = Limits(connections=256, idle_s=60.0, body_stall_s=15.0)
-
-RESTART_ONLY = (
-    ("listen_proxy", "listen.proxy"),
-    ("listen_admin", "listen.admin"),
-    ("node_name", "node.name"),
-    ("ca_file", "tls.ca_file"),
-    ("access_log", "log.access"),
-)
-"""What a reload cannot change: attribute of `Config` and its name for people."""
 
 
 class Daemon:
@@ -88,14 +81,13 @@ class Daemon:
         self._keep_timer: asyncio.TimerHandle | None = None
         self._probe_task: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
-        self._used_at: dict[str, tuple[int, float]] = {}
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets an exception when a part that must run for ever ended."""
         self.config = config
         self.recent = Recent()
         self.table = PathTable(
             config.topology,
-            _policies(config),
+            policies_of(config),
             monotonic(),
             rng=self._rng,
             default_policy=config.unlisted_policy,
@@ -123,13 +115,16 @@ class Daemon:
             rng=self._rng,
             tunnels=lambda: self.exchanges.legs,
         )
-        self.drills = Drills(self.table, self.exchanges, self.dialer.sockets, self._choices)
+        self.standby = Standby(
+            self.table, self.pools, self.exchanges, self.recent, self._shown_classes
+        )
+        self.drills = Drills(self.table, self.exchanges, self.dialer.sockets, self.standby.in_use)
         self.lag = LoopLag()
         self.net = NetWatch(self._line_lost, self._net_changed)
         self.route = Route(
-            _routes(config), self.exchanges, unlisted_allowed=config.unlisted_allowed
+            routes_of(config), self.exchanges, unlisted_allowed=config.unlisted_allowed
         )
-        self.access = Access(_rules(config), self.route)
+        self.access = Access(rules_of(config), self.route)
         self.proxy = self._make_listener(config)
         self.access_log = AccessLog(config.access_log, self._loop) if config.access_log else None
         self.live: Live | None = None
@@ -153,7 +148,7 @@ class Daemon:
         """Listen, probe, serve. Raises OSError with a text for people; then nothing runs."""
         try:
             await self._listen()
-            self.exchanges.configure(_policies(self.config), self.config.unlisted_policy)
+            self.exchanges.configure(policies_of(self.config), self.config.unlisted_policy)
             self._relay(self.config)
             await self._probe(self.config)
             live = self.live = self._make_live()
@@ -224,7 +219,7 @@ class Daemon:
             try:
                 # Reading and checking takes some ms: not in the loop.
                 config = await asyncio.to_thread(self.load_config, self.config.file)
-                mistakes = self._needs_restart(config)
+                mistakes = needs_restart(self.config, config, self.restart_only)
             except ConfigError as error:
                 mistakes = tuple(str(mistake) for mistake in error.mistakes)
             note = ReloadNote(time.time(), not mistakes, by, mistakes)
@@ -239,7 +234,7 @@ class Daemon:
             return note
 
     def _apply(self, config: Config) -> None:
-        policies = _policies(config)
+        policies = policies_of(config)
         self.config = config
         if self.live is not None:
             self.live.config = config
@@ -248,10 +243,10 @@ class Daemon:
         self.net.reload(config.topology.lines)
         self.exchanges.configure(policies, config.unlisted_policy)
         self._relay(config)
-        self.route.table = _routes(config)
+        self.route.table = routes_of(config)
         self.route.unlisted_allowed = config.unlisted_allowed
-        self.access.rules = _rules(config)
-        self.proxy.reconfigure(limits(config))
+        self.access.rules = rules_of(config)
+        self.proxy.reconfigure(limits_of(config))
         logging.getLogger("edged").setLevel(config.log_level.upper())
         if self.access_log is not None:
             self.access_log.reopen()
@@ -264,7 +259,7 @@ class Daemon:
 
     async def _probe(self, config: Config) -> None:
         legs = config.topology.legs()
-        policies = _policies(config) | {leg.endpoint.upstream: _OF_LEGS for leg in legs}
+        policies = policies_of(config) | {leg.endpoint.upstream: _OF_LEGS for leg in legs}
         await self.probing.reload((*config.topology.paths(), *legs), policies)
 
     # -- what happens meanwhile -------------------------------------------------------------------
@@ -311,26 +306,7 @@ class Daemon:
         self._keep_timer = self._loop.call_later(HOUSEKEEPING_S, self._keep_house)
         now = monotonic()
         self.exchanges.tick(now)
-        if self.live is not None:
-            for upstream, request_class in self.live.shown_classes().items():
-                self._keep_warm(upstream, request_class, now)
-
-    def _keep_warm(self, upstream: str, usual: RequestClass, now: float) -> None:
-        """A connection on the path in use by the class of request that comes most, and one on
-        the best path over another line.
-        """
-        requests = self.exchanges.services[upstream].counters.requests
-        known, used_at = self._used_at.get(upstream, (-1, now))
-        if requests != known:
-            used_at = now
-            self._used_at[upstream] = (requests, now)
-        paths = self.table.peek(upstream, usual).paths
-        standby = next((p for p in paths[1:] if p.line != paths[0].line), *paths[1:2] or [None])
-        wanted = (paths[0], standby) if now - used_at < WARM_S else ()
-        for path in paths:
-            if path.relay is not None:
-                continue  # its pulse keeps it open
-            self.pools.keep_warm(path, wanted=path in wanted)
+        self.standby.tick(now)
 
     def _spawn(self, awaitable: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(awaitable)
@@ -349,18 +325,11 @@ class Daemon:
     restart_only: Sequence[tuple[str, str]] = RESTART_ONLY
 
     def _make_listener(self, config: Config) -> Listener:
-        return Listener(self.access, limits(config))
+        return Listener(self.access, limits_of(config))
 
     async def _listen(self) -> None:
         for host, port in self.config.listen_proxy:
             await self.proxy.start(host, port)
-
-    def _needs_restart(self, new: Config) -> tuple[str, ...]:
-        return tuple(
-            f"{new.file}: {name} cannot change while edged runs; restart it to use the new value"
-            for attribute, name in self.restart_only
-            if getattr(self.config, attribute) != getattr(new, attribute)
-        )
 
     # -- for the parts ----------------------------------------------------------------------------
 
@@ -396,7 +365,9 @@ class Daemon:
                 self.observe,
                 ca_file=ca_file,
                 migration=MigrationTools(
-                    self._alternatives, self.dialer.open_udp, self.table.line_verdict
+                    lambda path: self.standby.alternatives(path),
+                    self.dialer.open_udp,
+                    self.table.line_verdict,
                 ),
                 families=self.dialer,
             ),
@@ -407,39 +378,8 @@ class Daemon:
             ),
         )
 
-    def _alternatives(self, path: Path) -> list[PathState]:
-        """Where a connection on ``path`` can go on, best first: other lines to the same endpoint
-        that are not DOWN and let UDP pass; off a line that is dead, any other line.
-        """
-        if path.endpoint.is_door:
-            return []  # flows move, and connections to relays stay on their lines
-        upstream, now = path.endpoint.upstream, monotonic()
-        usual = self.recent.usual_classes().get(upstream, SHOWN_CLASS)
-        dead = self.table.line_verdict(path.line.name) is Verdict.DOWN
-        try:
-            order = self.table.peek(upstream, usual).order
-        except KeyError:
-            return []  # it went with a reload
-        return [
-            state
-            for state in (candidate.state for candidate in order)
-            if state.path.endpoint.key == path.endpoint.key
-            and state.path.line.name != path.line.name
-            and (dead or (state.usable and self.pools.carriers.blocked_until(state.path) <= now))
-        ]
-
-    def _choices(self) -> dict[str, Path]:
-        """By upstream that has had a request lately, the path that its usual ones take now."""
-        if self.live is None:
-            return {}
-        since = monotonic() - LATELY_S
-        rankings = {
-            name: self.table.peek(name, cls)
-            for name, cls in self.live.shown_classes().items()
-            if self.exchanges.services[name].counters.requests
-            and self._used_at.get(name, (0, since))[1] >= since
-        }
-        return {name: ranking.paths[0] for name, ranking in rankings.items() if ranking.order}
+    def _shown_classes(self) -> dict[str, RequestClass]:
+        return {} if self.live is None else self.live.shown_classes()
 
     def _make_live(self) -> Live:
         return Live(
@@ -465,36 +405,6 @@ class Daemon:
             routes.by_host(host) if host else routes.by_prefix(path.encode("latin-1", "replace"))
         )
         return None if routed is None else routed.upstream
-
-
-def _policies(config: Config) -> dict[str, Policy]:
-    return {name: upstream.policy for name, upstream in config.upstreams.items()}
-
-
-def _rules(config: Config) -> AccessRules:
-    access = config.access
-    return AccessRules(config.node_name.encode(), access.allow, access.credentials)
-
-
-def _routes(config: Config) -> RouteTable:
-    ports: defaultdict[str, set[int]] = defaultdict(set)
-    for endpoint in config.topology.endpoints:
-        ports[endpoint.upstream].add(endpoint.port)
-    return RouteTable(
-        RouteEntry(u.name, u.hosts, u.prefix, frozenset(ports[u.name]))
-        for u in config.upstreams.values()
-    )
-
-
-def limits(config: Config) -> Limits:
-    """The listeners' limits."""
-    given = config.limits
-    return Limits(
-        header_bytes=given.header_bytes,
-        connections=given.connections,
-        idle_s=given.idle_s,
-        header_time_s=given.header_s,
-    )
 
 
 def _text(host: str, port: int) -> str:

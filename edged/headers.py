@@ -69,10 +69,8 @@ def quoted(text: str) -> str:
 def proxy_status(
     *,
     error: str | None = None,
-    next_hop: str | None = None,
     line: str | None = None,
     endpoint: str | None = None,
-    received_status: int | None = None,
     details: str | None = None,
 ) -> bytes:
     """One Proxy-Status member (RFC 9209). ``error`` is a type from its section 2.3.
@@ -82,10 +80,6 @@ def proxy_status(
     member = NAME
     if error is not None:
         member += f"; error={error}"
-    if next_hop is not None:
-        member += f"; next-hop={quoted(next_hop)}"
-    if received_status is not None:
-        member += f"; received-status={received_status}"
     if line is not None:
         member += f"; line={quoted(line)}"
     if endpoint is not None:

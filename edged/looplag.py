@@ -1,6 +1,6 @@
 """How late the event loop runs: a busy daemon must not convict the network.
 
-A timer due every ``interval_s`` notes how late it was called. The detector moves its deadlines by
+A timer due every `INTERVAL_S` notes how late it was called. The detector moves its deadlines by
 that lag, and metrics show it.
 
 After a long stall (a stopped process, a host without CPU) overdue timers run before the answers
@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 
+from policies.detector import STALL_S
 from policies.model import Kind, Outcome, Sample
 
-STALL_S = 0.2
-"""Timers of probes and PINGs leave no less for an answer."""
+INTERVAL_S = 0.05
+WINDOW_S = 10.0
 _TIMED_BY_KERNEL = frozenset((Kind.ICMP, Kind.TCP, Kind.KERNEL))
 
 
@@ -25,29 +25,15 @@ class LoopLag:
     """Measures the running loop's lag; start and stop it in that loop."""
 
     __slots__ = (
-        "_callback",
         "_due",
         "_handle",
-        "_interval_s",
         "_last_s",
         "_recent",
         "_stalled_until",
-        "_threshold_s",
     )
 
-    def __init__(
-        self,
-        *,
-        interval_s: float = 0.05,
-        window_s: float = 10.0,
-        threshold_s: float = 0.025,
-        callback: Callable[[float], None] | None = None,
-    ) -> None:
-        """``callback(lag_s)`` is called in the turn in which a lag above ``threshold_s`` shows."""
-        self._interval_s = interval_s
-        self._threshold_s = threshold_s
-        self._callback = callback
-        self._recent: deque[float] = deque(maxlen=max(1, round(window_s / interval_s)))
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=round(WINDOW_S / INTERVAL_S))
         self._last_s = 0.0
         self._due = 0.0
         self._stalled_until = float("-inf")
@@ -101,8 +87,8 @@ class LoopLag:
 
     def _arm(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
         # Not loop.time(): uvloop reads its clock once an iteration, which hides the very lag.
-        self._due = now + self._interval_s
-        self._handle = loop.call_later(self._interval_s, self._tick, loop)
+        self._due = now + INTERVAL_S
+        self._handle = loop.call_later(INTERVAL_S, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
@@ -110,5 +96,3 @@ class LoopLag:
         self._last_s = max(0.0, now - self._due)
         self._recent.append(self._last_s)
         self._arm(loop, now)
-        if self._callback is not None and self._last_s > self._threshold_s:
-            self._callback(self._last_s)

@@ -122,9 +122,6 @@ class Interfaces:
         address = str(wanted)
         return next((i for i, known in self._addresses.items() if address in known), None)
 
-    def _index(self, name: str) -> int | None:
-        return next((i for i, link in self._links.items() if link.name == name), None)
-
     def _name(self, index: int) -> str | None:
         link = self._links.get(index)
         return None if link is None else link.name

@@ -105,7 +105,7 @@ class Process:
 
     async def _wind_down(self, daemon: Daemon, number: int) -> int:
         """Drain; a second signal ends it at once."""
-        grace_s = self._daemon_limit(daemon, number)
+        grace_s = self._grace_s(daemon, number)
         self._notifier.stopping("draining")
         loop = asyncio.get_running_loop()
         draining = loop.create_task(daemon.drain(grace_s))
@@ -118,7 +118,7 @@ class Process:
         return 128 + number if number == signal.SIGINT else 0
 
     @staticmethod
-    def _daemon_limit(daemon: Daemon, number: int) -> float:
+    def _grace_s(daemon: Daemon, number: int) -> float:
         grace_s = daemon.config.limits.drain_s
         return min(grace_s, INTERRUPT_GRACE_S) if number == signal.SIGINT else grace_s
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from edged import legs
 from policies.breaker import Damping, Gate
 from policies.concurrency import Answer, ConcurrencyLimit
-from policies.costing import Facts
+from policies.costing import Facts, cost
 from policies.ejection import Cohort, SuccessRate
 from policies.geo import distance_km
 from policies.ledger import Finding
@@ -173,6 +173,10 @@ class PathRecord:
         there = self.path.endpoint.location
         self.distance_km = None if node is None or there is None else distance_km(node, there)
 
+    def siblings(self) -> list[PathRecord]:
+        """All paths to its endpoint, itself included."""
+        return [record for record in self.upstream.paths if record.endpoint == self.endpoint]
+
     def settle(self, now: float) -> None:
         """Count the good samples since the last time."""
         if self.goods:
@@ -288,9 +292,26 @@ class Entry:
         self.serial = -1
         self.ranking: Ranking | None = None
 
-    def changed(self, ranking: Ranking, at: float) -> Choice | None:
-        """Take a new ranking; the change of choice, if it is one."""
-        before, self.ranking = self.ranking, ranking
+    def rank(self, states: Mapping[str, PathState], now: float) -> tuple[Ranking, Choice | None]:
+        """Order the paths, which are in ``states``, anew; the change of choice, if it is one."""
+        upstream = self.upstream
+        facts = [record.facts(states[record.path.name], now) for record in upstream.paths]
+        ranking = self.chooser.rank(
+            upstream.name,
+            self.request_class,
+            cost(facts, self.request_class, upstream.policy),
+            upstream.policy.failover,
+            requests=self.requests,
+            now=now,
+        )
+        self.requests = 0
+        self.serial = upstream.serial
+        choice = self._choice(ranking, now)
+        self.ranking = ranking
+        return ranking, choice
+
+    def _choice(self, ranking: Ranking, at: float) -> Choice | None:
+        before = self.ranking
         if before is None or not before.order or not ranking.order:
             return None
         left, new = before.order[0], ranking.order[0]

@@ -5,7 +5,7 @@ publishes a new `Snapshot` before the call returns, and then tells the subscribe
 republished at most every 100 ms, by whatever call comes next. State is keyed by path name and
 survives a reload.
 
-What one sample is evidence of: `edged.judging`.
+What one sample is evidence of: `edged.judging`. What a snapshot shows: `edged.publishing`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edged import judging, legs
 from edged.inventory import Inventory, Turnover
+from edged.publishing import Publisher
 from edged.records import Choice, Entry, PathRecord
 from policies.concurrency import Answer
-from policies.costing import cost
 from policies.detector import Detector
 from policies.model import (
     Breaker,
@@ -28,7 +28,6 @@ from policies.model import (
     Endpoint,
     FarLeg,
     Kind,
-    PathState,
     Ranking,
     RequestClass,
     Sample,
@@ -39,10 +38,6 @@ from policies.model import (
 )
 from policies.schema import Policy
 
-REPUBLISH_S = 0.1
-"""Pure changes of estimates are published at most this often."""
-REFRESH_S = 2.0
-"""Estimates decay without samples, too: no state in a snapshot is older than this, given ticks."""
 SAME_SIGN_S = 0.005
 """Exchanges that succeed within this span are one sign of life, so that thousands a second cost
 little; their times to first byte are all counted."""
@@ -74,19 +69,16 @@ class PathTable:
         self._lines = self._inventory.lines
         self._upstreams = self._inventory.upstreams
         self._records = self._inventory.records
-        self._states: dict[str, PathState] = {}
+        self._publisher = Publisher(self._inventory, self._detector, now)
+        self._states = self._publisher.states
+        self._dirty = self._publisher.dirty
+        self._troubled = self._publisher.troubled
         self._entries: dict[tuple[str, RequestClass], Entry] = {}
-        self._dirty: set[PathRecord] = set()
-        self._troubled: set[PathRecord] = set()
-        """Records whose gate, ejection or hold will change by itself."""
         self._subscribers: list[Callable[[Change], None]] = []
         self._carrier_subscribers: list[Callable[[CarrierChange], None]] = []
         self._untold: deque[Change] = deque()
         self._telling = False
         self._now = now
-        self._republish_at = now
-        self._refresh_at = now
-        self._serial = 0
         self.snapshot = Snapshot(now, 0, {}, {})
         self.reload(topology, now, policies)
 
@@ -108,7 +100,7 @@ class PathTable:
             record.window.observe(sample, now)
             changes = self._detector.observe(sample, now)
         moved = self._judge(record, sample, now)
-        if changes or moved or now >= self._republish_at:
+        if changes or moved or now >= self._publisher.republish_at:
             self._publish(now, changes)
         self._tell_carriers()
 
@@ -188,8 +180,7 @@ class PathTable:
         """Deadlines, decay, ejection ends, regret. ``lag_s``: how late the loop runs this turn."""
         self._now = max(self._now, now)
         changes = self._detector.tick(now, lag_s)
-        due = any(r.due is not None and r.due <= now for r in self._troubled)
-        if changes or due or (now >= self._republish_at and self._stale(now)):
+        if changes or self._publisher.due(now):
             self._publish(now, changes)
         self._tell_carriers()
 
@@ -199,11 +190,10 @@ class PathTable:
 
     def next_deadline(self) -> float | None:
         """When `tick` must run at the latest; `None`: nothing is pending."""
-        times = [self._detector.next_deadline()]
-        if self._dirty:
-            times.append(self._republish_at)
-        times += [record.due for record in self._troubled]
-        return min((t for t in times if t is not None), default=None)
+        times = self._publisher.deadlines()
+        if (silence_at := self._detector.next_deadline()) is not None:
+            times.append(silence_at)
+        return min(times, default=None)
 
     # -- choices -----------------------------------------------------------------------------
 
@@ -369,11 +359,8 @@ class PathTable:
     def _take(self, turnover: Turnover) -> None:
         """Follow what came and went."""
         for record in turnover.gone:
-            name = record.path.name
-            self._states.pop(name, None)
-            self._dirty.discard(record)
-            self._troubled.discard(record)
-            self._detector.forget(name)
+            self._publisher.forget(record)
+            self._detector.forget(record.path.name)
         for key in [k for k in self._entries if k[0] in turnover.dropped]:
             del self._entries[key]
         for record in turnover.placed:
@@ -402,7 +389,7 @@ class PathTable:
             if turned and self._on_gate is not None:
                 self._on_gate(record.path.name, gate.reason)
             # An exclusion concerns all paths of the endpoint.
-            same = [r for r in record.upstream.paths if r.endpoint == record.endpoint]
+            same = record.siblings()
             self._dirty.update(same)
             self._troubled.update(same)
         return moved
@@ -417,44 +404,13 @@ class PathTable:
         down = self._detector.line_verdict(record.line.line.name) is Verdict.DOWN
         judging.changed(record, change, line_down=down)
 
-    def _stale(self, now: float) -> bool:
-        """Whether there is anything to publish; lets all estimates decay now and then."""
-        if now >= self._refresh_at:
-            self._refresh_at = now + REFRESH_S
-            listed = (r for r in self._records.values() if r.upstream.listed)
-            self._dirty.update(r for r in listed if now - r.refreshed_at >= REFRESH_S)
-        return bool(self._dirty)
-
     def _publish(self, now: float, changes: Sequence[Change]) -> None:
         """One new snapshot with all that changed, then the subscribers."""
         if changes:
             changes = legs.spread(self._records, changes)
         for change in changes:
             self._apply(change)
-        for record in self._troubled:
-            if record.due is not None and record.due <= now:
-                record.gate.tick(now)
-                self._dirty.add(record)
-        self._serial += 1
-        self._republish_at = now + REPUBLISH_S
-        for record in tuple(self._dirty):
-            if record.remote.settle():  # a limit concerns all paths of the endpoint
-                self._dirty.update(
-                    r for r in record.upstream.paths if r.endpoint == record.endpoint
-                )
-            if record.dependents:
-                self._dirty.update(record.dependents)
-        for record in sorted(self._dirty, key=lambda r: r.leg is not None):  # legs come first
-            name = record.path.name
-            direct = record.leg is None
-            record.settle(now)
-            record.finding = self._detector.finding(name) if direct else record.relayed_finding()
-            self._states[name] = record.state(now)
-            record.upstream.serial = self._serial
-        self._dirty.clear()
-        if self._troubled:
-            self._troubled = {r for r in self._troubled if r.restless(now)}
-        self.snapshot = Snapshot(now, self._serial, dict(self._states), self._inventory.index)
+        self.snapshot = self._publisher.make(now)
         self._untold.extend(changes)
         self._tell()
 
@@ -481,20 +437,7 @@ class PathTable:
         return entry
 
     def _rank(self, entry: Entry) -> Ranking:
-        upstream, now = entry.upstream, self._now
-        facts = [r.facts(self._states[r.path.name], now) for r in upstream.paths]
-        scored = cost(facts, entry.request_class, upstream.policy)
-        ranking = entry.chooser.rank(
-            upstream.name,
-            entry.request_class,
-            scored,
-            upstream.policy.failover,
-            requests=entry.requests,
-            now=now,
-        )
-        entry.requests = 0
-        entry.serial = upstream.serial
-        choice = entry.changed(ranking, now)
+        ranking, choice = entry.rank(self._states, self._now)
         if choice is not None and self._on_choice is not None:
             self._on_choice(choice)
         return ranking

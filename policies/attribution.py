@@ -1,4 +1,4 @@
-"""Whose fault is it: the states of lines and paths, and how evidence becomes verdicts.
+"""Whose fault is it: how the evidence on a line becomes its verdict and those of its paths.
 
 The rules are the table in the head of `policies.detector`; this file applies them to one line at a
 time, when something on it fell silent, failed or was heard in doubt.

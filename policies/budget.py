@@ -1,8 +1,8 @@
 """Token buckets: the share of extra attempts, probes and hedges that is allowed.
 
 A `Bucket` earns a share of a token with each request (``earn``) and some by time. Who wants
-something extra takes a token, and gives it back (``refund``) when it did not use it. It is full
-at the start, so that the first failure of the day is not the one that is refused.
+something extra takes a token. It is full at the start, so that the first failure of the day is not
+the one that is refused.
 
 `HedgeBudget` is the rule of hedges: a share of the requests, and none at all while more than 20 of
 the last 100 requests were hedged: then it is not the tail that is slow (Dean, Barroso, "The Tail at
@@ -54,10 +54,6 @@ class Bucket:
             return False
         self._tokens -= tokens
         return True
-
-    def refund(self, tokens: float = 1.0) -> None:
-        """Give back what was taken and not used."""
-        self._tokens = min(self.capacity, self._tokens + tokens)
 
     def available(self, now: float) -> float:
         """Tokens at ``now``; negative while overdrawn. Time that runs backwards earns nothing."""

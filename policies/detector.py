@@ -52,6 +52,7 @@ from typing import Final
 
 from policies.attribution import blocked_carriers, judge
 from policies.deadlines import Deadlines
+from policies.errors import local_error, remote_error
 from policies.ledger import (
     ANY,
     CLOCK_S,
@@ -64,7 +65,6 @@ from policies.ledger import (
     PathState,
     Slot,
     layer_of,
-    witness,
 )
 from policies.model import (
     Blame,
@@ -161,11 +161,6 @@ class Detector:
         state = self._lines.get(line)
         return Verdict.UP if state is None else state.gate.verdict
 
-    def suspected(self, line: str) -> bool:
-        """Whether anything on the line is silent, DOWN or half-open."""
-        state = self._lines.get(line)
-        return state is not None and not (state.calm and all(p.calm for p in state.paths))
-
     def silent(self, line: str) -> bool:
         """Whether something sent on the line is overdue, and nothing sent since was answered."""
         state = self._lines.get(line)
@@ -238,12 +233,7 @@ class Detector:
             slots[0].open = False
         slots.append(slot)
         self._due.add(slot)
-        self._space(state, kind, layer, at)
-
-    def _space(self, path: PathState, kind: Kind, layer: int, at: float) -> None:
-        if path.counts(kind, layer):
-            for channel in path.hears[layer]:
-                channel.sent(at)
+        state.spaced(kind, layer, at)
 
     def observe(self, sample: Sample, now: float) -> Sequence[Change]:
         """Take any sample; the outcome decides what it is evidence of."""
@@ -263,8 +253,12 @@ class Detector:
         if outcome is Outcome.TIMEOUT:
             return self._timed_out(state, sample, layer, now)
         if outcome is Outcome.UNREACHABLE or outcome is Outcome.DNS:
-            return self._local_error(state, sample, now)
-        return self._remote_error(state, sample, now)
+            local_error(state, sample, now)
+            return self._judge(state.line, now)
+        alive_on = remote_error(state, sample, now)
+        if alive_on is None:
+            return self._judge(state.line, now)
+        return self._judge(state.line, now, state, alive_on)
 
     def saw(self, seen: Iterable[Seen], now: float) -> Sequence[Change]:
         """Take what one look at the live connections showed, all at once."""
@@ -316,7 +310,7 @@ class Detector:
         """Something was sent that `saw` will tell the fate of: it counts for the spacing."""
         state = self._paths.get(path)
         if state is not None:
-            self._space(state, kind, layer_of(kind, carrier), at)
+            state.spaced(kind, layer_of(kind, carrier), at)
 
     def heard(
         self,
@@ -453,46 +447,5 @@ class Detector:
                     slot.open = False
                     path.missed(slot)
                     return self._judge(path.line, now)
-        self._unannounced(path, sample.kind, layer, sent_at, now)
+        path.unanswered(sample.kind, layer, sent_at, now)
         return self._judge(path.line, now)
-
-    def _unannounced(
-        self, path: PathState, kind: Kind, layer: int, sent_at: float, now: float
-    ) -> None:
-        self._space(path, kind, layer, sent_at)
-        # A timeout is about twice what a reply takes.
-        path.missed(Slot(path, kind, layer, sent_at, (sent_at + now) / 2, now))
-
-    def _local_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
-        line = path.line
-        accuses = witness(path) and (path.listed or sample.outcome is not Outcome.DNS)
-        verdict = Verdict.DOWN if sample.outcome is Outcome.UNREACHABLE else Verdict.SUSPECT
-        path.reason = f"this host or its gateway reported {sample.outcome} over {line.name}"
-        path.gate.worsen(verdict, now)
-        if accuses:
-            line.reason = path.reason
-            line.accuser = path
-            line.gate.worsen(verdict, now)
-        if sample.outcome is Outcome.DNS and path.listed:
-            self._unannounced(path, Kind.HTTP, END, sample.sent_at, now)
-        return self._judge(line, now)
-
-    def _remote_error(self, path: PathState, sample: Sample, now: float) -> Sequence[Change]:
-        line = path.line
-        reset = sample.outcome is Outcome.RESET
-        layer = UDP if layer_of(sample.kind, sample.carrier) == UDP else SYN
-        if not reset:
-            for channel in path.hears[layer]:
-                channel.heard(now, sample.sent_at)
-            slots = path.slots.get((sample.kind, layer_of(sample.kind, sample.carrier)))
-            if slots:
-                path.answer(slots, sample.sent_at)
-        if sample.sent_at >= path.attempt_after:
-            # Exchanges that fail together fail once: only an attempt made since counts again.
-            path.attempt_after = now
-            if not path.errors:
-                path.error_since = now
-            path.errors += 1
-            path.error_layer = layer if sample.outcome is Outcome.REFUSED else END
-            path.error = sample.outcome
-        return self._judge(line, now, None if reset else path, layer)

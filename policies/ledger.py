@@ -282,6 +282,17 @@ class PathState:
             slots.remove(near)
         return near
 
+    def spaced(self, kind: Kind, layer: int, at: float) -> None:
+        """Something was sent at ``at``: it counts for how far slots are apart."""
+        if self.counts(kind, layer):
+            for channel in self.hears[layer]:
+                channel.sent(at)
+
+    def unanswered(self, kind: Kind, layer: int, sent_at: float, now: float) -> None:
+        """What was no announced slot timed out; about twice as late as a reply would have come."""
+        self.spaced(kind, layer, sent_at)
+        self.missed(Slot(self, kind, layer, sent_at, (sent_at + now) / 2, now))
+
     def missed(self, slot: Slot) -> None:
         """A slot of this path's was not answered in time."""
         icmp = slot.kind is Kind.ICMP

@@ -136,9 +136,9 @@ class _LineState:
     inquiry: Inquiry = field(default_factory=Inquiry)
     """The doubt about it while it is IDLE."""
     silent: bool = False
+    """Something on it is unanswered."""
     dead: bool = False
-    """Something on it is unanswered; nothing passes."""
-
+    """Nothing passes."""
     saved: float = 0.0
     """Of ``tokens``, what is put by for an expensive probe that waits."""
     saving: bool = False

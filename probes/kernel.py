@@ -26,7 +26,6 @@ _MAX_BYTES = 256
 _BASE = struct.Struct("=8B24I")  # up to tcpi_total_retrans; every kernel since 2.6 has it
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_UNKNOWN_U32 = 0xFFFFFFFF  # tcpi_min_rtt before the first sample
 
 
 class HasFileno(Protocol):
@@ -47,7 +46,6 @@ class TcpInfo(NamedTuple):
     app_limited: bool
     """The delivery rate shows how little there was to send, not what the path can carry."""
     rto_s: float
-    mss_bytes: int
     unacked: int
     """Segments in flight, those received beyond a gap included."""
     sacked: int
@@ -67,27 +65,15 @@ class TcpInfo(NamedTuple):
     bytes_received: int | None
     """In order: it stands still while a gap is open."""
     segs_out: int | None
-    notsent_bytes: int | None
-    min_rtt_s: float | None
     data_segs_out: int | None
     delivery_rate_bps: float | None
     """Bits per second."""
     delivered: int | None
     """Segments delivered, the retransmitted ones counted once."""
-    bytes_sent: int | None
-    bytes_retrans: int | None
     dsack_dups: int | None
     """Segments that the peer reported as received twice: retransmissions nobody needed."""
     rcv_ooopack: int | None
     """Segments received beyond a gap."""
-
-    @property
-    def unacked_bytes(self) -> int:
-        """Bytes sent and not yet acknowledged, to the byte or one less; above 0 if any are."""
-        if self.bytes_sent is None or self.bytes_acked is None or self.bytes_retrans is None:
-            return self.unacked * self.mss_bytes
-        # bytes_acked counts an active opener's SYN as a byte, bytes_sent does not.
-        return max(min(1, self.unacked), self.bytes_sent - self.bytes_retrans - self.bytes_acked)
 
 
 def parse(raw: bytes) -> TcpInfo | None:
@@ -102,7 +88,6 @@ def parse(raw: bytes) -> TcpInfo | None:
         backoff=base[4],
         app_limited=bool(base[7] & 1),
         rto_s=base[8] / 1e6,
-        mss_bytes=base[10],
         unacked=base[12],
         sacked=base[13],
         lost=base[14],
@@ -115,13 +100,9 @@ def parse(raw: bytes) -> TcpInfo | None:
         bytes_acked=_u64(raw, 120),
         bytes_received=_u64(raw, 128),
         segs_out=_u32(raw, 136),
-        notsent_bytes=_u32(raw, 144),
-        min_rtt_s=_min_rtt_s(_u32(raw, 148)),
         data_segs_out=_u32(raw, 156),
         delivery_rate_bps=None if not rate else rate * 8.0,
         delivered=_u32(raw, 192),
-        bytes_sent=_u64(raw, 200),
-        bytes_retrans=_u64(raw, 208),
         dsack_dups=_u32(raw, 216),
         rcv_ooopack=_u32(raw, 224),
     )
@@ -133,10 +114,6 @@ def _u32(raw: bytes, offset: int) -> int | None:
 
 def _u64(raw: bytes, offset: int) -> int | None:
     return _U64.unpack_from(raw, offset)[0] if len(raw) >= offset + 8 else None
-
-
-def _min_rtt_s(microseconds: int | None) -> float | None:
-    return None if microseconds in (None, 0, _UNKNOWN_U32) else microseconds / 1e6
 
 
 # `socket.getsockopt` needs a socket object, and a transport under uvloop offers a duplicate made

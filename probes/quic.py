@@ -63,11 +63,6 @@ class QuicReport:
         """The least round trip of the PINGs."""
         return min((rtt for rtt in self.pings if rtt is not None), default=None)
 
-    @property
-    def ping_loss(self) -> float | None:
-        """The share of PINGs lost."""
-        return self.pings.count(None) / len(self.pings) if self.pings else None
-
 
 class QuicProbe:
     """Measures QUIC to a path's endpoint. ``ca_file`` adds trust to the system's store.

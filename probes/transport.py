@@ -16,6 +16,9 @@ import httpx
 from policies.model import Line
 from probes.base import Dialed, Dialer
 
+KEEPALIVE_S = 120.0
+"""How long an idle connection is kept."""
+
 
 class LineStream(httpcore.AsyncNetworkStream):
     """A connected socket as httpcore wants it."""
@@ -161,7 +164,6 @@ class LineTransport(httpx.AsyncBaseTransport):
         address: str | None = None,
         http2: bool = True,
         http1: bool = True,
-        keepalive_s: float = 120.0,
     ) -> None:
         self.backend = LineBackend(dialer, line, address)
         self._pool = httpcore.AsyncConnectionPool(
@@ -169,7 +171,7 @@ class LineTransport(httpx.AsyncBaseTransport):
             http1=http1,
             http2=http2,
             max_connections=4,
-            keepalive_expiry=keepalive_s,
+            keepalive_expiry=KEEPALIVE_S,
             network_backend=self.backend,
         )
 

@@ -28,8 +28,8 @@ _LIBRARY = "edged_compiled__mypyc"
 _HOT = {
     "edged": "accesslog attempt chunked compress counters delivery driver exchange exchanges "
     "headers messages outcome preferences recent routes spool stages targets tunnel",
-    "edged.downstream": "base fields h1 h1_response h2 h2_fields h2_floods h2_stream h3 h3_stream "
-    "hub limits output raw stream",
+    "edged.downstream": "base fields h1 h1_response h2 h2_fields h2_floods h2_output h2_stream h3 "
+    "h3_stream hub limits output raw stream",
     "edged.relay": "exchanges",
     "edged.upstream": "base connection h1 h1_head h1_reader h2 h2_stream h2_wire h3 h3_connection "
     "h3_frames h3_held h3_meter h3_stream origin_pool pool pool_types quic shelf trust upkeep "

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from edged.config import ConfigError, load
+from edged.config import Config, ConfigError, load
 from edged.config_file import ConfigFile
 from edged.config_policies import PolicyFile
 from edged.relay.config_file import RelayFile
 
+Read = TypeVar("Read")
+Count = tuple[int, str]
+"""How many, and of what, in the singular."""
+
 
 def check(file: str) -> int:
     """Print every mistake (status 1), or what the configuration amounts to."""
+    return explain(file, load, _counts)
+
+
+def _counts(config: Config) -> Sequence[Count]:
+    topology = config.topology
+    return (
+        (len(topology.lines), "line"),
+        (len(config.upstreams), "upstream"),
+        (len(topology.endpoints), "endpoint"),
+        (len(topology.paths()) + len(topology.relayed()), "path"),
+    )
+
+
+def explain(
+    file: str, read: Callable[[str], Read], counts: Callable[[Read], Sequence[Count]]
+) -> int:
+    """`check` of a file that ``read`` takes, or raises `ConfigError`; what it has how many of."""
     try:
-        config = load(file)
+        config = read(file)
     except ConfigError as error:
         for mistake in error.mistakes:
             print(mistake)
         count = len(error.mistakes)
         print(f"{file}: {count} mistake{'s' if count > 1 else ''}", file=sys.stderr)
         return 1
-    topology = config.topology
-    counts = (
-        (len(topology.lines), "line"),
-        (len(config.upstreams), "upstream"),
-        (len(topology.endpoints), "endpoint"),
-        (len(topology.paths()) + len(topology.relayed()), "path"),
-    )
-    said = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
+    said = ", ".join(f"{n} {word}{'s' if n != 1 else ''}" for n, word in counts(config))
     print(f"{file}: good: {said}")
     return 0
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 
-from edged.mistakes import ConfigError
-from edged.relay.config import load
+from edged.commands.config import Count, explain
+from edged.relay.config import RelayConfig, load
 
 
 def relay(file: str, *, check: bool) -> int:
@@ -15,19 +15,12 @@ def relay(file: str, *, check: bool) -> int:
         from edged.relay.daemon import RelayDaemon
 
         return run(file, RelayDaemon)
-    try:
-        config = load(file)
-    except ConfigError as error:
-        for mistake in error.mistakes:
-            print(mistake)
-        count = len(error.mistakes)
-        print(f"{file}: {count} mistake{'s' if count > 1 else ''}", file=sys.stderr)
-        return 1
-    counts = (
+    return explain(file, load, _counts)
+
+
+def _counts(config: RelayConfig) -> Sequence[Count]:
+    return (
         (len(config.clients), "client"),
         (len(config.upstreams), "upstream"),
         (len(config.topology.lines), "line"),
     )
-    said = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
-    print(f"{file}: good: {said}")
-    return 0

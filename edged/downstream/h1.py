@@ -174,6 +174,10 @@ class H1Connection(HeldOutput):
             self.data_received(data)
         self._set_reading()
 
+    def _continue_soon(self) -> None:
+        if self._buffer and not self._corked:  # else whoever corked it goes on
+            self._hub.loop.call_soon(self._continue)
+
     def _set_reading(self) -> None:
         ahead = len(self._buffer) > self._hub.limits.read_ahead_bytes and self._state != _HEAD
         wanted = not self._body_paused and not ahead
@@ -335,8 +339,7 @@ class H1Connection(HeldOutput):
             self._body_paused = False
             if self._state == _BODY:
                 self._open_window()
-            if self._buffer and not self._corked:
-                self._hub.loop.call_soon(self._continue)
+            self._continue_soon()
             self._set_reading()
 
     def response_done(self) -> None:
@@ -362,10 +365,8 @@ class H1Connection(HeldOutput):
         self._exchange = None
         if hard or not exchange.started:
             self._reset()
-            return
-        if self.held:
-            self.flush()
-        self._close()
+        else:
+            self._close()
 
     # Ends.
 
@@ -392,8 +393,7 @@ class H1Connection(HeldOutput):
             return
         self._state = _HEAD
         self.deadline = self._hub.now + self._hub.limits.idle_s
-        if self._buffer and not self._corked:
-            self._hub.loop.call_soon(self._continue)
+        self._continue_soon()
 
     def _drop_rest_of_body(self) -> None:
         """The answer came before the body was read: read and drop a short rest, else close."""
@@ -403,8 +403,7 @@ class H1Connection(HeldOutput):
         else:
             self._body_paused = False
             self._set_reading()
-            if self._buffer and not self._corked:
-                self._hub.loop.call_soon(self._continue)
+            self._continue_soon()
 
     def _fail(self, error: BadMessage) -> None:
         """The body at hand is malformed: answer if nothing was answered yet, else cut."""
@@ -432,26 +431,25 @@ class H1Connection(HeldOutput):
 
     def _linger(self) -> None:
         """Close after the client had time to read: a close with input unread is a reset."""
-        self._state = _LINGER
-        self._buffer = b""
+        self._end(_LINGER)
         self._decoder = None
         self._body_paused = False
-        self._progress = -1
-        self.deadline = self._hub.now + self._hub.limits.linger_s
         self._set_reading()
-        if self.held:
-            self.flush()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _close(self) -> None:
-        if self.held:
-            self.flush()
-        self._state = _CLOSED
+        self._end(_CLOSED)
+        self._transport.close()
+
+    def _end(self, state: int) -> None:
+        """No more is understood; what is held leaves, and has some time to arrive."""
+        self._state = state
         self._buffer = b""
         self._progress = -1
         self.deadline = self._hub.now + self._hub.limits.linger_s
-        self._transport.close()
+        if self.held:
+            self.flush()
 
     def _reset(self) -> None:
         self._state = _CLOSED

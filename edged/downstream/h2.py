@@ -15,6 +15,7 @@ from typing import Any, cast
 from edged.downstream.fields import BadMessage
 from edged.downstream.h2_fields import Malformed, request_head, response_fields, trailers
 from edged.downstream.h2_floods import Floods
+from edged.downstream.h2_output import H2Output
 from edged.downstream.h2_stream import H2Exchange
 from edged.downstream.hub import NEVER, Hub
 from edged.downstream.sockets import client_address, client_certificate
@@ -24,47 +25,31 @@ from edged.upstream.engines import h2_engine
 
 PREFACE_HEAD = b"PRI * HTTP/2.0\r\n\r\n"
 """What the client connection preface (RFC 9113 section 3.4) looks like to an HTTP/1.1 parser."""
-_FRAME_BYTES = 16384
 
 
-class H2Connection(asyncio.Protocol):
+class H2Connection(H2Output):
     """One client connection from its preface to its end.
 
-    Invariants: ``_streams`` holds exactly the exchanges that are not done; everything the engine
-    has to say is written at the end of the loop turn at the latest.
+    Invariant: ``_streams`` holds exactly the exchanges that are not done.
     """
 
     __slots__ = (
         "_client",
         "_codes",
-        "_corked",
-        "_engine",
         "_events",
         "_floods",
-        "_flush_due",
         "_goaway_sent",
         "_highest",
-        "_hub",
         "_protocol_error",
-        "_streams",
-        "_transport",
-        "_unreturned",
-        "_write_paused",
         "_written",
         "deadline",
     )
 
     def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
         engine = h2_engine()
-        self._hub = hub
         self._codes = engine.ErrorCodes
         self._protocol_error = engine.ProtocolError
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until adopted
-        limits = hub.limits
-        self._engine: Any = engine.server(
-            limits.h2_window_bytes, limits.h2_streams, limits.header_bytes
-        )
-        self._engine.increment_flow_control_window(3 * limits.h2_window_bytes)
         events = engine.events
         self._events: dict[type, Callable[[Any], None]] = {
             events.RequestReceived: self._request_received,
@@ -78,17 +63,12 @@ class H2Connection(asyncio.Protocol):
             events.PriorityUpdated: self._control_received,
             events.UnknownFrameReceived: self._control_received,
         }
-        self._streams: dict[int, H2Exchange] = {}
         self._highest = 0
         self._goaway_sent = False
-        self._unreturned = 0
         self._floods = Floods(hub)
-        self._corked = False
-        self._flush_due = False
-        self._write_paused = False
         self._written = -1
         self._client: str | None = None
-        self.deadline = hub.now + limits.header_time_s
+        self.deadline = hub.now + hub.limits.header_time_s
 
     # The transport's side.
 
@@ -125,15 +105,6 @@ class H2Connection(asyncio.Protocol):
         """The connection is closed, by whomever."""
         self._hub.leave(self)
         self._lose_all()
-
-    def pause_writing(self) -> None:
-        """The write buffer is above its high watermark: streams queue."""
-        self._write_paused = True
-
-    def resume_writing(self) -> None:
-        """It drained."""
-        self._write_paused = False
-        self._pump_all()
 
     # Events of the engine.
 
@@ -255,95 +226,12 @@ class H2Connection(asyncio.Protocol):
         """The client's certificate."""
         return client_certificate(self._transport)
 
-    def send_head(self, exchange: H2Exchange, fields: Headers, *, end: bool) -> None:
-        """Send a field section."""
-        if self._is_open(exchange.stream_id):
-            self._engine.send_headers(exchange.stream_id, fields, end_stream=end)
-            self._flush_soon()
-
-    def send_data(self, exchange: H2Exchange, data: bytes) -> None:
-        """Send or queue body bytes; the handler is paused above the high watermark."""
-        exchange.queue.append(data)
-        exchange.queued += len(data)
-        if exchange.queued == len(data):
-            self._pump(exchange)
-        if exchange.queued > self._hub.limits.write_high_bytes and not exchange.slow:
-            exchange.slow = True
-            if exchange.sink is not None:
-                exchange.sink.pause_response()
-
-    def send_end(self, exchange: H2Exchange) -> None:
-        """End the response once its queue is empty."""
-        if not exchange.queued:
-            self._finish(exchange)
-
     def reset(self, exchange: H2Exchange) -> None:
         """Break the response."""
         self._remove(exchange)
         self._reset_stream(exchange.stream_id, self._codes.INTERNAL_ERROR)
 
-    def return_window(self, exchange: H2Exchange, size: int) -> None:
-        """Give ``size`` received bytes back to the client, in useful portions, unless paused."""
-        exchange.unreturned += size
-        if (
-            exchange.unreturned >= self._hub.limits.h2_window_bytes // 4
-            and not exchange.paused
-            and not exchange.done
-            and not exchange.request_ended
-            and self._is_open(exchange.stream_id)
-        ):
-            self._engine.increment_flow_control_window(exchange.unreturned, exchange.stream_id)
-            exchange.unreturned = 0
-            self._flush_soon()
-
-    def _return_connection_window(self, size: int) -> None:
-        self._unreturned += size
-        if self._unreturned >= self._hub.limits.h2_window_bytes:
-            self._engine.increment_flow_control_window(self._unreturned)
-            self._unreturned = 0
-
-    # Writing.
-
-    def _pump_all(self) -> None:
-        for exchange in [e for e in self._streams.values() if e.queued]:
-            if self._write_paused:
-                break
-            self._pump(exchange)
-
-    def _pump(self, exchange: H2Exchange) -> None:
-        """Send what the windows allow of a stream's queue."""
-        engine = self._engine
-        stream_id = exchange.stream_id
-        if not self._is_open(stream_id):
-            return
-        queue = exchange.queue
-        frame = min(_FRAME_BYTES, engine.max_outbound_frame_size)
-        while queue and not self._write_paused:
-            window = engine.local_flow_control_window(stream_id)
-            if window <= 0:
-                break
-            data = queue[0]
-            if len(data) <= min(window, frame):
-                queue.popleft()
-                engine.send_data(stream_id, data)
-                exchange.queued -= len(data)
-                continue
-            room = min(window, len(data))
-            for at in range(0, room, frame):
-                engine.send_data(stream_id, data[at : min(at + frame, room)])
-            exchange.queued -= room
-            if room == len(data):
-                queue.popleft()
-            else:
-                queue[0] = data[room:]
-            self._flush()
-        self._flush_soon()
-        if not exchange.queued and exchange.ended:
-            self._finish(exchange)
-        elif exchange.slow and exchange.queued <= self._hub.limits.write_high_bytes // 4:
-            exchange.slow = False
-            if exchange.sink is not None:
-                exchange.sink.resume_response()
+    # Ends.
 
     def _finish(self, exchange: H2Exchange) -> None:
         """Everything is sent: end the stream, and tell a client that still sends to stop."""
@@ -363,19 +251,6 @@ class H2Connection(asyncio.Protocol):
             if not exchange.request_ended:
                 self._reset_stream(stream_id, self._codes.NO_ERROR)
         self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._corked and not self._flush_due:
-            self._flush_due = True
-            self._hub.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        data = self._engine.data_to_send()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
-
-    # Ends.
 
     def _settle(self, exchange: H2Exchange) -> None:
         """A tunnel is over when both directions are."""
@@ -410,19 +285,6 @@ class H2Connection(asyncio.Protocol):
         self._hub.requests_bad += 1
         self._lose(exchange)
         self._reset_stream(exchange.stream_id, self._codes.PROTOCOL_ERROR)
-
-    def _reset_stream(self, stream_id: int, code: Any) -> None:
-        if self._is_open(stream_id):
-            self._engine.reset_stream(stream_id, error_code=code)
-            self._flush_soon()
-
-    def _is_open(self, stream_id: int) -> bool:
-        """Whether anything can be said on a stream. The engine has seen all of what was received,
-        a reset included, before the first of its events is handled here; and what one of them
-        causes may well concern a stream that another one ends.
-        """
-        stream = self._engine.streams.get(stream_id)
-        return stream is not None and not stream.closed
 
     def _refuse(self, stream_id: int, error: BadMessage) -> None:
         """Answer a request that is well-formed but refused; the handler isn't asked."""
@@ -468,13 +330,8 @@ class H2Connection(asyncio.Protocol):
             self._written = queued
         self.deadline = now + (limits.write_stall_s if self._write_paused else limits.body_stall_s)
         for exchange in list(self._streams.values()):
-            if exchange.request_ended or exchange.paused or exchange.method == b"CONNECT":
-                continue
-            if limits.duplex and exchange.started:
-                continue
-            if exchange.progress < limits.body_stall_bytes:
+            if exchange.stalled(limits):
                 self._time_out(exchange)
-            exchange.progress = 0
         self._flush()
 
     def _time_out(self, exchange: H2Exchange) -> None:

@@ -393,13 +393,8 @@ class H3Connection:
             return
         self.deadline = now + limits.body_stall_s
         for exchange in list(self._streams.values()):
-            if exchange.request_ended or exchange.paused or exchange.method == b"CONNECT":
-                continue
-            if limits.duplex and exchange.started:
-                continue
-            if exchange.progress < limits.body_stall_bytes:
+            if exchange.stalled(limits):
                 self._time_out(exchange)
-            exchange.progress = 0
 
     def _time_out(self, exchange: H3Exchange) -> None:
         if exchange.started:

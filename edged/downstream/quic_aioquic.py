@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 
-from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
+from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets, tell
 from edged.quic import (
     CONNECTION_WINDOW_BYTES,
     MESSAGE_FRAME_BYTES,
@@ -64,20 +63,7 @@ class AioquicEngine(Streams):
     def pump(self, sink: Sink) -> None:
         queue = self._quic._events
         while queue and not self.stalled:
-            event: Any = queue.popleft()
-            kind = type(event)
-            if kind is events.StreamDataReceived:
-                sink.stream_data(event.stream_id, event.data, event.end_stream)
-            elif kind is events.StreamReset:
-                sink.stream_reset(event.stream_id, event.error_code)
-            elif kind is events.StopSendingReceived:
-                sink.stop_sending(event.stream_id, event.error_code)
-            elif kind is events.ConnectionIdIssued:
-                sink.cid_issued(event.connection_id)
-            elif kind is events.ConnectionIdRetired:
-                sink.cid_retired(event.connection_id)
-            elif kind is events.HandshakeCompleted:
-                sink.handshake_done(event.alpn_protocol)
+            tell(queue.popleft(), events, sink)
         if self._quic._close_event is not None and not self._ended:
             # The engine's own event waits for the closing period (RFC 9000 section 10.2).
             self._ended = True

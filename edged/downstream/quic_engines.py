@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from edged.quic import Address
@@ -97,6 +98,23 @@ class Engine(Protocol):
 
     def hold(self, stream_id: int, held: bool) -> None:
         """Give a stream no further credit."""
+
+
+def tell(event: Any, events: ModuleType, sink: Sink) -> None:
+    """Pass on an event of either library; ``events``: its ``quic.events``."""
+    kind = type(event)
+    if kind is events.StreamDataReceived:
+        sink.stream_data(event.stream_id, event.data, event.end_stream)
+    elif kind is events.StreamReset:
+        sink.stream_reset(event.stream_id, event.error_code)
+    elif kind is events.StopSendingReceived:
+        sink.stop_sending(event.stream_id, event.error_code)
+    elif kind is events.ConnectionIdIssued:
+        sink.cid_issued(event.connection_id)
+    elif kind is events.ConnectionIdRetired:
+        sink.cid_retired(event.connection_id)
+    elif kind is events.HandshakeCompleted:
+        sink.handshake_done(event.alpn_protocol)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 
-from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets
+from edged.downstream.quic_engines import CID_BYTES, Initial, Sink, Tickets, tell
 from edged.quic import (
     CONNECTION_WINDOW_BYTES,
     MESSAGE_FRAME_BYTES,
@@ -103,7 +103,7 @@ class Qh3Engine(Streams):
     def pump(self, sink: Sink) -> None:
         quic = self._quic
         while quic._events:
-            self._tell(quic._events.popleft(), sink)
+            tell(quic._events.popleft(), events, sink)
         core = self._core
         while core is not None and not self.stalled:
             event = core.next_event()
@@ -125,25 +125,10 @@ class Qh3Engine(Streams):
             else:
                 self._hand_back(event)
                 while quic._events:
-                    self._tell(quic._events.popleft(), sink)
+                    tell(quic._events.popleft(), events, sink)
         if (quic._close_event is not None or self._broken) and not self._ended:
             self._ended = True
             sink.terminated()
-
-    def _tell(self, event: Any, sink: Sink) -> None:
-        kind = type(event)
-        if kind is events.StreamDataReceived:
-            sink.stream_data(event.stream_id, event.data, event.end_stream)
-        elif kind is events.HandshakeCompleted:
-            sink.handshake_done(event.alpn_protocol)
-        elif kind is events.StreamReset:
-            sink.stream_reset(event.stream_id, event.error_code)
-        elif kind is events.StopSendingReceived:
-            sink.stop_sending(event.stream_id, event.error_code)
-        elif kind is events.ConnectionIdIssued:
-            sink.cid_issued(event.connection_id)
-        elif kind is events.ConnectionIdRetired:
-            sink.cid_retired(event.connection_id)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
         core = self._core

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 from edged.downstream.base import RequestSink
 from edged.downstream.h2_fields import response_fields
+from edged.downstream.limits import Limits
 from edged.messages import Headers, ResponseHead
 
 
@@ -42,6 +43,7 @@ class StreamExchange(ABC):
         self.request_ended = False
         self.paused = False
         self.progress = 0
+        """Request body bytes that came since `stalled` was last asked."""
         self.started = False
         self.tunnel = False
         self.left: int | None = None
@@ -53,6 +55,15 @@ class StreamExchange(ABC):
         self.ended_by_head = False
         """The response has no body: its head ended the stream."""
         self.done = False
+
+    def stalled(self, limits: Limits) -> bool:
+        """Whether the client owes body bytes and sent too few since this was last asked."""
+        if self.request_ended or self.paused or self.method == b"CONNECT":
+            return False
+        if limits.duplex and self.started:
+            return False
+        progress, self.progress = self.progress, 0
+        return progress < limits.body_stall_bytes
 
     def informational(self, status: int, headers: Headers) -> None:
         """Send a 1xx head."""

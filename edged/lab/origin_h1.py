@@ -25,7 +25,6 @@ class H1Connection(asyncio.Protocol):
         self._waiting: deque[tuple[Request, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._reading: Request | None = None
-        self._answering: Request | None = None
         self._raw: Request | None = None
         self._reset()
         self.room = Room()

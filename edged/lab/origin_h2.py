@@ -12,7 +12,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-from edged.lab.serving import Fields, Handler, Reply, Request, Room
+from edged.lab.serving import Fields, Handler, Request, Room, StreamReply
 
 _WINDOW_BYTES = 16 << 20
 """What a stream may send unread. Of the servers that were asked nginx 1.22 gives an upload 2 GiB,
@@ -159,36 +159,20 @@ class H2Connection(asyncio.Protocol):
         reply.start(self._handler)
 
 
-class H2Reply(Reply):
+class H2Reply(StreamReply):
     """One stream's response."""
 
+    broken = (ConnectionError, h2.exceptions.ProtocolError)
+
     def __init__(self, connection: H2Connection, stream_id: int, request: Request) -> None:
-        self.request = request
+        super().__init__(request)
         self.trailers: Fields = []
         self.window = Room()
         self._connection = connection
         self._id = stream_id
-        self._ended = False
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self, handler: Handler) -> None:
-        """Run the handler."""
-        self._task = asyncio.get_running_loop().create_task(self._run(handler))
-
-    async def _run(self, handler: Handler) -> None:
-        try:
-            await handler(self.request, self)
-            if not self._ended:
-                self.abort()
-        except (ConnectionError, h2.exceptions.ProtocolError):
-            self.abort()
-        finally:
-            self._connection.forget(self._id)
-
-    def gone(self) -> None:
-        """The client reset the stream or vanished."""
-        if self._task:
-            self._task.cancel()
+    def _over(self) -> None:
+        self._connection.forget(self._id)
 
     def informational(self, status: int, fields: Fields) -> None:
         self._connection.h2.send_headers(self._id, [(":status", str(status)), *fields])

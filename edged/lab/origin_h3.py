@@ -5,13 +5,12 @@ aioquic unless told otherwise: so that the engine edged itself prefers meets ano
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edged.lab.serving import Fields, Handler, Reply, Request, Room
+from edged.lab.serving import Fields, Handler, Request, Room, StreamReply
 
 _HIGH_WATER_BYTES = 1 << 20
 _NO_ERROR, _INTERNAL_ERROR = 0x100, 0x102
@@ -199,35 +198,17 @@ class H3Connection:
         return len(stream.sender._buffer) if stream else 0
 
 
-class H3Reply(Reply):
+class H3Reply(StreamReply):
     """One stream's response."""
 
     def __init__(self, connection: H3Connection, stream_id: int, request: Request) -> None:
-        self.request = request
+        super().__init__(request)
         self._connection = connection
         self._id = stream_id
-        self._ended = False
         self._room = Room()
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self, handler: Handler) -> None:
-        """Run the handler."""
-        self._task = asyncio.get_running_loop().create_task(self._run(handler))
-
-    async def _run(self, handler: Handler) -> None:
-        try:
-            await handler(self.request, self)
-            if not self._ended:
-                self.abort()
-        except ConnectionError:
-            self.abort()
-        finally:
-            self._connection.forget(self._id, self.request.body.complete)
-
-    def gone(self) -> None:
-        """The client reset the stream or vanished."""
-        if self._task:
-            self._task.cancel()
+    def _over(self) -> None:
+        self._connection.forget(self._id, self.request.body.complete)
 
     def breathe(self) -> None:
         """Acknowledgements may have made room."""

@@ -155,6 +155,40 @@ class Reply(Protocol):
 Handler = Callable[[Request, Reply], Awaitable[None]]
 
 
+class StreamReply(Reply):
+    """A response on one stream of several."""
+
+    broken: tuple[type[Exception], ...] = (ConnectionError,)
+    """What sending raises once the client is gone."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._ended = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, handler: Handler) -> None:
+        """Run the handler."""
+        self._task = asyncio.get_running_loop().create_task(self._run(handler))
+
+    async def _run(self, handler: Handler) -> None:
+        try:
+            await handler(self.request, self)
+            if not self._ended:
+                self.abort()
+        except self.broken:
+            self.abort()
+        finally:
+            self._over()
+
+    def _over(self) -> None:
+        """The handler is through: the connection need not know this any more."""
+
+    def gone(self) -> None:
+        """The client reset the stream or vanished."""
+        if self._task:
+            self._task.cancel()
+
+
 async def answer(
     reply: Reply, status: int, body: bytes, content_type: str, extra: Fields | None = None
 ) -> None:

@@ -18,9 +18,9 @@ from random import Random
 from time import monotonic
 from typing import Any
 
-from edged import daemon
 from edged.config import Config
-from edged.daemon import RESTART_ONLY, Daemon
+from edged.config_parts import RESTART_ONLY, limits_of
+from edged.daemon import Daemon
 from edged.downstream.fields import BadMessage
 from edged.downstream.limits import Limits
 from edged.downstream.listener import Listener
@@ -200,7 +200,7 @@ class RelayDaemon(Daemon):
 
 def relay_limits(config: RelayConfig) -> Limits:
     """The listeners' limits."""
-    return replace(daemon.limits(config), duplex=True, h2_streams=STREAMS)
+    return replace(limits_of(config), duplex=True, h2_streams=STREAMS)
 
 
 def _guard_of(config: RelayConfig) -> Guard:

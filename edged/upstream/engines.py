@@ -1,7 +1,8 @@
-"""The only place that knows which HTTP/2 and QUIC engines serve.
+"""Which HTTP/2 and QUIC engines serve, and the HTTP/2 ones, whose differences end here.
 
-With the extra ``[fast]`` installed `jh2` and `qh3` serve, else `h2` and `aioquic`; their
-differences end here. ``EDGED_ENGINES=pure|fast`` or the ``name`` argument forces one of them.
+With the extra ``[fast]`` installed `jh2` and `qh3` serve, else `h2` and `aioquic`.
+``EDGED_ENGINES=pure|fast`` or the ``name`` argument forces one of them. QUIC engines: the
+`quic_engines` of this package and of `edged.downstream`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class H2Engine:
     name: str
     events: ModuleType
     ErrorCodes: Any
-    SettingCodes: Any
     ProtocolError: type[Exception]
     """Base of all that the engine raises when the peer, or its user, breaks the protocol."""
     server: Callable[..., Any]
@@ -76,32 +76,6 @@ class HpackEngine:
     `HpackError`, and `HpackOversizedError` for a list of more than ``list_bytes``."""
 
 
-@dataclass(frozen=True, slots=True)
-class QuicEngine:
-    """One implementation of QUIC and HTTP/3."""
-
-    name: str
-    QuicConfiguration: Any
-    QuicConnection: Any
-    QuicErrorCode: Any
-    events: ModuleType
-    """QUIC events (``quic.events``)."""
-    H3Connection: Any
-    H3ErrorCode: Any
-    h3_events: ModuleType
-    SessionTicket: Any
-    InformationalHeadersReceived: Any
-    """H3 event class of a 1xx head, or ``None``: 1xx heads arrive as ``HeadersReceived``."""
-    H3StreamReset: Any
-    """H3 event class of a reset stream, or ``None``: only the QUIC event ``StreamReset`` tells."""
-    H3StopSending: Any
-    """H3 event class of a STOP_SENDING, or ``None``: only the QUIC event tells."""
-    GoawayReceived: Any
-    """H3 event class of a GOAWAY, or ``None``: the engine does not tell."""
-    has_token_handler: bool
-    """`QuicConnection` takes ``token_handler`` (address validation tokens)."""
-
-
 def chosen(name: str | None = None) -> str:
     """``pure`` or ``fast``: what serves, by argument, environment, or what is installed.
 
@@ -129,11 +103,6 @@ def hpack_engine(name: str | None = None) -> HpackEngine:
     return _load_hpack(chosen(name))
 
 
-def quic_engine(name: str | None = None) -> QuicEngine:
-    """The QUIC engine that serves. Raises `EngineError`."""
-    return _load_quic(chosen(name))
-
-
 def _no_length(headers: Any) -> None:
     """In place of an engine's own tracking of Content-Length."""
 
@@ -149,7 +118,6 @@ def _load_h2(name: str) -> H2Engine:
         name=name,
         events=events,
         ErrorCodes=errors.ErrorCodes,
-        SettingCodes=settings.SettingCodes,
         ProtocolError=exceptions.H2Error,
         server=partial(_h2_server, _draining(connection, events), config, settings),
     )
@@ -274,36 +242,3 @@ def _load_hpack(name: str) -> HpackEngine:
         return decode
 
     return HpackEngine(name, Encoder, decoder)
-
-
-@cache
-def _load_quic(name: str) -> QuicEngine:
-    root = "qh3" if name == FAST else "aioquic"
-    configuration, connection, packet, events, h3, h3_events, tls = (
-        importlib.import_module(f"{root}.{part}")
-        for part in (
-            "quic.configuration",
-            "quic.connection",
-            "quic.packet",
-            "quic.events",
-            "h3.connection",
-            "h3.events",
-            "tls",
-        )
-    )
-    return QuicEngine(
-        name=name,
-        QuicConfiguration=configuration.QuicConfiguration,
-        QuicConnection=connection.QuicConnection,
-        QuicErrorCode=packet.QuicErrorCode,
-        events=events,
-        H3Connection=h3.H3Connection,
-        H3ErrorCode=h3.ErrorCode,
-        h3_events=h3_events,
-        SessionTicket=tls.SessionTicket,
-        InformationalHeadersReceived=getattr(h3_events, "InformationalHeadersReceived", None),
-        H3StreamReset=getattr(h3_events, "StreamReset", None),
-        H3StopSending=getattr(h3_events, "StopSending", None),
-        GoawayReceived=getattr(h3_events, "GoawayReceived", None),
-        has_token_handler=root == "aioquic",
-    )

@@ -14,7 +14,6 @@ response head.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
@@ -25,8 +24,9 @@ from edged.upstream.engines import HpackEngine
 from edged.upstream.h2_stream import WINDOW_BYTES, H2Stream
 from edged.upstream.h2_tail import TAIL_DATA, Tail
 from edged.upstream.h2_wire import CODE_NAMES, ENHANCE_YOUR_CALM, NO_ERROR, H2Wire, WireError
+from edged.upstream.pings import Pings
 from edged.upstream.sockets import describe, outcome_of
-from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
+from policies.model import Carrier, Failure, Outcome, Path
 
 CONNECTION_WINDOW_BYTES = 16 << 20
 HELD_MAX_BYTES = 32 << 20
@@ -86,7 +86,6 @@ class H2Connection(asyncio.Protocol):
         self.loop = loop
         self.transport: asyncio.Transport
         self._owner = owner
-        self._report = report
         self._settled = settled
         self._alt_svc = b""
         self._unopened: dict[H2Stream, None] = {}
@@ -103,8 +102,7 @@ class H2Connection(asyncio.Protocol):
         self._settings_sent_at = 0.0
         self.calmed = False
         """The peer said ENHANCE_YOUR_CALM (section 7)."""
-        self._pings: dict[bytes, _Ping] = {}
-        self._ping_ids = itertools.count(1)
+        self._pings = Pings(loop, report)
         self._tail = Tail(loop, self._send_tail)
         self.settled = True
 
@@ -125,10 +123,8 @@ class H2Connection(asyncio.Protocol):
         """Send PING (section 6.7); see `Connection.ping`."""
         if self.closed:
             return False
-        data = next(self._ping_ids).to_bytes(8, "big")
-        timer = self.loop.call_later(timeout_s, self._ping_lost, data)
-        self._pings[data] = _Ping(monotonic(), timer, done)
-        self.wire.ping(data)
+        number = self._pings.begin(self.path.name, done, timeout_s)
+        self.wire.ping(number.to_bytes(8, "big"))
         self.flush_soon()
         return True
 
@@ -306,11 +302,8 @@ class H2Connection(asyncio.Protocol):
         if data == TAIL_DATA:
             self._tail.unanswered -= 1
             self._settle(settled=self._tail.unanswered <= 0)
-        if (ping := self._pings.pop(data, None)) is not None:
-            ping.timer.cancel()
-            self.rtt_s = rtt_s = monotonic() - ping.sent_at
-            self._report(Sample(self.path.name, Kind.PING, ping.sent_at, rtt_s))
-            ping.done(rtt_s)
+        elif (rtt_s := self._pings.answered(int.from_bytes(data, "big"))) is not None:
+            self.rtt_s = rtt_s
 
     def goaway_received(self, last_id: int, code: int) -> None:
         """The peer takes no more: streams beyond ``last_id`` were not acted on."""
@@ -410,11 +403,6 @@ class H2Connection(asyncio.Protocol):
             if self._tail.wanted:
                 self._tail.wrote()
 
-    def _ping_lost(self, data: bytes) -> None:
-        if (ping := self._pings.pop(data, None)) is not None:
-            self._report(Sample(self.path.name, Kind.PING, ping.sent_at, None, Outcome.TIMEOUT))
-            ping.done(None)
-
     def _broken(self, error: WireError) -> None:
         if not self.closed:
             self.wire.goaway(error.code)
@@ -444,10 +432,7 @@ class H2Connection(asyncio.Protocol):
         else:
             self.transport.close()
         self._tail.stop()
-        for ping in self._pings.values():
-            ping.timer.cancel()
-            ping.done(None)
-        self._pings.clear()
+        self._pings.close()
         told = failure or _SHUTDOWN
         for stream in list(self.streams.values()):
             stream.fail(replace(told, unprocessed=stream.id > self._last_id))
@@ -455,19 +440,3 @@ class H2Connection(asyncio.Protocol):
             stream.fail(replace(told, unprocessed=True))
         self.in_flight = 0
         self._owner.closed(self, failure)
-
-
-class _Ping:
-    """A PING on its way."""
-
-    __slots__ = ("done", "sent_at", "timer")
-
-    def __init__(
-        self,
-        sent_at: float,
-        timer: asyncio.TimerHandle,
-        done: Callable[[float | None], None],
-    ) -> None:
-        self.sent_at = sent_at
-        self.timer = timer
-        self.done = done

@@ -23,20 +23,13 @@ from edged.upstream.base import StreamEvents
 from edged.upstream.connection import Owner, Report, Rest
 from edged.upstream.h3_meter import Meter
 from edged.upstream.h3_stream import SEND_LOW_BYTES, H3Stream
+from edged.upstream.h3_tending import Tending
 from edged.upstream.migration import FIRST_MARK, Migration, MigrationTools
-from edged.upstream.quic import PING_OF_NOBODY, Driver
+from edged.upstream.pings import Pings
+from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import Engine
 from edged.upstream.quic_failure import end_of
 from policies.model import Carrier, Failure, Kind, Outcome, Path, Sample
-
-TEND_S = 1.0
-"""How long streams must be open until a move of the connection is prepared."""
-KEEPALIVE_S = 10.0
-"""Silence after which a connection with streams in flight is pinged, so that an origin that thinks
-is not taken for a dead one; a third of the peer's idle timeout if that is less."""
-
-_Ping = tuple[float | None, Callable[[float | None], None], asyncio.Handle]
-"""When it was sent (``None``: on a path that was left), whom to tell, and its timeout."""
 
 _CLOSED_LOCALLY = Failure(Outcome.LOCAL, "the connection was closed by edged")
 
@@ -44,7 +37,7 @@ _CLOSED_LOCALLY = Failure(Outcome.LOCAL, "the connection was closed by edged")
 class H3Connection:
     """See `edged.upstream.connection.Connection`. Made by `edged.upstream.h3.H3Connector`."""
 
-    __deletable__: ClassVar = ["driver", "migration", "session"]
+    __deletable__: ClassVar = ["_tending", "driver", "migration", "session"]
     """For mypyc."""
     carrier = Carrier.H3
     settled = True
@@ -97,9 +90,8 @@ class H3Connection:
         self._ids_taken = 0
         self._stalling: set[H3Stream] = set()
         self._late: list[H3Stream] = []
-        self._pings: dict[int, _Ping] = {}
-        self._ping_uid = 0
-        self._keepalive: asyncio.TimerHandle | None = None
+        self._pings = Pings(loop, report, Carrier.H3)
+        self._tending = Tending(self)
         self._alt_svc: bytes | None = None
         self._meter = Meter(engine)
 
@@ -162,21 +154,17 @@ class H3Connection:
         stream = H3Stream(self, events, reused=self.served > 0)
         self._unsent.add(stream)
         self.served += 1
+        if not self.in_flight:
+            self._tending.begin()
         self.in_flight += 1
         self.capacity -= 1
         self.idle_since = None
-        if self._keepalive is None:
-            self._keep_alive()
         return stream
 
     def ping(self, done: Callable[[float | None], None], timeout_s: float) -> bool:
         if self._closed:
             return False
-        self._ping_uid += 1
-        uid = self._ping_uid
-        timer = self.loop.call_later(timeout_s, self._ping_lost, uid)
-        self._pings[uid] = (monotonic(), done, timer)
-        self.engine.ping(uid)
+        self.engine.ping(self._pings.begin(self.path.name, done, timeout_s))
         self.driver.touch()
         return True
 
@@ -211,9 +199,7 @@ class H3Connection:
         """It runs on ``path`` now, but is not proven there."""
         self.path = path
         self._set_capacity()
-        # Their round trips would be half of one line and half of another.
-        for uid, (_, done, timer) in self._pings.items():
-            self._pings[uid] = (None, done, timer)
+        self._pings.left_path()
         self._owner = self._owner.moved(self, path)
         for stream in [*self._unsent, *self._streams.values()]:
             stream.moved(path)
@@ -358,23 +344,11 @@ class H3Connection:
             stream.message(data[at:])
 
     def ping_acked(self, uid: int) -> None:
-        waiting = self._pings.pop(uid, None)
-        if waiting is None:
-            if uid >= FIRST_MARK:
-                self.migration.acked(uid)
-            return
-        sent_at, done, timer = waiting
-        timer.cancel()
-        if sent_at is None:
-            done(0.0)
-            return
-        rtt_s = monotonic() - sent_at
-        # The peer may delay its acknowledgement by 25 ms; the engine has taken that off.
-        latest = self.engine.counters().latest_rtt_s
-        if latest is not None and latest < rtt_s:
-            rtt_s = latest
-        self.report(Sample(self.path.name, Kind.PING, sent_at, rtt_s, carrier=Carrier.H3))
-        done(rtt_s)
+        if uid >= FIRST_MARK:
+            self.migration.acked(uid)
+        else:
+            # The peer may delay its acknowledgement by 25 ms; the engine has taken that off.
+            self._pings.answered(uid, self.engine.counters().latest_rtt_s)
 
     def terminated(self, code: int, frame_type: int | None, reason: str) -> None:
         failure = end_of(code, frame_type, reason, self.path.endpoint.host)
@@ -389,9 +363,9 @@ class H3Connection:
             return
         if self.migration.watching:
             self.migration.heard()
-        if self.engine.stalled and self._pings:
+        if self.engine.stalled:
             # Acknowledgements wait behind the stall; any packet is a sign of life.
-            for uid in list(self._pings):
+            for uid in self._pings.waiting:
                 self.ping_acked(uid)
         if self._shaken:
             before = self.capacity
@@ -433,39 +407,12 @@ class H3Connection:
         if not (self._closed or self.engine.stalled):
             self.driver.pump()
 
-    def _keep_alive(self) -> None:
-        if not self.in_flight:
-            self._keepalive = None
-            self.migration.rest()
-            return
-        patience_s = KEEPALIVE_S
-        idle_timeout_s = self.engine.peer_idle_timeout_s()
-        if idle_timeout_s is not None:
-            patience_s = min(patience_s, idle_timeout_s / 3)
-        if self._keepalive is None:
-            patience_s = min(TEND_S, patience_s)
-        else:
-            if monotonic() - self.heard_at >= patience_s / 2:
-                self.engine.ping(PING_OF_NOBODY)
-                self.driver.touch()
-            self.migration.tend()
-        self._keepalive = self.loop.call_later(patience_s, self._keep_alive)
-
     def _set_capacity(self) -> None:
         if self.draining or self._closed or self._stalling or self.migration.moving:
             self.capacity = 0
         else:
             credit = self.engine.streams_allowed() - self._ids_taken - len(self._unsent)
             self.capacity = max(credit, 0)
-
-    def _ping_lost(self, uid: int) -> None:
-        sent_at, done, _ = self._pings.pop(uid)
-        if sent_at is not None:
-            lost = Sample(
-                self.path.name, Kind.PING, sent_at, None, Outcome.TIMEOUT, carrier=Carrier.H3
-            )
-            self.report(lost)
-        done(None)
 
     def _die(self, failure: Failure | None, code: int | None, *, gentle: bool = False) -> None:
         """The end. ``code`` is what the peer is told, if it can be."""
@@ -480,9 +427,9 @@ class H3Connection:
         self.end = failure
         self.capacity = self.in_flight = 0
         self.draining = True
-        for handle in (self._deadline, self._keepalive):
-            if handle is not None:
-                handle.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._tending.stop()
         if not self._shaken:
             self.report(Sample(self.path.name, Kind.QUIC, self._started_at, None, failure.outcome))
         self.migration.close()
@@ -492,10 +439,7 @@ class H3Connection:
             stream.fail(
                 replace(failure, unprocessed=stream.id is None and stream not in self._late)
             )
-        pings, self._pings = self._pings, {}
-        for _, done, timer in pings.values():
-            timer.cancel()
-            done(None)
+        self._pings.close()
         if not self.ready.done():
             self.ready.set_result(None)
         if self.owned:
@@ -505,6 +449,6 @@ class H3Connection:
     def _let_go(self) -> None:
         """Break the circles that the garbage collector would have to find."""
         self.engine.release()
-        del self.migration, self.driver
+        del self.migration, self.driver, self._tending
         if hasattr(self, "session"):
             del self.session

@@ -245,11 +245,11 @@ def test_off_a_dead_line_connections_may_go_to_paths_that_are_down(tmp_path):
     async def scenario(daemon):
         paths = daemon.table.snapshot.paths
         here = paths["a>api/one"].path
-        assert [state.path.name for state in daemon._alternatives(here)] == ["b>api/one"]
+        assert [state.path.name for state in daemon.standby.alternatives(here)] == ["b>api/one"]
         daemon.table.lost("b", "no route", time.monotonic())
-        assert daemon._alternatives(here) == []
+        assert daemon.standby.alternatives(here) == []
         daemon.table.lost("a", "no route", time.monotonic())
-        assert [state.path.name for state in daemon._alternatives(here)] == ["b>api/one"]
+        assert [state.path.name for state in daemon.standby.alternatives(here)] == ["b>api/one"]
 
     in_process(file, scenario)
 

@@ -8,7 +8,8 @@ import time
 import pytest
 import uvloop
 
-from edged.looplag import STALL_S, LoopLag
+from edged.looplag import LoopLag
+from policies.detector import STALL_S
 from policies.model import Kind, Outcome, Sample
 
 

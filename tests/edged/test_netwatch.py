@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path as File
 
 import pytest
@@ -18,6 +15,7 @@ from edged import netlink, netwatch
 from edged.netlink import Address, DefaultRoute, Link
 from edged.netwatch import Interfaces, NetWatch
 from policies.model import Line
+from tests.harness.namespace import in_namespace, needs_root
 
 # As the kernel sent them (6.18) for: ip link add v0 type veth peer name v1; ip addr add
 # 10.9.0.1/24 dev v0; ip link set v0 up; ip route add default via 10.9.0.2.
@@ -207,27 +205,19 @@ asyncio.run(main())
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a namespace")
+@needs_root
 def test_a_namespace_that_changes():
-    root = File(__file__).parents[2]
     setup = (
         "ip link set lo up && ip link add v0 type veth peer name v1 && ip link set v1 up && "
         "ip addr add 10.9.0.1/24 dev v0 && ip link set v0 up && "
-        'exec "$0" -c "$1"'
+        'exec "$@"'
     )
-    done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", setup, sys.executable, INSIDE],
-        capture_output=True, text=True, timeout=60, check=False,
-        cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    if "Operation not permitted" in done.stderr:
-        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
-    assert done.stdout.splitlines() == [
+    assert in_namespace(setup, INSIDE) == [
         "('i', 'interface v0 is down') ('s', 'interface v0 with address 10.9.0.1 is down')",
         "i s",
         "('i', 'interface v0 has lost its address') ('s', 'address 10.9.0.1 is on no interface')",
         "False True",
-    ], done.stdout + done.stderr
+    ]
 
 
 def test_dumps_tell_of_the_loopback():

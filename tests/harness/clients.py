@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
 import uvloop
 
 from edged.downstream.limits import Limits
 from edged.downstream.listener import Listener
 from edged.messages import RequestHead, ResponseHead
+from tests.harness.coroutines import as_test
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -203,9 +205,38 @@ class Served:
             client.send(data)
         return client
 
+    async def ask(self, data: bytes) -> tuple[Raw, Request]:
+        """A new client, and the request that ``data`` begins. The handler is a `Recorder`."""
+        asked = len(self.handler.requests)
+        client = await self.connect(data)
+        return client, await self.handler.number(asked + 1)
+
     def pass_time(self, seconds: float) -> None:
         """Sweep as if ``seconds`` had passed since the last sweep."""
         self.hub.sweep(self.hub.now + seconds)
+
+
+def serving(react=None, limits: Limits | None = None, host="127.0.0.1", *, loops=None):
+    """A decorator that makes a test of a coroutine function. If it takes ``served``, that is a
+    `Served`, and ``recorder`` its handler. ``loops``: names of `LOOPS` that it runs on, one after
+    another.
+    """
+
+    def made(scenario):
+        def play(call, loop="uvloop"):
+            async def whole():
+                recorder = Recorder(react)
+                async with Served(recorder, limits, host) as served:
+                    await call(served=served, recorder=recorder)
+
+            run(whole, loop)
+
+        stage = ("served", "recorder")
+        if loops is None:
+            return as_test(scenario, stage, play)
+        return pytest.mark.parametrize("loop", loops)(as_test(scenario, stage, play, ("loop",)))
+
+    return made
 
 
 async def turns(count: int = 5) -> None:

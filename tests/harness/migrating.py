@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 
+from edged.upstream import h3_tending
 from edged.upstream.h3 import H3Connector
 from edged.upstream.migration import MigrationTools
 from policies.model import (
@@ -26,6 +27,12 @@ def state_of(path, rtt_s=None, verdict=Verdict.UP):
     """What a snapshot says of ``path``."""
     estimate = Estimate(rtt_s=rtt_s)
     return PathState(path, verdict, Breaker.CLOSED, None, estimate, None, None, None, 0, None)
+
+
+def tend_soon(monkeypatch):
+    """Connections prepare a move, and show signs of life, within fractions of a second."""
+    monkeypatch.setattr(h3_tending, "TEND_S", 0.02)
+    monkeypatch.setattr(h3_tending, "KEEPALIVE_S", 0.05)
 
 
 class Wire(Forwarder):

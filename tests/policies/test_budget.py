@@ -34,15 +34,6 @@ def test_time_backwards_earns_nothing():
     assert bucket.available(100.0) == 0
 
 
-def test_refund_never_exceeds_the_capacity():
-    bucket = Bucket(capacity=2)
-    bucket.refund()
-    assert bucket.available(0.0) == 2
-    bucket.take(0.0)
-    bucket.refund()
-    assert bucket.available(0.0) == 2
-
-
 def test_overdraft_goes_on_when_ordinary_spending_stops():
     bucket = Bucket(capacity=1)
     assert bucket.take(0.0)

@@ -21,7 +21,7 @@ class World:
     def __init__(
         self, lines, endpoints, probes, *, loss=0.0, rtt_s=0.06, seed=1, fast=None, timeout_s=None
     ):
-        """`probes`: (kind, period) for every path; `fast`: periods while the line is suspected.
+        """`probes`: (kind, period) for every path; `fast`: periods while the line is silent.
 
         With `timeout_s` slots are not announced: silence shows as TIMEOUT samples.
         """
@@ -65,7 +65,7 @@ class World:
             self.detector.sent(self.name(line, endpoint), kind, self.now, self.rtt_s, 0.03)
         lost = self.rng.random() < self.loss
         self.at(self.now + self.rtt_s, self.reply, line, endpoint, kind, self.now, lost)
-        fast = self.fast.get(kind, period) if self.detector.suspected(line) else period
+        fast = self.fast.get(kind, period) if self.detector.silent(line) else period
         gap = min(period, fast) * self.rng.uniform(0.75, 1.25)
         self.at(self.now + gap, self.probe, line, endpoint, kind, period)
 
@@ -154,7 +154,7 @@ def test_an_endpoint_that_never_answered_icmp_contributes_nothing():
     world.kill("a", kinds=(Kind.ICMP,))
     world.run(300)
     assert world.changes == []
-    assert not world.detector.suspected("a")
+    assert not world.detector.silent("a")
 
 
 @pytest.mark.parametrize("local", [(Kind.ICMP,), (Kind.ICMP, Kind.TCP)])
@@ -564,7 +564,7 @@ def test_two_endpoints_reset_on_one_line_only_blame_the_line():
 def test_running_out_of_descriptors_says_nothing_of_the_network():
     detector = settled()
     assert not fail(detector, "a>x", Outcome.LOCAL, 2.0, 3.0, 4.0, 5.0)
-    assert not detector.suspected("a")
+    assert not detector.silent("a")
 
 
 @pytest.mark.parametrize("outcome", [Outcome.HTTP_ERROR, Outcome.BUSY])
@@ -700,7 +700,7 @@ def test_quic_silent_where_tcp_answers_blocks_h3_and_convicts_nobody():
     detector.observe(Sample("a>x", Kind.TLS, 6.0, 0.06), 6.2)
     assert detector.finding("a>x").verdict is Verdict.UP
     assert detector.line_verdict("a") is Verdict.UP
-    assert not detector.suspected("a")
+    assert not detector.silent("a")
     for at in (20.0, 20.2, 20.4, 20.6, 20.8):  # it is tried again, in vain
         assert not fail(detector, "a>x", Outcome.TIMEOUT, at, kind=Kind.QUIC)
     ping(detector, 30.0, carrier=Carrier.H3)

@@ -7,11 +7,7 @@ import errno
 import os
 import socket
 import struct
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path as File
 
 import icmplib
 import pytest
@@ -23,6 +19,7 @@ from policies.model import Endpoint, Kind, Line, Outcome, Path
 from probes import echo, icmp
 from probes.base import DialError
 from probes.icmp import IcmpProbe
+from tests.harness.namespace import in_namespace, needs_root
 
 TOKEN = b"12345678"
 INET, INET6 = socket.AF_INET, socket.AF_INET6
@@ -296,38 +293,35 @@ def test_where_nothing_is_permitted_one_warning_says_what_to_do(monkeypatch):
     assert "CAP_NET_RAW" in warning
 
 
+INSIDE = """
+import asyncio, os, encodings.idna
+from edged.dialer import LineDialer
+from policies.model import Endpoint, Line, Path
+from probes.icmp import IcmpProbe
+import uvloop
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+
+def path(address):
+    return Path(Line("any"), Endpoint("u", address, "https", "x", 1, address=address))
+
+async def main():
+    probe = IcmpProbe(LineDialer())
+    for address in ("127.0.0.1", "::1", "10.9.0.2", "10.8.0.1", "10.9.0.2", "10.8.0.1"):
+        for s in await probe.run(path(address), timeout_s=2):
+            print(address, s.outcome.value, s.rtt_s is not None)
+    print([c._raw for c in probe._channels.values()])
+    await probe.close()
+
+({loop}.run)(main())
+"""
+
+
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a namespace")
+@needs_root
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_unprivileged_sockets_and_router_errors_in_a_namespace_of_its_own(loop, tmp_path):
+def test_unprivileged_sockets_and_router_errors_in_a_namespace_of_its_own(loop):
     """In a fresh network namespace: ICMP datagram sockets for a user without capabilities, an
     answer, and an unreachable route that answers with an ICMP error."""
-    script = tmp_path / "inside.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import asyncio, os, encodings.idna
-            from edged.dialer import LineDialer
-            from policies.model import Endpoint, Line, Path
-            from probes.icmp import IcmpProbe
-            import uvloop
-            os.setgroups([]); os.setgid(65534); os.setuid(65534)
-
-            def path(address):
-                return Path(Line("any"), Endpoint("u", address, "https", "x", 1, address=address))
-
-            async def main():
-                probe = IcmpProbe(LineDialer())
-                for address in ("127.0.0.1", "::1", "10.9.0.2", "10.8.0.1", "10.9.0.2", "10.8.0.1"):
-                    for s in await probe.run(path(address), timeout_s=2):
-                        print(address, s.outcome.value, s.rtt_s is not None)
-                print([c._raw for c in probe._channels.values()])
-                await probe.close()
-
-            ({loop}.run)(main())
-            """
-        )
-    )
     setup = (
         "ip link set lo up && sysctl -qw net.ipv4.ping_group_range='0 2147483647' && "
         # The peer routes 10.8/16 nowhere and says so: the error comes from another host.
@@ -337,19 +331,10 @@ def test_unprivileged_sockets_and_router_errors_in_a_namespace_of_its_own(loop, 
         "ip -n {ns} addr add 10.9.0.2/24 dev v1 && ip -n {ns} link set v1 up && "
         "ip netns exec {ns} sysctl -qw net.ipv4.ip_forward=1 && "
         "ip -n {ns} route add unreachable 10.8.0.0/16 && "
-        "ip route add 10.8.0.0/16 via 10.9.0.2 && {python} {script}; "
+        'ip route add 10.8.0.0/16 via 10.9.0.2 && "$@"; '
         "status=$?; ip netns del {ns}; exit $status"
-    ).format(ns=f"edged-icmp-{os.getpid()}", python=sys.executable, script=script)
-    root = File(__file__).parents[2]
-    tmp_path.chmod(0o755)
-    done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", setup],
-        capture_output=True, text=True, timeout=60, cwd=root, check=False,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    if "Operation not permitted" in done.stderr:
-        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
-    assert done.stdout.splitlines() == [
+    ).format(ns=f"edged-icmp-{os.getpid()}")
+    assert in_namespace(setup, INSIDE.format(loop=loop)) == [
         "127.0.0.1 ok True",
         "::1 ok True",
         "10.9.0.2 ok True",
@@ -357,7 +342,7 @@ def test_unprivileged_sockets_and_router_errors_in_a_namespace_of_its_own(loop, 
         "10.9.0.2 ok True",
         "10.8.0.1 unreachable False",
         "[False, False]",
-    ], done.stderr
+    ]
 
 
 def test_every_errno_of_a_lost_binding_is_also_no_route():

@@ -7,10 +7,7 @@ import math
 import os
 import socket
 import struct
-import subprocess
-import sys
 import time
-from pathlib import Path as File
 
 import pytest
 from hypothesis import given
@@ -19,6 +16,7 @@ from hypothesis import strategies as st
 from policies.model import Kind, Outcome
 from probes import kernel
 from probes.kernel import KernelSampler, parse, read
+from tests.harness.namespace import in_namespace, needs_root
 
 
 def pair():
@@ -42,20 +40,12 @@ def raw_info(
         (72, 4000),
         (100, retrans),
         (136, sent + 3),
-        (144, more.get("notsent", 0)),
-        (148, 0xFFFFFFFF),
         (156, sent),
         (192, delivered),
         (216, dsack),
     ):
         struct.pack_into("=I", raw, offset, value)
-    for offset, value in (
-        (120, more.get("acked_bytes", 0)),
-        (160, rate),
-        (200, more.get("sent_bytes", 0)),
-        (208, more.get("resent_bytes", 0)),
-    ):
-        struct.pack_into("=Q", raw, offset, value)
+    struct.pack_into("=Q", raw, 160, rate)
     return bytes(raw)
 
 
@@ -75,28 +65,10 @@ def test_reads_a_live_socket_by_object_and_by_descriptor():
         info = read(client)
         assert info.rtt_s is not None
         assert 0 < info.rtt_s < 0.5
-        assert info.min_rtt_s <= info.rtt_s * 2 + 0.01
-        assert info.bytes_sent == 5000
         assert info.data_segs_out >= 1
         assert info.total_retrans == 0
-        assert read(client.fileno()).bytes_sent == 5000
+        assert read(client.fileno()).data_segs_out == info.data_segs_out
         assert read(server).data_segs_out == 0
-
-
-def test_unread_bytes_show_as_unacked_or_not_sent():
-    client, server = pair()
-    with client, server:
-        client.setblocking(False)
-        sent = 0
-        try:
-            while True:
-                sent += client.send(b"x" * 65536)
-        except BlockingIOError:
-            pass
-        info = read(client)
-        assert info.notsent_bytes > 0
-        # bytes_acked counts the SYN; what was delivered to the peer's buffer is acknowledged.
-        assert info.unacked_bytes + info.notsent_bytes <= sent
 
 
 def test_closed_and_foreign_descriptors_give_nothing():
@@ -117,13 +89,11 @@ def test_any_length_parses_and_only_later_fields_are_missing(size, filler):
         assert (info.bytes_acked is None) == (size < 128)
         assert (info.segs_out is None) == (size < 140)
         assert (info.dsack_dups is None) == (size < 220)
-        assert info.unacked_bytes >= 0
 
 
 def test_no_rtt_yet_is_none_not_zero():
     info = parse(raw_info(rtt_us=0))
     assert info.rtt_s is None
-    assert info.min_rtt_s is None
     assert info.delivery_rate_bps is None
 
 
@@ -160,9 +130,8 @@ def test_retransmission_without_an_answer_is_silence_never_life(scripted):
     scripted[5] = raw_info(sent=10, delivered=10)
     sampler.sample([("a", 5)], 1.0)
     scripted[5] = raw_info(
-        sent=12, delivered=10, retrans=1, retransmits=1, backoff=1, unacked=1, since_ack_ms=400,
-        sent_bytes=1000, resent_bytes=100, acked_bytes=800,
-    )  # fmt: skip
+        sent=12, delivered=10, retrans=1, retransmits=1, backoff=1, unacked=1, since_ack_ms=400
+    )
     (sample,) = sampler.sample([("a", 5)], 2.0)
     assert (sample.outcome, sample.rtt_s, sample.packets_sent, sample.packets_lost) == (
         Outcome.TIMEOUT,
@@ -256,35 +225,27 @@ dead = look(lambda found: found)
 print("dead", dead.outcome.value, dead.packets_lost > 0, dead.rtt_s)
 look(lambda _: read(client).backoff > 0)
 info = read(client)
-print("info", info.retransmits > 0, 999 <= info.unacked_bytes <= 1000, info.last_ack_recv_s > 0.1)
+print("info", info.retransmits > 0, info.unacked == 1, info.last_ack_recv_s > 0.1)
 ip("-n", ns, "addr", "add", "10.9.0.2/24", "dev", "v1")
 back = look(lambda found: found and found[0].outcome.value == "ok")
-print("back", back.outcome.value, read(client).unacked_bytes)
+print("back", back.outcome.value, read(client).unacked)
 peer.kill()
 """
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a namespace")
+@needs_root
 def test_a_real_line_that_dies_and_comes_back():
     ns = f"edged-kernel-{os.getpid()}"
-    root = File(__file__).parents[2]
     setup = (
         f"ip link set lo up && ip link add v0 type veth peer name v1 && ip netns add {ns} && "
         f"ip link set v1 netns {ns} && ip addr add 10.9.0.1/24 dev v0 && ip link set v0 up && "
         f"ip -n {ns} addr add 10.9.0.2/24 dev v1 && ip -n {ns} link set v1 up && "
-        f'"$0" -c "$1" {ns}; status=$?; ip netns del {ns}; exit $status'
+        f'"$@"; status=$?; ip netns del {ns}; exit $status'
     )
-    done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", setup, sys.executable, INSIDE],
-        capture_output=True, text=True, timeout=60, check=False,
-        cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    if "Operation not permitted" in done.stderr:
-        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
-    assert done.stdout.splitlines() == [
+    assert in_namespace(setup, INSIDE, ns) == [
         "alive ok 0 True",
         "dead timeout True None",
         "info True True True",
         "back ok 0",
-    ], done.stdout + done.stderr
+    ]

@@ -14,7 +14,7 @@ from probes import kernel
 from probes.watch import SOCKETS_PER_PATH, ConnectionWatch, Live
 
 EMPTY = kernel.parse(bytes(248))._replace(
-    state=1, rtt_s=0.06, rttvar_s=0.005, rto_s=0.26, mss_bytes=1448, bytes_acked=1, delivered=1
+    state=1, rtt_s=0.06, rttvar_s=0.005, rto_s=0.26, bytes_acked=1, delivered=1
 )
 
 

@@ -276,7 +276,6 @@ class Connection:
             retransmits=up.rtos,
             backoff=up.rtos,
             rto_s=up.srtt + 0.2,
-            mss_bytes=MSS,
             unacked=len(up.flying),
             sacked=len(up.flying) - len(up.open),
             lost=sum(up.flying[n][2] > 1 or up.late(n) for n in up.open),

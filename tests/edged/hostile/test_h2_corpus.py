@@ -10,7 +10,7 @@ import pytest
 
 from edged.downstream.limits import Limits
 from edged.upstream import engines
-from tests.harness.clients import Recorder, Served, ok, run, turns
+from tests.harness.clients import Recorder, Served, ok, run, serving, turns
 from tests.harness.h2client import (
     CONTINUATION,
     DATA,
@@ -117,19 +117,15 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_head_resets_its_stream_only(name):
-    async def scenario():
-        recorder = Recorder(ok)
-        async with Served(recorder) as served:
-            client = H2Client(await served.connect())
-            client.headers(1, MALFORMED[name])
-            client.headers(3, GET)
-            assert await client.response(3) == (200, b"ok")
-            assert client.resets == {1: PROTOCOL}
-            assert len(recorder.requests) == 1
-            assert served.hub.requests_bad == 1
-
-    run(scenario)
+@serving(ok)
+async def test_malformed_head_resets_its_stream_only(served, recorder, name):
+    client = H2Client(await served.connect())
+    client.headers(1, MALFORMED[name])
+    client.headers(3, GET)
+    assert await client.response(3) == (200, b"ok")
+    assert client.resets == {1: PROTOCOL}
+    assert len(recorder.requests) == 1
+    assert served.hub.requests_bad == 1
 
 
 @pytest.mark.parametrize(
@@ -140,18 +136,14 @@ def test_malformed_head_resets_its_stream_only(name):
         ([*POST, (b"expect", b"200-ok")], 417),
     ],
 )
-def test_refused_with_a_status(fields, status):
-    async def scenario():
-        recorder = Recorder(ok)
-        async with Served(recorder) as served:
-            client = H2Client(await served.connect())
-            client.headers(1, fields)
-            got, body = await client.response(1)
-            assert got == status
-            assert b'"request_id"' in body
-            assert not recorder.requests
-
-    run(scenario)
+@serving(ok)
+async def test_refused_with_a_status(served, recorder, fields, status):
+    client = H2Client(await served.connect())
+    client.headers(1, fields)
+    got, body = await client.response(1)
+    assert got == status
+    assert b'"request_id"' in body
+    assert not recorder.requests
 
 
 def mismatch_longer(client):
@@ -202,21 +194,17 @@ def trailer_coding(client):
         trailer_coding,
     ],
 )
-def test_request_that_turns_out_malformed_never_ends(attack):
-    async def scenario():
-        recorder = Recorder()
-        async with Served(recorder) as served:
-            client = H2Client(await served.connect())
-            attack(client)
-            await client.until(lambda: client.resets or client.goaway)
-            assert client.resets == {1: PROTOCOL}
-            (request,) = recorder.requests
-            assert request.events[-1] == "gone"
-            client.headers(3, GET)
-            (await recorder.number(2)).answer(body=b"alive")
-            assert await client.response(3) == (200, b"alive")
-
-    run(scenario)
+@serving()
+async def test_request_that_turns_out_malformed_never_ends(served, recorder, attack):
+    client = H2Client(await served.connect())
+    attack(client)
+    await client.until(lambda: client.resets or client.goaway)
+    assert client.resets == {1: PROTOCOL}
+    (request,) = recorder.requests
+    assert request.events[-1] == "gone"
+    client.headers(3, GET)
+    (await recorder.number(2)).answer(body=b"alive")
+    assert await client.response(3) == (200, b"alive")
 
 
 def settings(*pairs):
@@ -287,33 +275,26 @@ def test_connection_errors(name):
     run(scenario)
 
 
-def test_wrong_preface():
-    async def scenario():
-        async with Served(Recorder(ok)) as served:
-            client = await served.connect(PREFACE[:18] + b"XX\r\n\r\n")
-            answer = await client.rest()
-            assert b"HTTP/1.1 2" not in answer
-            assert not served.hub.connections
-
-    run(scenario)
+@serving(ok)
+async def test_wrong_preface(served):
+    client = await served.connect(PREFACE[:18] + b"XX\r\n\r\n")
+    answer = await client.rest()
+    assert b"HTTP/1.1 2" not in answer
+    assert not served.hub.connections
 
 
-def test_streams_beyond_the_limit_are_refused_and_the_others_live():
-    async def scenario():
-        recorder = Recorder()
-        async with Served(recorder, Limits(h2_streams=5)) as served:
-            client = H2Client(await served.connect())
-            for stream in range(1, 41, 2):
-                client.headers(stream, GET)
-            await client.until(lambda: len(client.resets) == 15)
-            assert set(client.resets.values()) == {REFUSED}
-            assert len(recorder.requests) == 5
-            recorder.requests[4].answer(body=b"ok")
-            assert await client.response(9) == (200, b"ok")
-            client.headers(41, GET)
-            await recorder.number(6)
-
-    run(scenario)
+@serving(limits=Limits(h2_streams=5))
+async def test_streams_beyond_the_limit_are_refused_and_the_others_live(served, recorder):
+    client = H2Client(await served.connect())
+    for stream in range(1, 41, 2):
+        client.headers(stream, GET)
+    await client.until(lambda: len(client.resets) == 15)
+    assert set(client.resets.values()) == {REFUSED}
+    assert len(recorder.requests) == 5
+    recorder.requests[4].answer(body=b"ok")
+    assert await client.response(9) == (200, b"ok")
+    client.headers(41, GET)
+    await recorder.number(6)
 
 
 FLOODS = {
@@ -327,44 +308,36 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_floods_end_the_connection(name):
-    async def scenario():
-        recorder = Recorder()
-        async with Served(recorder) as served:
-            client = H2Client(await served.connect())
-            for n in range(6000):
-                if client.raw.writer.is_closing():
-                    break
-                client.raw.send(FLOODS[name](client, n))
-                if n % 200 == 0:
-                    await turns(1)
-            await client.until(lambda: client.goaway)
-            assert client.goaway is None or client.goaway[1] == CALM
-            await client.until(lambda: False)
-            await turns()
-            assert not served.hub.connections
-            assert served.hub.requests_open == 0
-            assert len(recorder.requests) <= 501
-            assert all(r.is_gone for r in recorder.requests)
-
-    run(scenario)
+@serving()
+async def test_floods_end_the_connection(served, recorder, name):
+    client = H2Client(await served.connect())
+    for n in range(6000):
+        if client.raw.writer.is_closing():
+            break
+        client.raw.send(FLOODS[name](client, n))
+        if n % 200 == 0:
+            await turns(1)
+    await client.until(lambda: client.goaway)
+    assert client.goaway is None or client.goaway[1] == CALM
+    await client.until(lambda: False)
+    await turns()
+    assert not served.hub.connections
+    assert served.hub.requests_open == 0
+    assert len(recorder.requests) <= 501
+    assert all(r.is_gone for r in recorder.requests)
 
 
-def test_resets_and_pings_over_a_long_time_are_no_flood():
-    async def scenario():
-        recorder = Recorder()
-        async with Served(recorder) as served:
-            client = H2Client(await served.connect())
-            for n in range(20):
-                for k in range(100):
-                    stream = 2 * (n * 100 + k) + 1
-                    client.headers(stream, GET)
-                    client.rst(stream)
-                await recorder.number(n * 100 + 100)
-                await turns(1)
-                served.pass_time(3)
-            client.headers(5001, GET)
-            (await recorder.number(2001)).answer(body=b"ok")
-            assert await client.response(5001) == (200, b"ok")
-
-    run(scenario)
+@serving()
+async def test_resets_and_pings_over_a_long_time_are_no_flood(served, recorder):
+    client = H2Client(await served.connect())
+    for n in range(20):
+        for k in range(100):
+            stream = 2 * (n * 100 + k) + 1
+            client.headers(stream, GET)
+            client.rst(stream)
+        await recorder.number(n * 100 + 100)
+        await turns(1)
+        served.pass_time(3)
+    client.headers(5001, GET)
+    (await recorder.number(2001)).answer(body=b"ok")
+    assert await client.response(5001) == (200, b"ok")

@@ -13,8 +13,8 @@ from policies.carriers import EXPLORE_EVERY, H2_CONNECTIONS_MAX, TAIL_S
 from policies.model import Carrier, CarrierChange, Estimate, Kind, Outcome, RequestClass
 from probes.base import DialError
 from tests.edged.upstream.h2_peer import Peer
+from tests.edged.upstream.pooling import H3_PATH, FakeH3, only_pool, polite_h2, pooling
 from tests.edged.upstream.support import eventually, get, path_to, server, setup
-from tests.edged.upstream.test_pool import H3_PATH, FakeH3, only_pool
 
 H1, H2, H3 = Carrier.H1, Carrier.H2, Carrier.H3
 CLEAN = Estimate(rtt_s=0.15, rttvar_s=0.004, loss_least=0.0)
@@ -43,13 +43,6 @@ def never_answers(seen=None):
             peer.requests += 1
 
     return handler
-
-
-async def answers(reader, writer):
-    peer = await Peer(reader, writer).start()
-    while True:
-        stream_id, _ = await peer.request()
-        peer.send(peer.headers(stream_id, end=True))
 
 
 def h2_path(port):
@@ -106,19 +99,15 @@ def test_loss_that_appears_later_counts_from_the_next_tick():
     asyncio.run(main())
 
 
-def test_connections_beyond_the_first_go_when_they_are_not_needed():
-    async def main():
-        limits = PoolLimits(surplus_idle_s=0.0)
-        async with server(answers) as port, setup(estimate=loses, limits=limits) as pools:
-            path = h2_path(port)
-            for _ in range(4):
-                await pools.fetch(path, get())
-            await eventually(lambda: len(in_flight(pools)) > 1)
-            await eventually(lambda: not pools.stat(path).dialing)
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            assert in_flight(pools) == [0]
-
-    asyncio.run(main())
+@pooling(polite_h2, estimate=loses, limits=PoolLimits(surplus_idle_s=0.0))
+async def test_connections_beyond_the_first_go_when_they_are_not_needed(pools, port):
+    path = h2_path(port)
+    for _ in range(4):
+        await pools.fetch(path, get())
+    await eventually(lambda: len(in_flight(pools)) > 1)
+    await eventually(lambda: not pools.stat(path).dialing)
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    assert in_flight(pools) == [0]
 
 
 def test_a_refused_second_connection_fails_nobody():
@@ -207,7 +196,7 @@ def test_a_connection_whose_ping_is_unanswered_is_the_last_to_be_taken():
 def test_h3_gets_a_connection_over_tcp_beside_it():
     async def main():
         h3 = FakeH3()
-        async with server(answers) as port, setup(h3=h3, estimate=loses_nothing) as pools:
+        async with server(polite_h2) as port, setup(h3=h3, estimate=loses_nothing) as pools:
             path = path_to(port, **H3_PATH)
             await pools.open(path, get()).until(lambda e: e.stream)
             assert pools.dialer.dials == 0
@@ -221,7 +210,7 @@ def test_a_pool_that_nobody_uses_opens_nothing_beside():
     async def main():
         limits = PoolLimits(used_s=0.0)
         h3 = FakeH3()
-        async with server(answers) as port, setup(h3=h3, limits=limits) as pools:
+        async with server(polite_h2) as port, setup(h3=h3, limits=limits) as pools:
             path = path_to(port, **H3_PATH)
             await pools.open(path, get()).until(lambda e: e.stream)
             only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
@@ -252,42 +241,36 @@ def _both(options):
     return Plan(tcp=True, h3=options.get("only") is None, head_start_s=0.0)
 
 
-def test_a_blocked_carrier_ends_at_once_and_requests_take_another():
-    async def main():
-        async with server(answers) as port, setup(h3=FakeH3(0.05)) as pools:
-            path = h2_path(port)
-            await both(pools, path)
-            on_h3 = pools.open(path, get())
-            assert on_h3.stream.carrier is H3
-            connection = next(c for c in only_pool(pools).connections if c.carrier is H3)
-            block(pools, path, H3)
-            assert connection.failure.carrier_down
-            assert not connection.failure.path_down
-            assert pools.stat(path).connections == {"h2": 1}
-            after = pools.open(path, get())
-            assert after.stream.carrier is H2, "in the same loop turn"
-            await after.done()
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            await asyncio.sleep(0.1)
-            assert pools.stat(path).connections == {"h2": 1}, "nobody tries it meanwhile"
-
-    asyncio.run(main())
+@pooling(polite_h2, h3=FakeH3(0.05))
+async def test_a_blocked_carrier_ends_at_once_and_requests_take_another(pools, port):
+    path = h2_path(port)
+    await both(pools, path)
+    on_h3 = pools.open(path, get())
+    assert on_h3.stream.carrier is H3
+    connection = next(c for c in only_pool(pools).connections if c.carrier is H3)
+    block(pools, path, H3)
+    assert connection.failure.carrier_down
+    assert not connection.failure.path_down
+    assert pools.stat(path).connections == {"h2": 1}
+    after = pools.open(path, get())
+    assert after.stream.carrier is H2, "in the same loop turn"
+    await after.done()
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    await asyncio.sleep(0.1)
+    assert pools.stat(path).connections == {"h2": 1}, "nobody tries it meanwhile"
 
 
-def test_a_carrier_that_is_back_is_opened_in_the_background():
-    async def main():
-        async with server(answers) as port, setup(h3=FakeH3(0.01)) as pools:
-            path = h2_path(port)
-            await both(pools, path)
-            block(pools, path, H3)
-            block(pools, path, H3, yes=False)
-            pools.pools.carriers.usable = lambda path, now: frozenset((H3, H2))
-            first = pools.open(path, get())
-            assert first.stream.carrier is H2, "no request is the first to try it"
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            await eventually(lambda: pools.stat(path).connections.get("h3") == 1)
-
-    asyncio.run(main())
+@pooling(polite_h2, h3=FakeH3(0.01))
+async def test_a_carrier_that_is_back_is_opened_in_the_background(pools, port):
+    path = h2_path(port)
+    await both(pools, path)
+    block(pools, path, H3)
+    block(pools, path, H3, yes=False)
+    pools.pools.carriers.usable = lambda path, now: frozenset((H3, H2))
+    first = pools.open(path, get())
+    assert first.stream.carrier is H2, "no request is the first to try it"
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    await eventually(lambda: pools.stat(path).connections.get("h3") == 1)
 
 
 def test_the_only_carrier_of_an_endpoint_is_never_given_up():
@@ -305,44 +288,34 @@ def test_the_only_carrier_of_an_endpoint_is_never_given_up():
     asyncio.run(main())
 
 
-def test_what_was_blocked_before_the_first_request_counts():
-    async def main():
-        async with server(answers) as port, setup(h3=FakeH3()) as pools:
-            path = path_to(port, **H3_PATH)
-            block(pools, path, H3)
-            await pools.fetch(path, get())
-            assert not only_pool(pools)._tools.h3.asked
-            assert pools.dialer.dials == 1
-
-    asyncio.run(main())
+@pooling(polite_h2, h3=FakeH3())
+async def test_what_was_blocked_before_the_first_request_counts(pools, port):
+    path = path_to(port, **H3_PATH)
+    block(pools, path, H3)
+    await pools.fetch(path, get())
+    assert not only_pool(pools)._tools.h3.asked
+    assert pools.dialer.dials == 1
 
 
-def test_a_carrier_that_answers_sooner_is_taken():
-    async def main():
-        async with server(answers) as port, setup(h3=FakeH3(0.01), estimate=loses) as pools:
-            path = h2_path(port)
-            await both(pools, path)
-            one = pools.open(path, get())
-            assert one.stream.carrier is H3
-            for _ in range(200):
-                pools.pools.answered(path, H3, RequestClass.of(0), 0.3)
-                pools.pools.answered(path, H2, RequestClass.of(0), 0.2)
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            assert pools.open(path, get()).stream.carrier is H2
-
-    asyncio.run(main())
+@pooling(polite_h2, h3=FakeH3(0.01), estimate=loses)
+async def test_a_carrier_that_answers_sooner_is_taken(pools, port):
+    path = h2_path(port)
+    await both(pools, path)
+    one = pools.open(path, get())
+    assert one.stream.carrier is H3
+    for _ in range(200):
+        pools.pools.answered(path, H3, RequestClass.of(0), 0.3)
+        pools.pools.answered(path, H2, RequestClass.of(0), 0.2)
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    assert pools.open(path, get()).stream.carrier is H2
 
 
-def test_one_request_in_many_looks_at_the_other_carrier():
-    async def main():
-        options = {"h3": FakeH3(0.01), "estimate": loses_nothing}
-        async with server(answers) as port, setup(**options) as pools:
-            path = h2_path(port)
-            await both(pools, path)
-            taken = [pools.open(path, get()).stream.carrier for _ in range(EXPLORE_EVERY)]
-            assert taken.count(H2) == 1
-
-    asyncio.run(main())
+@pooling(polite_h2, h3=FakeH3(0.01), estimate=loses_nothing)
+async def test_one_request_in_many_looks_at_the_other_carrier(pools, port):
+    path = h2_path(port)
+    await both(pools, path)
+    taken = [pools.open(path, get()).stream.carrier for _ in range(EXPLORE_EVERY)]
+    assert taken.count(H2) == 1
 
 
 def test_an_origin_without_h2_is_remembered():

@@ -16,7 +16,6 @@ from edged.upstream.engines import (
     chosen,
     h2_engine,
     hpack_engine,
-    quic_engine,
 )
 from tests.harness.h2client import (
     END_HEADERS,
@@ -91,13 +90,6 @@ def test_whatever_is_decoded_raises_nothing_else(name, blocks):
         except HpackError:
             return
         assert all(type(n) is bytes and type(v) is bytes for n, v in fields)
-
-
-@pytest.mark.parametrize("name", ["pure", "fast"])
-def test_both_quic_engines_load(name):
-    engine = quic_engine(name)
-    assert engine.name == name
-    assert engine.QuicConfiguration(is_client=True, alpn_protocols=["h3"])
 
 
 @pytest.mark.parametrize("engine", ["fast", "pure"])

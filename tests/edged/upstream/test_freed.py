@@ -13,7 +13,7 @@ import uvloop
 
 from edged.upstream.tls import Tls
 from policies.model import Carrier, Failure, Outcome
-from tests.edged.upstream.h2_peer import Peer
+from tests.edged.upstream.pooling import polite, polite_h2
 from tests.edged.upstream.support import eventually, get, path_to, server, setup
 from tests.edged.upstream.test_tls import context_of
 from tests.harness.h3 import Certificates, Client, answering, both_engines
@@ -30,19 +30,6 @@ def no_collector():
     gc.disable()
     yield
     gc.enable()
-
-
-async def speak_h1(reader, writer):
-    while True:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-
-
-async def speak_h2(reader, writer):
-    peer = await Peer(reader, writer).start()
-    while True:
-        stream_id, _ = await peer.request()
-        peer.send(peer.headers(stream_id, end=True))
 
 
 async def fetch(pools, path):
@@ -67,7 +54,7 @@ def test_tcp_connections_free_themselves(carrier, end, tmp_path):
 
     async def handler(reader, writer):
         writers.append(writer)
-        await (speak_h2 if h2 else speak_h1)(reader, writer)
+        await (polite_h2 if h2 else polite)(reader, writer)
 
     async def main():
         async with server(handler, ssl=context) as port, setup(tls=Tls(str(file))) as pools:

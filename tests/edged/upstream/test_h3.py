@@ -10,7 +10,6 @@ from edged.upstream.h3_stream import H3Stream
 from policies.model import Failure, Kind, Outcome
 from tests.harness.h3 import (
     Attempt,
-    Certificates,
     answering,
     both_engines,
     request,
@@ -19,11 +18,6 @@ from tests.harness.h3 import (
 )
 
 pytestmark = both_engines
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 # Requests and responses

@@ -11,15 +11,10 @@ from aioquic.quic.packet import (
 
 from edged.upstream.quic_base import limit_payload
 from edged.upstream.quic_engines import ClientSettings, make_engine
-from tests.harness.h3 import Certificates, both_engines, request, run, until
+from tests.harness.h3 import both_engines, request, run, until
 
 SMALLEST_PATH = 1200
 """Every path carries so much (RFC 9000 section 14)."""
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 @both_engines

@@ -7,15 +7,10 @@ import pytest
 from edged.upstream.h3 import H3Connector
 from policies.model import Outcome
 from probes.base import DialError
-from tests.harness.h3 import Certificates, LoopbackDialer, answering, both_engines, run
+from tests.harness.h3 import LoopbackDialer, answering, both_engines, run
 
 pytestmark = both_engines
 V6, V4 = "2001:db8::1", "192.0.2.1"
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 class TwoFamilies(LoopbackDialer):

@@ -5,18 +5,12 @@ import contextlib
 import hashlib
 import itertools
 
-import pytest
 from aioquic.h3.connection import FrameUnexpected
 
 from policies.model import Kind
-from tests.harness.h3 import Certificates, both_engines, request, run, until
+from tests.harness.h3 import both_engines, request, run, until
 
 pytestmark = both_engines
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 # Backpressure

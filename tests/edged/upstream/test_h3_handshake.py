@@ -9,7 +9,6 @@ from edged.upstream.quic_failure import end_of
 from policies.model import Kind, Outcome
 from probes.base import DialError
 from tests.harness.h3 import (
-    Certificates,
     Client,
     Origin,
     answering,
@@ -20,11 +19,6 @@ from tests.harness.h3 import (
 )
 
 pytestmark = both_engines
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 # Handshakes

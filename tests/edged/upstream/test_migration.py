@@ -5,21 +5,14 @@ from time import monotonic
 
 import pytest
 
-from edged.upstream import h3_connection
 from policies.model import Carrier
-from tests.harness.h3 import Certificates, both_engines, request, until
-from tests.harness.migrating import confirmed, over, run, talking
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
+from tests.harness.h3 import both_engines, request, until
+from tests.harness.migrating import confirmed, over, run, talking, tend_soon
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
-    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    tend_soon(monkeypatch)
 
 
 # Moving

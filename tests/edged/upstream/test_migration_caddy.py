@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from edged.upstream import h3_connection
 from policies.model import Kind
 from tests.harness.h3 import both_engines, request, strictly, until
-from tests.harness.migrating import Mobile
+from tests.harness.migrating import Mobile, tend_soon
 from tests.harness.servers import CADDY, Certificate, caddy
 from tests.live.stepper import Stepper
 
@@ -40,8 +39,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
-    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    tend_soon(monkeypatch)
 
 
 def run(engine, site, body, **rtts_s):

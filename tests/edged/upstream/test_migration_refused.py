@@ -13,21 +13,15 @@ from aioquic.quic.packet import (
     push_quic_transport_parameters,
 )
 
-from edged.upstream import h3_connection, migration
+from edged.upstream import migration
 from policies.model import Outcome
-from tests.harness.h3 import Certificates, both_engines, request, until
-from tests.harness.migrating import Talk, over, run, talking
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
+from tests.harness.h3 import both_engines, request, until
+from tests.harness.migrating import Talk, over, run, talking, tend_soon
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
-    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    tend_soon(monkeypatch)
     monkeypatch.setattr(migration, "FAIR_S", 1.2)
     monkeypatch.setattr(migration, "LAST_S", 2.5)
 

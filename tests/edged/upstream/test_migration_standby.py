@@ -5,21 +5,15 @@ from time import monotonic
 
 import pytest
 
-from edged.upstream import h3_connection, migration
+from edged.upstream import h3_tending, migration
 from policies.model import Kind
-from tests.harness.h3 import Certificates, until
-from tests.harness.migrating import over, prepared, run, talking
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
+from tests.harness.h3 import until
+from tests.harness.migrating import over, prepared, run, talking, tend_soon
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
-    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    tend_soon(monkeypatch)
     monkeypatch.setattr(migration, "PROBE_GAP_S", 0.0)
 
 
@@ -55,8 +49,8 @@ def test_all_connections_together_validate_one_standby_in_half_a_second(monkeypa
 
 
 def test_short_requests_have_no_standby(certificates, monkeypatch):
-    monkeypatch.setattr(h3_connection, "TEND_S", 1.0)
-    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 10.0)
+    monkeypatch.setattr(h3_tending, "TEND_S", 1.0)
+    monkeypatch.setattr(h3_tending, "KEEPALIVE_S", 10.0)
 
     async def body(mobile, origin, talk):
         connection = await mobile.connect()

@@ -10,13 +10,11 @@ import pytest
 import uvloop
 from hyperframe.frame import SettingsFrame
 
-from edged.upstream.connection import Connection
+from edged.upstream import carriers
 from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolLimits
 from policies.model import (
-    Blame,
     Carrier,
-    Change,
     Failure,
     Kind,
     Outcome,
@@ -25,81 +23,37 @@ from policies.model import (
 )
 from probes.base import DialError
 from tests.edged.upstream.h2_peer import Peer
+from tests.edged.upstream.pooling import (
+    H3_PATH,
+    OK,
+    FakeH3,
+    change,
+    gated,
+    only_connection,
+    only_pool,
+    polite,
+    polite_h2,
+    pooling,
+    silent_after,
+)
 from tests.edged.upstream.support import Events, eventually, get, path_to, server, setup
 
 H1, H2, H3 = Carrier.H1, Carrier.H2, Carrier.H3
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
-async def polite(reader, writer):
-    """h1: answers everything at once."""
-    while True:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK)
-
-
-def gated(gate):
-    """h1: answers when ``gate`` is open."""
-
-    async def handler(reader, writer):
-        while True:
-            await reader.readuntil(b"\r\n\r\n")
-            await gate.wait()
-            writer.write(OK)
-
-    return handler
-
-
-async def polite_h2(reader, writer):
-    peer = await Peer(reader, writer).start()
-    while True:
-        stream_id, _ = await peer.request()
-        peer.send(peer.headers(stream_id, end=True))
-
-
-def silent_after(first):
-    """h2: answers ``first`` requests, then reads and says nothing more."""
-
-    async def handler(reader, writer):
-        peer = await Peer(reader, writer).start()
-        for _ in range(first):
-            stream_id, _ = await peer.request()
-            peer.send(peer.headers(stream_id, end=True))
-        while True:
-            await peer.read()
-
-    return handler
-
-
-def change(path, new, old=Verdict.UP):
-    return Change(path.name, old, new, Blame.LINE, f"line {path.line.name} is silent", 0.0)
-
-
-def only_pool(pools) -> object:
-    return next(iter(pools.pools._pools.values()))
-
-
-def only_connection(pools) -> Connection:
-    (connection,) = only_pool(pools).connections
-    return connection
-
-
-def test_a_stream_on_a_pooled_connection_is_ready_inside_the_call():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            first = pools.open(path, get())
-            assert first.pending is not None
-            assert first.calls == []
-            await first.done()
-            second = pools.open(path, get())
-            assert second.pending is None
-            assert second.calls == ["ready"]
-            await second.done()
-            assert second.stream.reused
-            assert pools.dialer.dials == 1
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_a_stream_on_a_pooled_connection_is_ready_inside_the_call(pools, port):
+    path = path_to(port)
+    first = pools.open(path, get())
+    assert first.pending is not None
+    assert first.calls == []
+    await first.done()
+    second = pools.open(path, get())
+    assert second.pending is None
+    assert second.calls == ["ready"]
+    await second.done()
+    assert second.stream.reused
+    assert pools.dialer.dials == 1
 
 
 def test_the_line_is_the_one_dialled_from():
@@ -157,32 +111,28 @@ def test_a_cancelled_wait_gets_nothing():
     asyncio.run(main())
 
 
-def test_a_wait_for_a_busy_pool_ends():
-    async def main():
-        limits = PoolLimits(h1_connections=1, wait_s=0.05)
-        options = {"limits": limits, "connect_timeout": lambda name: 0.5}
-        async with server(gated(asyncio.Event())) as port, setup(**options) as pools:
-            path = path_to(port)
-            pools.open(path, get())
-            late = pools.open(path, get())
-            await late.done()
-            assert late.failure.outcome is Outcome.LOCAL
-            assert late.failure.unprocessed
+@pooling(
+    gated(asyncio.Event()),
+    limits=PoolLimits(h1_connections=1, wait_s=0.05),
+    connect_timeout=lambda name: 0.5,
+)
+async def test_a_wait_for_a_busy_pool_ends(pools, port):
+    path = path_to(port)
+    pools.open(path, get())
+    late = pools.open(path, get())
+    await late.done()
+    assert late.failure.outcome is Outcome.LOCAL
+    assert late.failure.unprocessed
 
-    asyncio.run(main())
 
-
-def test_h2_carries_all_on_one_connection_that_is_dialled_once():
-    async def main():
-        async with server(polite_h2) as port, setup() as pools:
-            path = path_to(port, protocols=(H2,))
-            events = [pools.open(path, get()) for _ in range(50)]
-            for e in events:
-                await e.done()
-            assert pools.dialer.dials == 1
-            assert all(e.stream.carrier is H2 for e in events)
-
-    asyncio.run(main())
+@pooling(polite_h2)
+async def test_h2_carries_all_on_one_connection_that_is_dialled_once(pools, port):
+    path = path_to(port, protocols=(H2,))
+    events = [pools.open(path, get()) for _ in range(50)]
+    for e in events:
+        await e.done()
+    assert pools.dialer.dials == 1
+    assert all(e.stream.carrier is H2 for e in events)
 
 
 def test_a_failed_dial_fails_those_who_wait_unprocessed_and_later():
@@ -207,81 +157,65 @@ def test_a_failed_dial_fails_those_who_wait_unprocessed_and_later():
     asyncio.run(main())
 
 
-def test_each_failed_h1_dial_fails_one_waiter():
-    async def main():
-        async with server(gated(asyncio.Event())) as port, setup() as pools:
-            path = path_to(port)
-            pools.open(path, get())
-            await eventually(lambda: pools.stat(path).in_flight == 1)
-            pools.dialer.refuse = DialError(Outcome.UNREACHABLE, "no route")
-            second, third = pools.open(path, get()), pools.open(path, get())
-            await second.done()
-            await third.done()
-            assert pools.dialer.dials == 3
-            assert pools.stat(path).in_flight == 1
-
-    asyncio.run(main())
+@pooling(gated(asyncio.Event()))
+async def test_each_failed_h1_dial_fails_one_waiter(pools, port):
+    path = path_to(port)
+    pools.open(path, get())
+    await eventually(lambda: pools.stat(path).in_flight == 1)
+    pools.dialer.refuse = DialError(Outcome.UNREACHABLE, "no route")
+    second, third = pools.open(path, get()), pools.open(path, get())
+    await second.done()
+    await third.done()
+    assert pools.dialer.dials == 3
+    assert pools.stat(path).in_flight == 1
 
 
-def test_connect_times_are_samples():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            (sample,) = pools.samples
-            assert (sample.path, sample.kind, sample.outcome) == (path.name, Kind.TCP, Outcome.OK)
-            assert 0 < sample.rtt_s < 5
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_connect_times_are_samples(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    (sample,) = pools.samples
+    assert (sample.path, sample.kind, sample.outcome) == (path.name, Kind.TCP, Outcome.OK)
+    assert 0 < sample.rtt_s < 5
 
 
-def test_connections_with_streams_in_flight_are_listed():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            connection = only_connection(pools)
-            assert list(pools.pools.in_use()) == []
-            stream = connection.open_stream(Events())
-            assert list(pools.pools.in_use()) == [connection]
-            assert connection.path is path
-            with socket.socket(fileno=socket.dup(connection.fileno())) as sock:
-                assert sock.getpeername() == ("127.0.0.1", port)
-            stream.cancel()
-            assert list(pools.pools.in_use()) == []
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_connections_with_streams_in_flight_are_listed(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    connection = only_connection(pools)
+    assert list(pools.pools.in_use()) == []
+    stream = connection.open_stream(Events())
+    assert list(pools.pools.in_use()) == [connection]
+    assert connection.path is path
+    with socket.socket(fileno=socket.dup(connection.fileno())) as sock:
+        assert sock.getpeername() == ("127.0.0.1", port)
+    stream.cancel()
+    assert list(pools.pools.in_use()) == []
 
 
-def test_what_is_warm_is_told():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            await pools.fetch(path, get())
-            only_connection(pools).close()
-            assert pools.warm == [(path.name, H1), (path.name, None)]
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_what_is_warm_is_told(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    await pools.fetch(path, get())
+    only_connection(pools).close()
+    assert pools.warm == [(path.name, H1), (path.name, None)]
 
 
-def test_down_fails_everything_on_the_path_in_the_same_turn():
-    async def main():
-        limits = PoolLimits(h1_connections=2)
-        async with server(gated(asyncio.Event())) as port, setup(limits=limits) as pools:
-            path = path_to(port)
-            events = [pools.open(path, get()) for _ in range(4)]
-            await eventually(lambda: pools.stat(path).in_flight == 2)
-            pools.pools.path_changed(change(path, Verdict.DOWN))
-            assert all(e.failure.path_down for e in events)
-            assert [e.failure.unprocessed for e in events] == [False, False, True, True]
-            assert {e.failure.outcome for e in events} == {Outcome.TIMEOUT}
-            assert "is silent" in events[0].failure.detail
-            assert pools.stat(path).connections == {}
-            assert pools.stat(path).waiting == 0
-            assert pools.warm[-1] == (path.name, None)
-
-    asyncio.run(main())
+@pooling(gated(asyncio.Event()), limits=PoolLimits(h1_connections=2))
+async def test_down_fails_everything_on_the_path_in_the_same_turn(pools, port):
+    path = path_to(port)
+    events = [pools.open(path, get()) for _ in range(4)]
+    await eventually(lambda: pools.stat(path).in_flight == 2)
+    pools.pools.path_changed(change(path, Verdict.DOWN))
+    assert all(e.failure.path_down for e in events)
+    assert [e.failure.unprocessed for e in events] == [False, False, True, True]
+    assert {e.failure.outcome for e in events} == {Outcome.TIMEOUT}
+    assert "is silent" in events[0].failure.detail
+    assert pools.stat(path).connections == {}
+    assert pools.stat(path).waiting == 0
+    assert pools.warm[-1] == (path.name, None)
 
 
 def test_down_stops_dials():
@@ -300,61 +234,47 @@ def test_down_stops_dials():
     asyncio.run(main())
 
 
-def test_other_paths_are_left_alone_by_a_verdict():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            one, other = path_to(port), path_to(port, name="p")
-            await pools.fetch(one, get())
-            await pools.fetch(other, get())
-            pools.pools.path_changed(change(one, Verdict.DOWN))
-            assert pools.stat(other).connections == {"h1": 1}
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_other_paths_are_left_alone_by_a_verdict(pools, port):
+    one, other = path_to(port), path_to(port, name="p")
+    await pools.fetch(one, get())
+    await pools.fetch(other, get())
+    pools.pools.path_changed(change(one, Verdict.DOWN))
+    assert pools.stat(other).connections == {"h1": 1}
 
 
-def test_a_down_path_can_still_be_tried_as_the_last_resort():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            pools.pools.path_changed(change(path, Verdict.DOWN))
-            assert (await pools.fetch(path, get())).ended
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_a_down_path_can_still_be_tried_as_the_last_resort(pools, port):
+    path = path_to(port)
+    pools.pools.path_changed(change(path, Verdict.DOWN))
+    assert (await pools.fetch(path, get())).ended
 
 
 @pytest.mark.parametrize("repeatable", [True, False])
-def test_an_idle_h2_connection_answers_a_ping_first(repeatable):
-    async def main():
-        limits = PoolLimits(trust_s=0.0)
-        async with server(polite_h2) as port, setup(limits=limits) as pools:
-            path = path_to(port, protocols=(H2,))
-            await pools.fetch(path, get())
-            await asyncio.sleep(0.01)
-            events = pools.open(path, get(), early_data=repeatable)
-            assert (events.pending is None) is repeatable
-            await events.done()
-            assert events.stream.reused
-            await eventually(lambda: any(s.kind is Kind.PING for s in pools.samples))
-            assert pools.dialer.dials == 1
-
-    asyncio.run(main())
+@pooling(polite_h2, limits=PoolLimits(trust_s=0.0))
+async def test_an_idle_h2_connection_answers_a_ping_first(pools, port, repeatable):
+    path = path_to(port, protocols=(H2,))
+    await pools.fetch(path, get())
+    await asyncio.sleep(0.01)
+    events = pools.open(path, get(), early_data=repeatable)
+    assert (events.pending is None) is repeatable
+    await events.done()
+    assert events.stream.reused
+    await eventually(lambda: any(s.kind is Kind.PING for s in pools.samples))
+    assert pools.dialer.dials == 1
 
 
-def test_a_dead_idle_h2_connection_costs_a_dial_and_not_the_request():
-    async def main():
-        limits = PoolLimits(trust_s=0.0, ping_timeout_s=0.2, backup_dial_s=0.02)
-        async with server(silent_after(1)) as port, setup(limits=limits) as pools:
-            path = path_to(port, protocols=(H2,))
-            await pools.fetch(path, get())
-            dead = only_connection(pools)
-            await asyncio.sleep(0.01)
-            events = await pools.fetch(path, get(method=b"POST"))
-            assert events.ended
-            assert not events.stream.reused
-            assert pools.dialer.dials == 2
-            await eventually(lambda: dead not in only_pool(pools).connections)
-
-    asyncio.run(main())
+@pooling(silent_after(1), limits=PoolLimits(trust_s=0.0, ping_timeout_s=0.2, backup_dial_s=0.02))
+async def test_a_dead_idle_h2_connection_costs_a_dial_and_not_the_request(pools, port):
+    path = path_to(port, protocols=(H2,))
+    await pools.fetch(path, get())
+    dead = only_connection(pools)
+    await asyncio.sleep(0.01)
+    events = await pools.fetch(path, get(method=b"POST"))
+    assert events.ended
+    assert not events.stream.reused
+    assert pools.dialer.dials == 2
+    await eventually(lambda: dead not in only_pool(pools).connections)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -389,85 +309,67 @@ def _alive(kind):
     return [thing for thing in gc.get_objects() if type(thing) is kind]
 
 
-def test_a_large_request_beside_the_ping_does_not_make_the_connection_trusted():
+@pooling(silent_after(1), limits=PoolLimits(trust_s=0.0, ping_timeout_s=5.0))
+async def test_a_large_request_beside_the_ping_does_not_make_the_connection_trusted(pools, port):
     """It used to stand among those with room while it was asked; who looked next never ended."""
-
-    async def main():
-        limits = PoolLimits(trust_s=0.0, ping_timeout_s=5.0)
-        async with server(silent_after(1)) as port, setup(limits=limits) as pools:
-            path = path_to(port, protocols=(H2,))
-            await pools.fetch(path, get())
-            asked = only_connection(pools)
-            await asyncio.sleep(0.01)
-            large = pools.open(path, get(), request_class=RequestClass.of(1 << 20))
-            assert large.stream is not None, "it may be repeated"
-            pool = only_pool(pools)
-            assert asked in pool.trust.verifying
-            assert asked not in pool.shelves[H2]
-            pools.pools.path_changed(change(path, Verdict.SUSPECT))
-            assert pools.open(path, get()).stream is None
-
-    asyncio.run(main())
+    path = path_to(port, protocols=(H2,))
+    await pools.fetch(path, get())
+    asked = only_connection(pools)
+    await asyncio.sleep(0.01)
+    large = pools.open(path, get(), request_class=RequestClass.of(1 << 20))
+    assert large.stream is not None, "it may be repeated"
+    pool = only_pool(pools)
+    assert asked in pool.trust.verifying
+    assert asked not in pool.shelves[H2]
+    pools.pools.path_changed(change(path, Verdict.SUSPECT))
+    assert pools.open(path, get()).stream is None
 
 
-def test_a_busy_silent_connection_is_not_doubted():
+@pooling(silent_after(0), limits=PoolLimits(trust_s=0.0))
+async def test_a_busy_silent_connection_is_not_doubted(pools, port):
     """A thinking model is not a dead line."""
-
-    async def main():
-        async with server(silent_after(0)) as port, setup(limits=PoolLimits(trust_s=0.0)) as pools:
-            path = path_to(port, protocols=(H2,))
-            first = pools.open(path, get())
-            await first.until(lambda e: e.stream)
-            await asyncio.sleep(0.01)
-            second = pools.open(path, get(method=b"POST"))
-            assert second.pending is None
-            assert not any(s.kind is Kind.PING for s in pools.samples)
-
-    asyncio.run(main())
+    path = path_to(port, protocols=(H2,))
+    first = pools.open(path, get())
+    await first.until(lambda e: e.stream)
+    await asyncio.sleep(0.01)
+    second = pools.open(path, get(method=b"POST"))
+    assert second.pending is None
+    assert not any(s.kind is Kind.PING for s in pools.samples)
 
 
-def test_an_old_idle_h1_connection_carries_only_what_may_be_repeated():
-    async def main():
-        async with server(polite) as port, setup(limits=PoolLimits(h1_trust_s=0.0)) as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            await asyncio.sleep(0.01)
-            assert not (await pools.fetch(path, get(method=b"POST"))).stream.reused
-            await asyncio.sleep(0.01)
-            assert (await pools.fetch(path, get())).stream.reused
-
-    asyncio.run(main())
+@pooling(polite, limits=PoolLimits(h1_trust_s=0.0))
+async def test_an_old_idle_h1_connection_carries_only_what_may_be_repeated(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    await asyncio.sleep(0.01)
+    assert not (await pools.fetch(path, get(method=b"POST"))).stream.reused
+    await asyncio.sleep(0.01)
+    assert (await pools.fetch(path, get())).stream.reused
 
 
-def test_suspect_trusts_only_what_was_heard_since():
-    async def main():
-        async with server(silent_after(1)) as port, setup() as pools:
-            path = path_to(port, protocols=(H2,))
-            await pools.fetch(path, get())
-            await asyncio.sleep(0.01)
-            pools.pools.path_changed(change(path, Verdict.SUSPECT))
-            events = await pools.fetch(path, get())
-            assert not events.stream.reused
-            assert pools.dialer.dials == 2
-            pools.pools.path_changed(change(path, Verdict.UP, Verdict.SUSPECT))
-            assert only_pool(pools).trust.suspect_since is None
-
-    asyncio.run(main())
+@pooling(silent_after(1))
+async def test_suspect_trusts_only_what_was_heard_since(pools, port):
+    path = path_to(port, protocols=(H2,))
+    await pools.fetch(path, get())
+    await asyncio.sleep(0.01)
+    pools.pools.path_changed(change(path, Verdict.SUSPECT))
+    events = await pools.fetch(path, get())
+    assert not events.stream.reused
+    assert pools.dialer.dials == 2
+    pools.pools.path_changed(change(path, Verdict.UP, Verdict.SUSPECT))
+    assert only_pool(pools).trust.suspect_since is None
 
 
-def test_suspect_and_up_again_for_an_idle_h1_connection():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port, protocols=(H1,))
-            await pools.fetch(path, get())
-            await asyncio.sleep(0.01)
-            pools.pools.path_changed(change(path, Verdict.SUSPECT))
-            assert not (await pools.fetch(path, get())).stream.reused
-            pools.pools.path_changed(change(path, Verdict.UP, Verdict.SUSPECT))
-            assert (await pools.fetch(path, get(method=b"POST"))).stream.reused
-            assert pools.dialer.dials == 2
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_suspect_and_up_again_for_an_idle_h1_connection(pools, port):
+    path = path_to(port, protocols=(H1,))
+    await pools.fetch(path, get())
+    await asyncio.sleep(0.01)
+    pools.pools.path_changed(change(path, Verdict.SUSPECT))
+    assert not (await pools.fetch(path, get())).stream.reused
+    pools.pools.path_changed(change(path, Verdict.UP, Verdict.SUSPECT))
+    assert (await pools.fetch(path, get(method=b"POST"))).stream.reused
+    assert pools.dialer.dials == 2
 
 
 def test_an_idle_h1_connection_is_not_preferred_to_h2():
@@ -538,66 +440,55 @@ def test_what_a_burst_opened_goes_sooner_but_for_a_few():
     asyncio.run(main())
 
 
-def test_a_standby_is_opened_kept_and_opened_again():
-    async def main():
-        limits = PoolLimits(h1_idle_s=0.0, warm_retry_s=0.0)
-        async with server(polite) as port, setup(limits=limits) as pools:
-            path = path_to(port)
-            pools.pools.keep_warm(path)
-            await eventually(lambda: pools.warm == [(path.name, H1)])
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            assert pools.stat(path).connections == {"h1": 1}
-            only_connection(pools).close()
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            await eventually(lambda: pools.stat(path).connections == {"h1": 1})
-            first = pools.open(path, get())
-            assert first.pending is None, "failover needs no handshake"
-            await first.done()
-            pools.pools.keep_warm(path, wanted=False)
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            assert pools.stat(path).connections == {}
-
-    asyncio.run(main())
+@pooling(polite, limits=PoolLimits(h1_idle_s=0.0, warm_retry_s=0.0))
+async def test_a_standby_is_opened_kept_and_opened_again(pools, port):
+    path = path_to(port)
+    pools.pools.keep_warm(path)
+    await eventually(lambda: pools.warm == [(path.name, H1)])
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    assert pools.stat(path).connections == {"h1": 1}
+    only_connection(pools).close()
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    await eventually(lambda: pools.stat(path).connections == {"h1": 1})
+    first = pools.open(path, get())
+    assert first.pending is None, "failover needs no handshake"
+    await first.done()
+    pools.pools.keep_warm(path, wanted=False)
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    assert pools.stat(path).connections == {}
 
 
-def test_a_standby_waits_while_its_path_is_down():
-    async def main():
-        limits = PoolLimits(warm_retry_s=0.0)
-        async with server(polite) as port, setup(limits=limits) as pools:
-            path = path_to(port)
-            pools.pools.keep_warm(path)
-            pools.pools.path_changed(change(path, Verdict.DOWN))
-            pools.pools.keep_warm(path)
-            only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
-            assert pools.stat(path).dialing == 0
-            pools.pools.path_changed(change(path, Verdict.UP, Verdict.DOWN))
-            pools.pools.keep_warm(path)
-            await eventually(lambda: pools.stat(path).connections == {"h1": 1})
-
-    asyncio.run(main())
+@pooling(polite, limits=PoolLimits(warm_retry_s=0.0))
+async def test_a_standby_waits_while_its_path_is_down(pools, port):
+    path = path_to(port)
+    pools.pools.keep_warm(path)
+    pools.pools.path_changed(change(path, Verdict.DOWN))
+    pools.pools.keep_warm(path)
+    only_pool(pools).upkeep.tick(asyncio.get_running_loop().time())
+    assert pools.stat(path).dialing == 0
+    pools.pools.path_changed(change(path, Verdict.UP, Verdict.DOWN))
+    pools.pools.keep_warm(path)
+    await eventually(lambda: pools.stat(path).connections == {"h1": 1})
 
 
 @pytest.mark.parametrize("verdict", [Verdict.SUSPECT, Verdict.UP])
-def test_who_waits_on_a_dead_path_is_dialled_for_anew_when_it_is_back(verdict):
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            pools.pools.path_changed(change(path, Verdict.DOWN))
-            connect, lost = pools.dialer.connect_tcp, []
+@pooling(polite)
+async def test_who_waits_on_a_dead_path_is_dialled_for_anew_when_it_is_back(pools, port, verdict):
+    path = path_to(port)
+    pools.pools.path_changed(change(path, Verdict.DOWN))
+    connect, lost = pools.dialer.connect_tcp, []
 
-            async def into_the_void(*args, **options):
-                lost.append(args)
-                await asyncio.sleep(60)
+    async def into_the_void(*args, **options):
+        lost.append(args)
+        await asyncio.sleep(60)
 
-            pools.dialer.connect_tcp = into_the_void
-            events = pools.open(path, get())
-            await eventually(lambda: lost)
-            pools.dialer.connect_tcp = connect
-            pools.pools.path_changed(change(path, verdict, Verdict.DOWN))
-            await events.done()
-            assert pools.stat(path).dialing == 0
-
-    asyncio.run(main())
+    pools.dialer.connect_tcp = into_the_void
+    events = pools.open(path, get())
+    await eventually(lambda: lost)
+    pools.dialer.connect_tcp = connect
+    pools.pools.path_changed(change(path, verdict, Verdict.DOWN))
+    await events.done()
+    assert pools.stat(path).dialing == 0
 
 
 def test_upgrades_have_the_bound_of_h1_and_leave_h2_its_own():
@@ -659,13 +550,10 @@ def test_an_endpoint_that_moved_gets_a_new_pool_and_the_old_one_finishes():
     asyncio.run(main())
 
 
-def test_an_equal_path_object_keeps_the_pool():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            await pools.fetch(path_to(port), get())
-            assert (await pools.fetch(path_to(port), get())).stream.reused
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_an_equal_path_object_keeps_the_pool(pools, port):
+    await pools.fetch(path_to(port), get())
+    assert (await pools.fetch(path_to(port), get())).stream.reused
 
 
 def test_drain_finishes_what_is_in_flight():
@@ -685,29 +573,23 @@ def test_drain_finishes_what_is_in_flight():
     asyncio.run(main())
 
 
-def test_drain_cuts_what_takes_too_long():
-    async def main():
-        async with server(gated(asyncio.Event())) as port, setup() as pools:
-            events = pools.open(path_to(port), get())
-            await events.until(lambda e: e.stream)
-            await pools.pools.drain(0.02)
-            assert events.failure.outcome is Outcome.LOCAL
-            assert not events.failure.unprocessed
-
-    asyncio.run(main())
+@pooling(gated(asyncio.Event()))
+async def test_drain_cuts_what_takes_too_long(pools, port):
+    events = pools.open(path_to(port), get())
+    await events.until(lambda e: e.stream)
+    await pools.pools.drain(0.02)
+    assert events.failure.outcome is Outcome.LOCAL
+    assert not events.failure.unprocessed
 
 
-def test_a_closed_pool_takes_nothing_new():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            await pools.pools.drain(0)
-            events = pools.open(path, get())
-            await events.done()
-            assert events.failure.outcome is Outcome.LOCAL
-            assert events.failure.unprocessed
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_a_closed_pool_takes_nothing_new(pools, port):
+    path = path_to(port)
+    await pools.pools.drain(0)
+    events = pools.open(path, get())
+    await events.done()
+    assert events.failure.outcome is Outcome.LOCAL
+    assert events.failure.unprocessed
 
 
 def test_alt_svc_is_learnt_from_a_response():
@@ -727,90 +609,12 @@ def test_alt_svc_is_learnt_from_a_response():
     asyncio.run(main())
 
 
-class FakeStream:
-    carrier = H3
-    reused = False
-
-    def send_head(self, head, *, end):
-        pass
-
-
-class FakeConnection:
-    """A QUIC connection as the pool sees it."""
-
-    carrier = H3
-    draining = False
-    settled = True
-    idle_since = rest = announced_s = None
-
-    def __init__(self, path, owner, *, early=False):
-        self.path = path
-        self.owner = owner
-        self.early = early
-        self.capacity = 100
-        self.in_flight = 0
-        self.served = 0
-        self.heard_at = asyncio.get_running_loop().time()
-        self.failure = None
-
-    def open_stream(self, events):
-        self.capacity -= 1
-        self.in_flight += 1
-        return FakeStream()
-
-    def ping(self, done, timeout_s):
-        return False
-
-    def fileno(self):
-        return None
-
-    def expect_loss(self, *, expected):
-        pass
-
-    def doubt(self):
-        pass
-
-    def leave(self):
-        return False
-
-    def drain(self):
-        self.close()
-
-    def close(self, failure=None):
-        self.failure = failure
-        self.draining, self.capacity = True, 0
-        self.owner.closed(self, failure)
-
-
-class FakeH3:
-    """Connects, fails or stays silent after a time."""
-
-    def __init__(self, after_s=0.0, error=None, *, early=False):
-        self.after_s = after_s
-        self.error = error
-        self.early = early
-        self.asked = []
-
-    async def connect(self, path, owner, *, timeout_s, early_data=False, upgrade=False, only=None):
-        self.asked.append(early_data)
-        await asyncio.sleep(min(self.after_s, timeout_s))
-        if self.error or self.after_s > timeout_s:
-            raise DialError(self.error or Outcome.TIMEOUT, "h3 failed")
-        return FakeConnection(path, owner, early=self.early and early_data)
-
-
-H3_PATH = {"scheme": "https", "protocols": (H3, H2, H1)}
-
-
-def test_h3_wins_the_race_when_it_answers_in_its_head_start():
-    async def main():
-        async with server(polite) as port, setup(h3=FakeH3()) as pools:
-            events = pools.open(path_to(port, **H3_PATH), get())
-            await events.until(lambda e: e.stream)
-            assert events.stream.carrier is H3
-            assert pools.dialer.dials == 0
-
-    asyncio.run(main())
+@pooling(polite, h3=FakeH3())
+async def test_h3_wins_the_race_when_it_answers_in_its_head_start(pools, port):
+    events = pools.open(path_to(port, **H3_PATH), get())
+    await events.until(lambda e: e.stream)
+    assert events.stream.carrier is H3
+    assert pools.dialer.dials == 0
 
 
 def test_tcp_serves_when_h3_is_silent_and_h3_is_held_back():
@@ -831,35 +635,31 @@ def test_tcp_serves_when_h3_is_silent_and_h3_is_held_back():
     asyncio.run(main())
 
 
-def test_tcp_starts_at_once_when_h3_fails_early():
+def test_tcp_starts_at_once_when_h3_fails_early(monkeypatch):
+    monkeypatch.setattr(carriers, "HEAD_START_MAX_S", 60.0)
+
     async def main():
         h3 = FakeH3(error=Outcome.REFUSED)
         async with server(polite) as port, setup(h3=h3) as pools:
-            loop = asyncio.get_running_loop()
-            pools.pools.carriers.h3_worked(path := path_to(port, **H3_PATH), 10.0)
-            began = loop.time()
+            pools.pools.carriers.h3_worked(path := path_to(port, **H3_PATH), 60.0)
             pools.open(path, get())
             await eventually(lambda: pools.dialer.dials)
-            assert loop.time() - began < 0.4, "the head start is 0.5 s"
 
     asyncio.run(main())
 
 
 @pytest.mark.sources
-def test_an_h3_connection_that_comes_late_is_kept():
-    async def main():
-        async with server(polite_h2) as port, setup(h3=FakeH3(after_s=0.3)) as pools:
-            # h2 without TLS, so that the TCP leg succeeds; only the pool's plan is of interest.
-            pool_path = path_to(port, protocols=(H2,))
-            pools.pools.carriers.plan = lambda path, now, **options: _both()
-            first = await pools.fetch(pool_path, get())
-            assert first.stream.carrier is H2
-            await eventually(lambda: pools.stat(pool_path).connections == {"h2": 1, "h3": 1})
-            second = pools.open(pool_path, get())
-            assert second.stream.carrier is H3, "preferred among open connections"
-            assert pools.warm[-1] == (pool_path.name, H3)
-
-    asyncio.run(main())
+@pooling(polite_h2, h3=FakeH3(after_s=0.3))
+async def test_an_h3_connection_that_comes_late_is_kept(pools, port):
+    # h2 without TLS, so that the TCP leg succeeds; only the pool's plan is of interest.
+    pool_path = path_to(port, protocols=(H2,))
+    pools.pools.carriers.plan = lambda path, now, **options: _both()
+    first = await pools.fetch(pool_path, get())
+    assert first.stream.carrier is H2
+    await eventually(lambda: pools.stat(pool_path).connections == {"h2": 1, "h3": 1})
+    second = pools.open(pool_path, get())
+    assert second.stream.carrier is H3, "preferred among open connections"
+    assert pools.warm[-1] == (pool_path.name, H3)
 
 
 def _both():
@@ -905,39 +705,30 @@ def test_early_data_that_leads_to_no_handshake_speaks_against_h3(shaken):
     asyncio.run(main())
 
 
-def test_stats_and_repr_speak_of_what_is():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            stats = pools.stat(path)
-            assert stats.origin == f"http://localhost:{port}"
-            assert stats.opened_total == stats.streams_total == 1
-            assert path.name in repr(pools.pools)
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_stats_and_repr_speak_of_what_is(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    stats = pools.stat(path)
+    assert stats.origin == f"http://localhost:{port}"
+    assert stats.opened_total == stats.streams_total == 1
+    assert path.name in repr(pools.pools)
 
 
-def test_a_verdict_before_the_first_request_counts():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            pools.pools.path_changed(change(path, Verdict.SUSPECT))
-            await pools.fetch(path, get())
-            assert only_pool(pools).trust.suspect_since is not None
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_a_verdict_before_the_first_request_counts(pools, port):
+    path = path_to(port)
+    pools.pools.path_changed(change(path, Verdict.SUSPECT))
+    await pools.fetch(path, get())
+    assert only_pool(pools).trust.suspect_since is not None
 
 
-def test_closing_tells_each_waiter_once():
-    async def main():
-        async with server(gated(asyncio.Event())) as port, setup() as pools:
-            events = pools.open(path_to(port), get())
-            waiting = Events(get())
-            await events.until(lambda e: e.stream)
-            pools.pools.open(path_to(port), waiting, early_data=False)
-            pools.pools.close()
-            assert waiting.failure == Failure(Outcome.LOCAL, "edged is shutting down", True)
-            assert not events.failure.unprocessed
-
-    asyncio.run(main())
+@pooling(gated(asyncio.Event()))
+async def test_closing_tells_each_waiter_once(pools, port):
+    events = pools.open(path_to(port), get())
+    waiting = Events(get())
+    await events.until(lambda e: e.stream)
+    pools.pools.open(path_to(port), waiting, early_data=False)
+    pools.pools.close()
+    assert waiting.failure == Failure(Outcome.LOCAL, "edged is shutting down", True)
+    assert not events.failure.unprocessed

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from edged.upstream.pool_types import PoolStats
-from policies.model import Blame, Change, Failure, Line, Outcome, Verdict
+from policies.model import Blame, Carrier, Change, Failure, Line, Outcome, Verdict
+from tests.edged.upstream.pooling import H3_PATH, FakeConnection, FakeH3
 from tests.edged.upstream.support import path_to, setup
-from tests.edged.upstream.test_pool import H3, H3_PATH, FakeConnection, FakeH3
 
 A, B = (path_to(1, line=Line(name), **H3_PATH) for name in "ab")
 
@@ -70,7 +70,9 @@ def down(pools, path):
 
 
 def connections(pools):
-    return {s.path: s.connections.get(H3, 0) for s in pools.stats() if isinstance(s, PoolStats)}
+    return {
+        s.path: s.connections.get(Carrier.H3, 0) for s in pools.stats() if isinstance(s, PoolStats)
+    }
 
 
 def play(body):

@@ -3,21 +3,14 @@
 import asyncio
 import os
 
-import pytest
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.recovery import QuicPacketRecovery
 
-from edged.upstream import h3_connection
 from edged.upstream.quic_qh3 import _PATHS
-from tests.harness.h3 import Certificates, both_engines, request, until
-from tests.harness.migrating import confirmed, over, prepared, run, talking
+from tests.harness.h3 import both_engines, request, until
+from tests.harness.migrating import confirmed, over, prepared, run, talking, tend_soon
 
 INITIAL_WINDOW_BYTES = 10 * 1500
-
-
-@pytest.fixture(scope="module")
-def certificates():
-    return Certificates()
 
 
 def window_bytes(engine):
@@ -85,8 +78,7 @@ def test_congestion_control_and_round_trips_begin_anew(engine, certificates):
 
 
 def test_aioquic_pads_and_answers_challenges(certificates, monkeypatch):
-    monkeypatch.setattr(h3_connection, "TEND_S", 0.02)
-    monkeypatch.setattr(h3_connection, "KEEPALIVE_S", 0.05)
+    tend_soon(monkeypatch)
 
     async def body(mobile, origin, talk):
         connection, attempt = await talking(mobile, talk)

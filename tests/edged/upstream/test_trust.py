@@ -11,17 +11,18 @@ import uvloop
 from edged.upstream.pool_types import PoolLimits
 from policies.model import Carrier, Estimate, Outcome, Verdict
 from tests.edged.upstream.h2_peer import Peer
-from tests.edged.upstream.real_servers import nginx
-from tests.edged.upstream.support import eventually, get, path_to, server, setup
-from tests.edged.upstream.test_pool import (
+from tests.edged.upstream.pooling import (
     OK,
     change,
     gated,
     only_connection,
     only_pool,
     polite,
+    pooling,
     silent_after,
 )
+from tests.edged.upstream.real_servers import nginx
+from tests.edged.upstream.support import eventually, get, path_to, server, setup
 
 H1, H2 = Carrier.H1, Carrier.H2
 POST = get(method=b"POST")
@@ -172,17 +173,14 @@ def test_patience_is_the_servers_on_every_line():
     asyncio.run(main())
 
 
-def test_connections_that_edged_closes_teach_nothing():
-    async def main():
-        async with server(polite) as port, setup(limits=PoolLimits(h1_idle_s=0.0)) as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            await asyncio.sleep(0.25)
-            tick(pools)
-            await eventually(lambda: not pools.stat(path).connections)
-            assert patience(pools, path) is None
-
-    asyncio.run(main())
+@pooling(polite, limits=PoolLimits(h1_idle_s=0.0))
+async def test_connections_that_edged_closes_teach_nothing(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    await asyncio.sleep(0.25)
+    tick(pools)
+    await eventually(lambda: not pools.stat(path).connections)
+    assert patience(pools, path) is None
 
 
 def test_goaway_to_an_idle_h2_connection_teaches_patience():
@@ -301,63 +299,49 @@ def test_after_a_change_of_address_idle_h1_connections_go_and_busy_ones_finish()
     asyncio.run(main())
 
 
-def test_what_is_on_a_mute_connection_waits_for_the_verdict_on_its_path():
+@pooling(silent_after(0), limits=PoolLimits(ping_timeout_s=0.05, backup_dial_s=0.02))
+async def test_what_is_on_a_mute_connection_waits_for_the_verdict_on_its_path(pools, port):
     """The path is SUSPECT: were it to end now, a POST could not be repeated that may be in a
     moment, when the path is DOWN; and a response that may move to another line would break."""
-
-    async def main():
-        limits = PoolLimits(ping_timeout_s=0.05, backup_dial_s=0.02)
-        async with server(silent_after(0)) as port, setup(limits=limits) as pools:
-            path = path_to(port, protocols=(H2,))
-            sent = pools.open(path, POST)
-            await sent.until(lambda e: e.stream)
-            mute = only_connection(pools)
-            pools.pools.path_changed(change(path, Verdict.SUSPECT))
-            pools.open(path, get())
-            await eventually(lambda: mute.draining)
-            await asyncio.sleep(0.05)
-            assert sent.failure is None
-            pools.pools.path_changed(change(path, Verdict.DOWN, Verdict.SUSPECT))
-            assert sent.failure.path_down
-
-    asyncio.run(main())
+    path = path_to(port, protocols=(H2,))
+    sent = pools.open(path, POST)
+    await sent.until(lambda e: e.stream)
+    mute = only_connection(pools)
+    pools.pools.path_changed(change(path, Verdict.SUSPECT))
+    pools.open(path, get())
+    await eventually(lambda: mute.draining)
+    await asyncio.sleep(0.05)
+    assert sent.failure is None
+    pools.pools.path_changed(change(path, Verdict.DOWN, Verdict.SUSPECT))
+    assert sent.failure.path_down
 
 
-def test_a_change_of_one_line_leaves_others_alone():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            await pools.fetch(path, get())
-            pools.pools.revalidate("another line")
-            assert pools.stat(path).connections == {"h1": 1}
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_a_change_of_one_line_leaves_others_alone(pools, port):
+    path = path_to(port)
+    await pools.fetch(path, get())
+    pools.pools.revalidate("another line")
+    assert pools.stat(path).connections == {"h1": 1}
 
 
-def test_dials_under_way_begin_anew_after_a_change_of_address():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port)
-            events = pools.open(path, get())
-            dials = pools.dialer.dials
-            await asyncio.sleep(0)
-            pools.pools.revalidate()
-            await events.done()
-            assert events.ended
-            assert pools.dialer.dials > dials
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_dials_under_way_begin_anew_after_a_change_of_address(pools, port):
+    path = path_to(port)
+    events = pools.open(path, get())
+    dials = pools.dialer.dials
+    await asyncio.sleep(0)
+    pools.pools.revalidate()
+    await events.done()
+    assert events.ended
+    assert pools.dialer.dials > dials
 
 
-def test_suspect_and_down_end_trust_in_the_same_turn():
-    async def main():
-        async with server(polite) as port, setup() as pools:
-            path = path_to(port, protocols=(H1,))
-            await pools.fetch(path, get())
-            await asyncio.sleep(0.01)
-            pools.pools.path_changed(change(path, Verdict.SUSPECT))
-            assert pools.open(path, get()).pending is not None
-            pools.pools.path_changed(change(path, Verdict.DOWN))
-            assert pools.stat(path).connections == {}
-
-    asyncio.run(main())
+@pooling(polite)
+async def test_suspect_and_down_end_trust_in_the_same_turn(pools, port):
+    path = path_to(port, protocols=(H1,))
+    await pools.fetch(path, get())
+    await asyncio.sleep(0.01)
+    pools.pools.path_changed(change(path, Verdict.SUSPECT))
+    assert pools.open(path, get()).pending is not None
+    pools.pools.path_changed(change(path, Verdict.DOWN))
+    assert pools.stat(path).connections == {}
