@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import itertools
 
+import pytest
 from aioquic.h3.connection import FrameUnexpected
 
 from policies.model import Kind
