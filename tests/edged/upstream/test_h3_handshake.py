@@ -198,19 +198,20 @@ def test_rejected_early_data_costs_no_more_than_a_handshake(engine, certificates
     async def body(client, origin, forwarder):
         loop = asyncio.get_running_loop()
         await with_ticket(client)
-        taken = {}
-        for early in (False, True):
+        taken = {False: [], True: []}
+        for early in (False, True) * 3:
             if early:
                 origin.tickets.clear()
             began = loop.time()
             connection = await client.connect(early_data=early)
             await client.get(connection)
-            taken[early] = loop.time() - began
+            taken[early].append(loop.time() - began)
             await until(lambda: client.connector.tickets.get(client.path))
             assert connection.early_accepted is (False if early else None)
             connection.close()
-        # Waiting for loss detection instead makes it three round trips and more.
-        assert taken[True] < 1.35 * taken[False]
+        # Waiting for loss detection instead makes it three round trips and more. (The least of
+        # each: a busy machine only ever takes longer.)
+        assert min(taken[True]) < 1.35 * min(taken[False])
 
     run(engine, certificates, answering, body, through={"delay_s": 0.1})
 
