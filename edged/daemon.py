@@ -370,6 +370,7 @@ class Daemon:
                     self.table.line_verdict,
                 ),
                 families=self.dialer,
+                sent=self.table.sent,
             ),
             connect_timeout=lambda upstream: self._policy(upstream).failover.connect_timeout_s,
             set_warm=self.table.set_warm,

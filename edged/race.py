@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Attempt = Callable[[], Coroutine[Any, Any, T]]
 
 
 class RaceLost(Exception):
@@ -19,36 +20,46 @@ class RaceLost(Exception):
 
 
 async def race(
-    attempts: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+    attempts: Sequence[Attempt[T]],
     delay_s: float,
     dispose: Callable[[T], None],
     *,
     after_failure: bool = True,
+    again_s: float | None = None,
 ) -> T:
     """The first result of ``attempts``; the next one starts after ``delay_s`` or a failure.
 
     Unless ``after_failure``, a failure starts none any more: where all attempts are the same, only
-    silence is a reason for another. Losers are cancelled; a result that arrives all the same goes
+    silence is a reason for another. With ``again_s``, one after another of those that run in
+    silence when all were started is started once more, each so long after the last start; twice as
+    many run at most, the oldest go. Losers are cancelled; a result that arrives all the same goes
     to ``dispose``, also when the race itself is cancelled. Raises `RaceLost` when all fail.
     """
     waiting = deque(attempts)
-    running: set[asyncio.Task[T]] = set()
+    running: dict[asyncio.Task[T], Attempt[T]] = {}
     errors: list[Exception] = []
     try:
         while waiting or running:
             if waiting:
-                running.add(asyncio.create_task(waiting.popleft()()))
+                attempt = waiting.popleft()
+                running[asyncio.create_task(attempt())] = attempt
             done, _ = await asyncio.wait(
                 running,
-                timeout=delay_s if waiting else None,
+                timeout=delay_s if waiting else again_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if not (done or waiting):
+                attempt, oldest = _again(running)
+                waiting.append(attempt)
+                if oldest is not None:
+                    del running[oldest]
+                    _give_up(oldest, dispose)
             for task in done:
                 error = task.exception()
                 if error is None:
-                    running.discard(task)
+                    del running[task]
                     return task.result()
-                running.discard(task)
+                del running[task]
                 if not isinstance(error, Exception):
                     raise error
                 errors.append(error)
@@ -57,8 +68,23 @@ async def race(
         raise RaceLost(errors)
     finally:
         for task in running:
-            task.cancel()
-            task.add_done_callback(lambda late: _dispose_late(late, dispose))
+            _give_up(task, dispose)
+
+
+def _again(
+    running: dict[asyncio.Task[T], Attempt[T]],
+) -> tuple[Attempt[T], asyncio.Task[T] | None]:
+    """Which of those that run is started once more, and which task has to go for it."""
+    kinds = list(running.values())
+    attempt = min(kinds, key=kinds.count)
+    if kinds.count(attempt) == 1:
+        return attempt, None
+    return attempt, next(task for task, of in running.items() if of is attempt)
+
+
+def _give_up(task: asyncio.Task[T], dispose: Callable[[T], None]) -> None:
+    task.cancel()
+    task.add_done_callback(lambda late: _dispose_late(late, dispose))
 
 
 def _dispose_late(task: asyncio.Task[T], dispose: Callable[[T], None]) -> None:

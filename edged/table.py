@@ -296,6 +296,10 @@ class PathTable:
         """Whether something sent on ``line`` is overdue, verdict or not."""
         return self._detector.silent(line)
 
+    def silent_since(self, path: str) -> float | None:
+        """When the silence began for which a path is DOWN; ``None``: there is none."""
+        return self._detector.silent_since(path)
+
     def dead(self, line: str) -> bool:
         """Whether nothing passes on ``line`` at all."""
         return self._detector.dead(line)

@@ -16,7 +16,7 @@ that come unasked show the way back only.
 | run of silent slots, this path | its verdict | pooled with its other endpoints' |
 | ... of ICMP only | SUSPECT at most | SUSPECT at most, unless two endpoints are silent |
 | ... of ICMP that never answered here, or often does not | none | none |
-| ... of QUIC that never answered here, where TCP answers | none | none |
+| ... of QUIC that never answered here, where TCP answers, and may serve | none | none |
 | ... of QUIC, connects answered since | SUSPECT till TCP data passes; h3 blocked | none |
 | ... of TCP, QUIC answered since | none; h2 and h1 blocked | none |
 | ... of either, from before both were back | none | none |
@@ -186,6 +186,14 @@ class Detector:
         """`stirs` of one line."""
         state = self._lines.get(line)
         return 0 if state is None else state.stirs
+
+    def silent_since(self, path: str) -> float | None:
+        """When the silence began for which a path or its line is DOWN; ``None``: there is none."""
+        state = self._paths.get(path)
+        if state is None:
+            return None
+        channels = (*state.channels, *state.line.channels)
+        return min((c.run_sent_at for c in channels if c.verdict is Verdict.DOWN), default=None)
 
     def mute(self, path: str) -> bool:
         """Whether ICMP says nothing of the path: then connects must speak."""

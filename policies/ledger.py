@@ -258,7 +258,7 @@ class PathState:
             )
         if self.blocked and (self.blocked_layer == UDP) == (layer == UDP):
             return False
-        if layer == UDP and self.answered:
+        if layer == UDP and self.answered and not self.udp_only:
             return Kind.QUIC in self.answered
         return True
 

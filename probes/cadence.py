@@ -416,7 +416,8 @@ class Planner:
         ]
 
     def _raw(self, task: _Task, state: _LineState) -> float:
-        period = period_s(task.kind, task.cadence, state.pace, task.lacks)
+        udp_only = task.path.endpoint.protocols == (Carrier.H3,)
+        period = period_s(task.kind, task.cadence, state.pace, task.lacks, udp_only=udp_only)
         assert period is not None  # `_kinds` left the others out
         return max(period, 0.01)
 

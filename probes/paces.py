@@ -41,11 +41,17 @@ _DOUBT = (Pace.DOUBTED, Pace.ACTIVE_DOUBTED)
 
 
 def period_s(
-    kind: Kind, cadence: Cadence, pace: Pace, lacks: frozenset[Kind] = _NONE
+    kind: Kind,
+    cadence: Cadence,
+    pace: Pace,
+    lacks: frozenset[Kind] = _NONE,
+    *,
+    udp_only: bool = False,
 ) -> float | None:
     """The time between two runs of a probe at a pace, uncapped; ``None``: never.
 
     ``lacks``: which of ICMP, PING and KERNEL (TCP_INFO; QUIC has none) say nothing on the path.
+    ``udp_only``: its endpoint speaks nothing over TCP.
     """
     idle_s = {
         Kind.ICMP: cadence.icmp_s,
@@ -66,7 +72,7 @@ def period_s(
             return max(cadence.ping_active_s, DOUBT_PROBE_S)
         quic = pace is Pace.STIRRED and Kind.KERNEL in lacks
         return cadence.ping_active_s / 2 if quic else cadence.ping_active_s
-    if kind is Kind.HTTP:
+    if kind is Kind.HTTP or (kind is Kind.QUIC and udp_only):
         # Where no connection is left to PING, only a request shows that a path is back end to end.
         return min(idle_s, DOUBT_HTTP_S) if pace in _DOUBT else idle_s
     if kind is Kind.ICMP:

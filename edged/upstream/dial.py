@@ -59,7 +59,8 @@ class Dial:
         self._tcp = tcp
         self._h3 = h3
         self._carriers = carriers
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        self.began_at = 0.0
         self._early_data = early_data
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,6 +71,7 @@ class Dial:
 
     def start(self) -> None:
         """Begin; nothing is called back before a later loop turn."""
+        self.began_at = self._loop.time()
         plan = self._carriers.plan(
             self._path,
             self._loop.time(),
@@ -105,7 +107,7 @@ class Dial:
         began_at = self._loop.time()
         try:
             connection = await h3.connect(
-                self._path, self._owner, timeout_s=self._timeout_s, early_data=self._early_data
+                self._path, self._owner, timeout_s=self.timeout_s, early_data=self._early_data
             )
         except DialError as error:
             self._h3_over.set()
@@ -127,7 +129,7 @@ class Dial:
                     await self._h3_over.wait()
             except TimeoutError:
                 pass  # the head start is over
-        left_s = self._timeout_s - (self._loop.time() - began_at)
+        left_s = self.timeout_s - (self._loop.time() - began_at)
         try:
             connection = await self._tcp.connect(
                 self._path,

@@ -14,7 +14,6 @@ from edged.upstream.choosing import Choosing
 from edged.upstream.connection import Connection, Owner
 from edged.upstream.dial import Dial
 from edged.upstream.pool_types import PoolTools, may_multiplex
-from edged.upstream.trust import Trust
 from edged.upstream.waiting import Waiting
 from policies.model import Carrier, Failure, Outcome, Path
 from probes.base import DialError
@@ -24,6 +23,10 @@ PREPARED_MAX = 32
 PREPARED_SPARE = 8
 """One more for so many: a handshake is five packets, and who waits for one to be sent again takes a
 spare connection instead."""
+STALE_S = 0.25
+"""An answer to a dial that began later may still be under way."""
+_SILENT = 0.9
+"""A dial that took so much of its time was not answered."""
 MULTIPLEXED = 100
 """Streams hoped for on a connection not made yet that may turn out to be h2 or h3."""
 
@@ -35,7 +38,10 @@ class DialOwner(Owner, Protocol):
     live: dict[Carrier, int]
     """Connections that are not draining."""
     choosing: Choosing
-    trust: Trust
+
+    @property
+    def in_doubt(self) -> bool:
+        """The path is not known to work."""
 
     def accept(self, connection: Connection) -> None:
         """A connection is ready."""
@@ -111,6 +117,12 @@ class Dialing:
         self.cancel()
         self.for_waiters()
 
+    def wake(self) -> None:
+        """Begin anew, unless all was dialled just now."""
+        stale_at = self._loop.time() - STALE_S
+        if any(dial.began_at <= stale_at for dial in self._dials):
+            self.again()
+
     def cancel(self) -> None:
         """Give up every dial."""
         dials = list(self._dials)
@@ -152,7 +164,13 @@ class Dialing:
         failure = Failure(error.outcome, error.detail, unprocessed=True)
         if dial.upgrade:
             self._waiting.fail_first(failure, upgrade=True)
-        self._fail_uncovered(failure)
+        now = self._loop.time()
+        if error.outcome is Outcome.TIMEOUT and now - dial.began_at >= _SILENT * dial.timeout_s:
+            # Silence says nothing to who came later: a packet sent now may be answered.
+            self._waiting.expire(now, failure)
+            self.for_waiters()
+        else:
+            self._fail_uncovered(failure)
 
     # Inside
 
@@ -179,11 +197,11 @@ class Dialing:
             carriers=tools.carriers,
             timeout_s=tools.connect_timeout(path.endpoint.upstream),
             expected=0 if upgrade or only else self._room,
-            early_data=early_data,
+            early_data=early_data and not self._pool.in_doubt,
             upgrade=upgrade,
             only=only,
             first=self._pool.choosing.first(),
-            hurried=self._pool.trust.suspect_since is not None,
+            hurried=self._pool.in_doubt,
         )
         self._dials[dial] = None
         self._promised += dial.expected

@@ -9,6 +9,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from time import monotonic
 from typing import Any, Protocol
 
 import certifi
@@ -22,10 +23,13 @@ from edged.upstream.migration import NO_MIGRATION, MigrationTools
 from edged.upstream.quic import Driver
 from edged.upstream.quic_engines import ClientSettings, make_engine
 from policies.model import Carrier, Kind, Line, Outcome, Path
-from probes.base import Dialed, Dialer, DialError
+from probes.base import Announce, Dialed, Dialer, DialError
 
 IDLE_TIMEOUT_S = 120.0
 """Our side of the idle timeout; the smaller of both counts, and servers commonly say 30 s."""
+AGAIN_S = 1.0
+"""A handshake without an answer gets company so often; two round trips and a packet that is lost
+and sent again take less on most lines."""
 TICKETS = 1024
 
 _ALPN = ("h3",)
@@ -90,7 +94,8 @@ class H3Connector:
 
     ``ca_file`` adds trust to the system's store. ``engine`` forces ``pure`` or ``fast``. Without
     ``migration`` connections end with their line; without ``families`` the first address is the
-    only one (else RFC 8305, section 5, with handshakes in place of connects). Raises `OSError` if
+    only one and is asked once (else RFC 8305, section 5, with handshakes in place of connects, and
+    in silence anew every `AGAIN_S`). ``sent`` hears of each handshake. Raises `OSError` if
     ``ca_file`` cannot be read and `EngineError` if the engine cannot be had.
     """
 
@@ -104,8 +109,10 @@ class H3Connector:
         tickets: TicketStore | None = None,
         migration: MigrationTools | None = None,
         families: Families | None = None,
+        sent: Announce | None = None,
     ) -> None:
         self._dialer = dialer
+        self._sent = sent
         self._families = families
         self._report = report
         self._engine = engine
@@ -130,10 +137,8 @@ class H3Connector:
         deadline = asyncio.get_running_loop().time() + timeout_s
         ticket = self.tickets.get(path)
         early = early_data and ticket is not None and bool(ticket.max_early_data_size)
-        addresses: Sequence[str] = ()
         if self._families is not None and not early:
             addresses = await self._choices(self._families, path, timeout_s)
-        if self._families is not None and len(addresses) > 1:
             connection = await self._race(self._families, path, owner, addresses, deadline)
         else:
             dialed = await dial(self._dialer.connect_udp, self._report, Kind.QUIC, path, timeout_s)
@@ -157,11 +162,17 @@ class H3Connector:
         deadline: float,
     ) -> H3Connection:
         """The first of ``addresses`` that answers. That one has no route says nothing of the line;
-        that none has, does."""
+        that none has, does.
+
+        A line that lets datagrams pass again does not say so, and a handshake sends its first
+        packet ever more rarely: a new one asks sooner.
+        """
         line, host = path.line, path.endpoint.host
         attempts = [partial(self._try, path, owner, address, deadline) for address in addresses]
+        stagger_s = families.stagger_s(line, host)
+        again_s = max(AGAIN_S, 2 * stagger_s)
         try:
-            connection = await race(attempts, families.stagger_s(line, host), H3Connection.close)
+            connection = await race(attempts, stagger_s, H3Connection.close, again_s=again_s)
         except RaceLost as lost:
             error = most_telling(lost)
             if error.outcome is not Outcome.UNREACHABLE:
@@ -205,6 +216,8 @@ class H3Connector:
             dialed.sock.close()
             raise
         left_s = max(deadline - loop.time(), 0.0)
+        if self._sent is not None:
+            self._sent(path.name, Kind.QUIC, monotonic())
         connection.start(driver, dialed.peer, early=early, timeout_s=left_s)
         if not early:
             try:

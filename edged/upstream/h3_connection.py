@@ -104,7 +104,7 @@ class H3Connection:
         self.driver = driver
         self.peer = peer
         self._started_at = monotonic()
-        self._deadline = self.loop.call_later(timeout_s, self._too_late, timeout_s)
+        self._deadline = self.loop.call_later(timeout_s, self._too_late)
         driver.start(peer)
         if early and not self._closed:
             self.early = True
@@ -122,8 +122,8 @@ class H3Connection:
         )
         self.driver.touch()
 
-    def _too_late(self, timeout_s: float) -> None:
-        detail = f"no QUIC handshake within {timeout_s:g} s (is UDP blocked on this line?)"
+    def _too_late(self) -> None:
+        detail = "no QUIC handshake in time (is UDP blocked on this line?)"
         self.close(Failure(Outcome.TIMEOUT, detail))
 
     def handshake_done(self, alpn: str | None, early_accepted: bool) -> None:

@@ -97,7 +97,7 @@ class OriginPool:
         if connection is not None:
             self._assign(connection, events, group)
             return None
-        wait_s = self._tools.connect_timeout(self.path.endpoint.upstream) + self._limits.wait_s
+        wait_s = self._tools.connect_timeout(self.path.endpoint.upstream)
         waiter = self.waiting.add(
             events, self._loop.time() + wait_s, early_data=early_data, upgrade=upgrade, group=group
         )
@@ -154,7 +154,7 @@ class OriginPool:
                     return connection
         if upgrade:
             return None
-        if early_data and self._early:
+        if early_data and self._early and not self.in_doubt:
             return next(reversed(self._early))
         trust = self.trust
         for shelf in shelves:
@@ -206,7 +206,7 @@ class OriginPool:
                 break
             waiter, _ = waiting.plain.popitem(last=False)
             self._assign(connection, waiter.events, waiter.group)
-        if self._early and waiting.plain:
+        if self._early and waiting.plain and not self.in_doubt:
             for waiter in [w for w in waiting.plain if w.early_data]:
                 if not self._early:
                     break
@@ -335,24 +335,29 @@ class OriginPool:
 
     def suspect(self, now: float) -> None:
         """Silence on the path: trust nothing that was not heard since."""
-        self._back()
         self.trust.suspect_since = now
         self._plain = False
+        self._back()
         for connection in list(self.connections):
             connection.doubt()
 
     def up(self) -> None:
         """The path is well again."""
-        self._back()
         self.trust.suspect_since = None
+        self._back()
         self.upkeep.path_up()
         self._update_plain()
 
     def _back(self) -> None:
-        """What was dialled into the void waits ever longer for its next SYN."""
+        """What was dialled into the void waits ever longer for its next packet."""
         if self.upkeep.down:
             self.upkeep.down = False
             self.dialing.again()
+
+    def wake(self) -> None:
+        """Something else was heard over the line: what is dialled in vain may be answered now."""
+        if self.waiting and self.in_doubt:
+            self.dialing.wake()
 
     def leave(self) -> None:
         """The path is DOWN: whoever can go on over another does."""
@@ -403,6 +408,11 @@ class OriginPool:
         self.waiting.fail_all(failure)
 
     # What others ask
+
+    @property
+    def in_doubt(self) -> bool:
+        """The path is not UP: what is sent may go nowhere."""
+        return self.upkeep.down or self.trust.suspect_since is not None
 
     @property
     def unused(self) -> bool:

@@ -21,6 +21,7 @@ from policies.model import (
     Change,
     Endpoint,
     Estimate,
+    Line,
     Path,
     RequestClass,
     Verdict,
@@ -156,6 +157,8 @@ class Pools:
             pool.suspect(self._loop.time())
         else:
             pool.up()
+        if change.old is Verdict.DOWN:
+            self._wake(pool.path.line)
 
     def can_spare(self, change: CarrierChange) -> bool:
         """Whether the endpoint of the path speaks any other carrier; if not, it is the path that
@@ -184,6 +187,14 @@ class Pools:
             self.carriers.silenced.discard(change.path)
         if (pool := self._pools.get(change.path)) is not None:
             pool.block(blocked)
+            if not change.blocked:
+                self._wake(pool.path.line)
+
+    def _wake(self, line: Line) -> None:
+        """Something was heard over ``line`` that was not before."""
+        for pool in self._pools.values():
+            if pool.path.line == line:
+                pool.wake()
 
     def carrier_changed(self, change: CarrierChange) -> None:
         """After `carrier_leaving`: what still runs on a blocked carrier goes on over another line,

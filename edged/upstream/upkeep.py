@@ -20,9 +20,11 @@ from edged.upstream.pool_types import PoolTools
 from edged.upstream.shelf import Shelf
 from edged.upstream.trust import Trust
 from edged.upstream.waiting import Waiting
-from policies.model import Carrier
+from policies.model import Carrier, Failure, Outcome
 
 _OVER_TCP = (Carrier.H2, Carrier.H1)
+_ALL_IN_USE = Failure(Outcome.LOCAL, "all connections to the upstream are in use")
+_NO_CONNECTION = Failure(Outcome.TIMEOUT, "no connection could be made in time")
 
 
 class Kept(Protocol):
@@ -59,7 +61,7 @@ class Upkeep:
         pool.choosing.refresh(now)
         pool.trust.refresh(pool.choosing.rtt_s, now)
         self._expire(now)
-        pool.waiting.expire(now)
+        self._expire_waiting(now)
         if pool.streams_total != self._streams:
             self._streams, self._used_at = pool.streams_total, now
         if self.keep_warm:
@@ -107,6 +109,14 @@ class Upkeep:
         if missing is not None and not pool.dialing.coming(missing):
             self._beside_at = now + self._limits.warm_retry_s
             pool.dialing.one_more(missing)
+
+    def _expire_waiting(self, now: float) -> None:
+        """Who waits for a connection that is open and busy may do so for a while longer."""
+        pool = self._pool
+        if any(not (one.early or one.draining) for one in pool.connections):
+            pool.waiting.expire(now - self._limits.wait_s, _ALL_IN_USE)
+        elif pool.waiting:
+            pool.waiting.expire(now, _NO_CONNECTION)
 
     def _expire(self, now: float) -> None:
         """Close what nobody used for long."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from edged.upstream.base import StreamEvents
-from policies.model import Failure, Outcome
+from policies.model import Failure
 
 
 class Waiter:
@@ -59,19 +59,19 @@ class Waiting:
         upgrade: bool,
         group: int,
     ) -> Waiter:
-        """Wait until loop time ``deadline`` at most."""
+        """Wait until loop time ``deadline`` at least; `expire` ends it."""
         queue = self.upgrades if upgrade else self.plain
         waiter = Waiter(events, queue, deadline, early_data=early_data, group=group)
         queue[waiter] = None
         return waiter
 
-    def expire(self, now: float) -> None:
-        """Fail those that waited too long."""
-        text = "all connections to the upstream are in use"
+    def expire(self, now: float, failure: Failure) -> None:
+        """Fail those whose deadline has come."""
+        told = replace(failure, unprocessed=True)
         for queue in (self.plain, self.upgrades):
             while queue and next(iter(queue)).deadline <= now:
                 waiter, _ = queue.popitem(last=False)
-                waiter.events.failed(Failure(Outcome.LOCAL, text, unprocessed=True))
+                waiter.events.failed(told)
 
     def fail_first(self, failure: Failure, *, upgrade: bool = False) -> None:
         """Fail the one that waits longest, if any does."""

@@ -456,6 +456,38 @@ def test_a_race_starts_by_delay_or_failure_and_disposes_of_late_results():
     asyncio.run(main())
 
 
+def test_a_race_begins_anew_what_runs_in_silence():
+    async def main():
+        begun, cancelled = [], []
+
+        async def attempt(name):
+            begun.append(name)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.append(name)
+                raise
+
+        async def refused():
+            raise ValueError("refused")
+
+        attempts = [lambda: attempt("a"), refused, lambda: attempt("b")]
+        running = asyncio.create_task(race(attempts, 0.001, lambda _: None, again_s=0.005))
+        while len(begun) < 6:
+            await asyncio.sleep(0.001)
+        assert begun[:6] == ["a", "b", "a", "b", "a", "b"]
+        assert cancelled[:2] == ["a", "b"], "two of each run"
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await asyncio.sleep(0)
+        assert sorted(cancelled) == sorted(begun)
+        with pytest.raises(RaceLost):
+            await race([refused], 0.001, lambda _: None, again_s=0.001)
+
+    asyncio.run(main())
+
+
 # --- udp, guard -------------------------------------------------------------------------------
 
 

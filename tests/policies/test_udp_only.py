@@ -34,3 +34,21 @@ def test_silent_datagrams_end_a_path_that_has_nothing_else(udp_only):
     if udp_only:
         drive(detector, (*OVER_TCP, Kind.QUIC), 1007.0, 1012.0, changes)
         assert detector.finding(PATH).verdict is Verdict.UP
+
+
+@pytest.mark.parametrize("udp_only", [True, False])
+def test_where_nothing_else_serves_datagrams_need_not_have_been_answered_before(udp_only):
+    detector, changes = Detector(), []
+    detector.watch(PATH, "a", "u/x", udp_only=udp_only)
+    drive(detector, OVER_TCP, 1000.0, 1003.0, changes)
+    assert (detector.finding(PATH).verdict is Verdict.DOWN) is udp_only
+
+
+def test_since_when_it_is_silent():
+    detector, changes = Detector(), []
+    detector.watch(PATH, "a", "u/x", udp_only=True)
+    drive(detector, (*OVER_TCP, Kind.QUIC), 1000.0, 1005.0, changes)
+    assert detector.silent_since(PATH) is None
+    drive(detector, OVER_TCP, 1005.0, 1007.0, changes)
+    assert detector.silent_since(PATH) == pytest.approx(1005.0)
+    assert detector.silent_since("nowhere") is None

@@ -220,6 +220,9 @@ def test_a_doubted_path_is_asked_end_to_end_soon_but_not_for_ever():
     planner.stir("cn2", 1070.0)  # a sign of life
     assert planner.set_activity("cn2", False, 1070.1, doubted=True) is Pace.STIRRED
     assert planner.set_activity("cn2", False, 1074.0, doubted=True) is Pace.DOUBTED
+    assert period_s(Kind.QUIC, cadence, Pace.DOUBTED) == 30.0
+    assert period_s(Kind.QUIC, cadence, Pace.DOUBTED, udp_only=True) == 3.0
+    assert period_s(Kind.QUIC, cadence, Pace.ACTIVE, udp_only=True) == 30.0
 
 
 def test_a_stir_asks_every_kind_within_a_tenth_of_a_second():

@@ -1,11 +1,13 @@
 """An HTTP/3 endpoint with addresses of two families, of which one does not answer."""
 
+import asyncio
 import socket
 
 import pytest
 
+from edged.upstream import h3
 from edged.upstream.h3 import H3Connector
-from policies.model import Outcome
+from policies.model import Kind, Outcome
 from probes.base import DialError
 from tests.harness.h3 import LoopbackDialer, answering, both_engines, run
 
@@ -19,7 +21,7 @@ class TwoFamilies(LoopbackDialer):
     def __init__(self, silent=(), routeless=(), after_s=0.02):
         super().__init__()
         self.silent, self.routeless, self.after_s = silent, routeless, after_s
-        self.dialled, self.worked, self.holes = [], [], []
+        self.dialled, self.worked, self.holes, self.sent = [], [], [], []
 
     async def udp_choices(self, line, host, *, address=None, timeout_s):
         return (V6, V4)
@@ -54,6 +56,7 @@ def racing(engine, certificates, body, **families):
             ca_file=certificates.ca,
             engine=engine,
             families=dialer,
+            sent=lambda path, kind, at: dialer.sent.append((path, kind)),
         )
         await body(client, dialer)
         for hole in dialer.holes:
@@ -110,5 +113,24 @@ def test_that_none_answers_is_a_timeout(engine, certificates):
             await client.connect(timeout_s=0.3)
         assert caught.value.outcome is Outcome.TIMEOUT
         assert dialer.worked == []
+
+    racing(engine, certificates, body, silent=(V6, V4))
+
+
+@pytest.mark.sources
+def test_a_line_that_lets_datagrams_pass_again_is_found_by_a_new_handshake(
+    engine, certificates, monkeypatch
+):
+    monkeypatch.setattr(h3, "AGAIN_S", 0.05)
+
+    async def body(client, dialer):
+        dialling = asyncio.ensure_future(client.connect())
+        while len(dialer.dialled) < 5:
+            await asyncio.sleep(0.01)
+        dialer.silent = ()
+        connection = await asyncio.wait_for(dialling, 0.5)
+        assert (await client.get(connection)).received == b"hello"
+        assert dialer.sent == [(client.path.name, Kind.QUIC)] * len(dialer.dialled)
+        connection.close()
 
     racing(engine, certificates, body, silent=(V6, V4))
