@@ -239,12 +239,16 @@ class Attempt:
         self.target.live[self] = None
         self.found = house.table.started(path.name)
         self.asked_at = None  # how long the answer takes says nothing of the endpoint any more
-        exchange.attempt_moved(self, left)
+        exchange.attempt_moved(self, left, long=self._long)
 
     def stalled(self, reason: str) -> None:
         """It went to another line, and nothing is heard there. A long body is better waited for."""
-        if self._body_ended and self.exchange.spool.size <= _SHORT_BYTES:
+        if not self._long:
             self.exchange.carrier_lost(self.number, reason)
+
+    @property
+    def _long(self) -> bool:
+        return not self._body_ended or self.exchange.spool.size > _SHORT_BYTES
 
     def pause_body(self) -> None:
         """The stream takes no more for now."""

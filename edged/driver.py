@@ -194,7 +194,8 @@ class Driver(ABC, Generic[TryT]):
             others = self._reroute()
             if self._flow() is not None and not (self.machine.repeatable and others):
                 return
-            self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason))
+            since = self.house.table.silent_since(change.path)
+            self.carry_out(self.machine.path_down(change.path, monotonic(), change.reason, since))
 
     def carrier_lost(self, attempt: int, reason: str) -> None:
         """What an attempt runs on stopped working on its path, where others work."""

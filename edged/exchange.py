@@ -249,8 +249,9 @@ class Exchange(Driver[Attempt]):
             if not self.ended:
                 self._body_to_client(piece)
 
-    def attempt_moved(self, attempt: Attempt, left: Target) -> None:
-        """It goes on over another line, unrepeated: the leg that is over is remembered."""
+    def attempt_moved(self, attempt: Attempt, left: Target, *, long: bool) -> None:
+        """It goes on over another line, unrepeated: the leg that is over is remembered. ``long``:
+        so is its body."""
         now, begun, path = monotonic(), attempt.begun, attempt.target.path
         self.record.attempts += (
             AttemptRecord(
@@ -266,8 +267,10 @@ class Exchange(Driver[Attempt]):
         reason = f"the connection moved from line {left.path.line.name}"
         attempt.begun = Start(attempt.number, path.name, "migration", reason)
         attempt.started_at = now
-        self.machine.moved(attempt.number, path.name)
         self.service.counters.migrations += 1
+        self._reroute()
+        since = self.house.table.silent_since(left.path.name)
+        self.carry_out(self.machine.moved(attempt.number, path.name, now, since, long=long))
 
     def attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """It is over without a complete response."""

@@ -24,38 +24,26 @@ response begun, 429 and 503           committed             committed
 A response is *held* while it has begun and nothing of it was passed on: a short one, until it is
 whole. To whom it matters it has not begun. Where ``replay: never`` rules none is held.
 
+An attempt may go on over another line, unrepeated. Where its path was DOWN, and the table allows
+it, the request goes to another connection as well: the first answer counts. Not when it has waited
+for long (a service that thinks would think twice), nor with a long body.
+
 Where only the carrier stopped working (datagrams vanish, TCP goes on) the rows of a path that is
 DOWN count, and the path itself, on another carrier, is the first to be taken. A request that must
 not be repeated goes on with its connection, if that can change its line.
 
-1. At most two attempts are live. They start on different paths, but one may move to the other's.
-2. Races. While the only live attempt is pending for longer than ``race_delay_s``, or its path is
-   SUSPECT, a second one may start: nothing was sent, so nothing can happen twice. When one of two
-   attempts is sent, another that is still pending is cancelled.
-3. Hedges. At most one per exchange, from the hedge budget: at once when the path becomes SUSPECT,
-   unless it has waited for long (the service thinks, and will for longer than the doubt lasts);
-   else ``hedge_delay_s`` after the request was sent, if the upstream answered another exchange
-   since. Where nobody is answered it is no tail: the service thinks, or the detector will tell.
+1. At most two attempts are live where one was sent; else one a path. They start on different
+   paths, but one may move to the other's.
+2. Redundancy, races and hedges: `policies.company`. When one of several attempts is sent, those
+   that are still pending are cancelled.
+3. Time without any path: `policies.wait`. While every path is DOWN each is a last resort, tried
+   once, all of them together: they race as others do. A path that comes back is tried anew at
+   once. Whether the paths went DOWN before the request came or under it makes no difference.
 4. Another path means: the best one that did not fail this exchange yet; then one that did, but is
    not DOWN, after a pause (none for the first repeat of a request that was sent: the pooled
-   connection was stale). With ``max_attempts`` starts, races and hedges included, it is over. Those
-   do not count that put no load on the upstream: a race that was cancelled before it was sent, a
-   last resort that was not, an attempt whose path went DOWN, and the first `MORE_REFUSED` whose
-   connection was refused where no path is untried: who restarts is back in a second or two.
-   Lines may die faster than that; a multiple bounds them, too.
+   connection was stale). How many there may be, and what they cost: `policies.allowance`.
 5. A body that outgrew the spool cannot be repeated: no attempt starts any more.
-6. Budget. Free are attempts after a path went DOWN, after a failure that is the line's, after one
-   of which nothing was sent, and after silence of its connection: they put no second load on the
-   upstream, and a line that dies under load must not cost answers while other paths are UP. So is
-   a path not yet tried, after a refusal unprocessed; to ask again where it was refused takes a
-   token and may overdraw the bucket by its capacity. The first two repeats of a request whose
-   connection ended, by word or because nothing listens any more, may overdraw it by several: a
-   server that goes takes all of its connections at once, over whichever line. All other retries
-   take a token or end.
-7. Last resorts. While every path is DOWN each is tried once, at most two at a time, for
-   ``patience_s`` in all unless one gets its request sent; a path that comes back is taken at once.
-   It makes no difference whether the paths went DOWN before the request came or under it.
-8. Exactly one `Commit` or `GiveUp` ends the machine, or ``client_gone``. Until then there is a live
+6. Exactly one `Commit` or `GiveUp` ends the machine, or ``client_gone``. Until then there is a live
    attempt or an armed timer.
 """
 
@@ -63,6 +51,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from policies.allowance import Allowance
 from policies.budget import Bucket, HedgeBudget
 from policies.commands import (
     ArmTimer,
@@ -75,29 +64,21 @@ from policies.commands import (
     Why,
     status_of,
 )
+from policies.company import Company
 from policies.itinerary import Itinerary
 from policies.live import LiveAttempt
-from policies.model import Blame, Failure, Outcome, Replay
+from policies.model import Failure, Outcome, Replay
+from policies.wait import Wait
 
 REPEAT_PAUSE_S = 0.05
 """Before a path that failed, or a last resort, is tried; doubles with each attempt."""
 MOST_PAUSE_S = 1.0
 PATIENCE_S = 5.0
-MOST_STARTS = 4
-"""Times ``max_attempts``, whatever the starts came to."""
-MORE_REFUSED = 2
-"""With the pauses before them they make 1.5 s of a refusal."""
-ENDED_OVERDRAFT = 4.0
-"""Times the capacity of the bucket: 80 requests more at once, where 20 tokens fit."""
-THINKING_S = 1.0
-"""Who waits for longer, and for twice the tail, waits for a service that thinks."""
-
 
 _NOTHING: Commands = ()
 _FIRST_COMMIT: Commands = (Commit(1),)
 _NO_PATH = Failure(Outcome.UNREACHABLE, "no path to this upstream", unprocessed=True)
 _ALL_DOWN = Failure(Outcome.TIMEOUT, "every path is DOWN", unprocessed=True, path_down=True)
-_ENDS = (Outcome.RESET, Outcome.REFUSED)
 _EXPIRED = Failure(Outcome.TIMEOUT, "no response within the limit")
 
 
@@ -105,29 +86,26 @@ class Exchange:
     """One exchange. ``candidates``, ``eligible`` and ``reachable`` are `Itinerary`'s.
 
     After each `Start` the caller reports ``sent``, ``pending`` or ``failed`` for that attempt.
-    ``hedge_delay_s`` and ``race_delay_s``: `None` means never. ``retries`` and ``hedges`` are the
+    ``hedge_delay_s`` and ``race_delay_s`` are `Company`'s. ``retries`` and ``hedges`` are the
     upstream's; the exchange earns in them when it begins.
     """
 
     __slots__ = (
+        "_allowance",
+        "_company",
         "_done",
         "_executed",
-        "_free",
-        "_hedge_delay_s",
         "_hedges",
         "_last_failure",
         "_live",
-        "_lost_at",
         "_paths",
         "_patience_s",
-        "_race_delay_s",
         "_repeat",
         "_replayable",
         "_retries",
         "_traits",
+        "_wait",
         "doubled",
-        "hedged",
-        "starts",
     )
 
     def __init__(
@@ -144,16 +122,17 @@ class Exchange:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._paths = Itinerary(candidates, eligible, reachable)
+        self._allowance = Allowance(traits.max_attempts, retries)
         self._traits = traits
         self._retries = retries
         self._hedges = hedges
         may_hedge = traits.hedge and (traits.safe or traits.replay is Replay.ALWAYS)
-        self._hedge_delay_s = hedge_delay_s if may_hedge else None
-        self._race_delay_s = race_delay_s
+        self._company = Company(
+            self._paths, hedges, hedge_delay_s if may_hedge else None, race_delay_s
+        )
         self._patience_s = patience_s
         self._live: list[LiveAttempt] = []
-        self._lost_at: float | None = None
-        """Since when no path is reachable and none was sent to; `None`: some is."""
+        self._wait = Wait(patience_s)
         self._repeat: tuple[float, Why, str] | None = None
         """When the next attempt starts, with its why and reason; nothing is live until then."""
         self._last_failure: Failure | None = None
@@ -161,10 +140,6 @@ class Exchange:
         """An attempt that has ended may have been executed."""
         self._replayable = True
         self._done = False
-        self._free = 0
-        """Starts that do not count."""
-        self.starts = 0
-        self.hedged = False
         self.doubled = 0
         """Attempts sent although another one may have been executed."""
 
@@ -174,14 +149,24 @@ class Exchange:
         return self._done
 
     @property
+    def starts(self) -> int:
+        """How many attempts there were."""
+        return self._allowance.starts
+
+    @property
+    def hedged(self) -> bool:
+        """There was a hedge."""
+        return self._company.hedged
+
+    @property
     def live(self) -> tuple[int, ...]:
         """The numbers of the live attempts."""
         return tuple(a.number for a in self._live)
 
     @property
     def stranded(self) -> bool:
-        """Every path is DOWN: call `path_back` when one is not any more."""
-        return self._lost_at is not None and not self._done
+        """Nothing was sent yet: call `path_back` when a path is not DOWN any more."""
+        return self._wait.since is not None and not self._done
 
     @property
     def repeatable(self) -> bool:
@@ -199,12 +184,12 @@ class Exchange:
         if not paths.order:
             return self._give_up(_NO_PATH, "the upstream has no path", 503)
         path = paths.order[0]
-        self.starts = 1
+        self._allowance.starts = 1
         self._live.append(LiveAttempt(1, path, now))
+        self._wait.begin(now)
         if paths.reachable == 0:
-            self._lost_at = now
-            paths.tried_down(path)
-            return (ArmTimer(now + self._patience_s), Start(1, path))
+            self._wait.darken(now)
+            paths.tries(path)
         return (Start(1, path),)
 
     def pending(self, attempt: int, now: float) -> Commands:
@@ -221,13 +206,12 @@ class Exchange:
         if live is None or live.sent_at is not None:
             return _NOTHING
         live.sent_at = now
-        if attempt > 1 or self._lost_at is not None:
-            self._lost_at = None
-            if self._executed or any(a.sent_at is not None for a in self._live if a is not live):
-                self.doubled += 1
+        self._wait.sent()
+        if attempt > 1 and (self._executed or any(a.sent_at is not None for a in self._but(live))):
+            self.doubled += 1
         if len(self._live) == 1:
-            delay_s = self._hedge_delay_s
-            return _NOTHING if delay_s is None or self.hedged else (ArmTimer(now + delay_s),)
+            hedge_at = self._company.hedge_at(now)
+            return _NOTHING if hedge_at is None else (ArmTimer(hedge_at),)
         losers = [a for a in self._live if a.sent_at is None]
         return (*self._drop(losers), *self._arm(now))
 
@@ -239,7 +223,7 @@ class Exchange:
             return _NOTHING
         live.answering = True
         self._hedges.answered_at = now
-        return _NOTHING if len(self._live) == 1 else tuple(self._drop_all_but(live))
+        return _NOTHING if len(self._live) == 1 else tuple(self._drop(self._but(live)))
 
     def head_received(self, attempt: int, now: float) -> Commands:
         """Something of a final response is passed on."""
@@ -251,7 +235,7 @@ class Exchange:
         if len(self._live) == 1:
             self._live.clear()
             return _FIRST_COMMIT if attempt == 1 else (Commit(attempt),)
-        losers = self._drop_all_but(live)
+        losers = self._drop(self._but(live))
         self._live.clear()
         return (Commit(attempt), *losers)
 
@@ -281,44 +265,65 @@ class Exchange:
         failure = Failure(Outcome.TIMEOUT, reason, live.sent_at is None, carrier_down=True)
         return (Cancel(live.number, failure), *self._after(live, failure, now))
 
-    def moved(self, attempt: int, path: str) -> None:
-        """The attempt goes on over ``path``, unrepeated (connection migration)."""
+    def moved(
+        self, attempt: int, path: str, now: float, since: float | None = None, *, long: bool = True
+    ) -> Commands:
+        """The attempt goes on over ``path``, unrepeated (connection migration). Call `reroute`
+        first. ``since``: when the path that it left, which is DOWN, fell silent. ``long``: its body
+        had better not be sent again beside.
+        """
         live = self._find(attempt)
-        if live is not None:
-            live.path = path
+        if live is None:
+            return _NOTHING
+        left, live.path = live.path, path
+        live.lost(now if since is None else since)
+        if since is None or long or len(self._live) > 1 or live.answering or not self.repeatable:
+            return _NOTHING
+        best = self._paths.pick()
+        if best is None or self._company.thinks(live, now) or self._cannot_start():
+            return _NOTHING
+        return self._start(best, "failover", f"path {left} is down", now)
 
-    def path_down(self, path: str, now: float, reason: str = "declared DOWN") -> Commands:
-        """``path`` was declared DOWN. Call `reroute` first: the next path may share its line."""
+    def path_down(
+        self, path: str, now: float, reason: str = "declared DOWN", since: float | None = None
+    ) -> Commands:
+        """``path`` was declared DOWN, and silent ``since``. Call `reroute` first: the next path may
+        share its line."""
         if self._done:
             return _NOTHING
         self._paths.went_down(path)
         live = next((a for a in self._live if a.path == path), None)
         if live is None:
-            if self._live or self._paths.pick(repeat=True) is not None:
+            if not self._is_dark(now):
                 return _NOTHING
-            if self._resort() is None:
+            if not self._live and self._resort() is None:
                 return self._give_up(self._last_failure or _ALL_DOWN, "no other path is left")
-            self._lost_at = now if self._lost_at is None else self._lost_at
-            return _NOTHING
+            return self._arm(now)
         self._live.remove(live)
+        live.lost(now if since is None else since)
         unsent = live.sent_at is None
         failure = Failure(Outcome.TIMEOUT, f"path {path} is down: {reason}", unsent, path_down=True)
         return (Cancel(live.number, failure), *self._after(live, failure, now))
 
     def path_back(self, now: float) -> Commands:
         """A path that was DOWN can be used again. Call `reroute` first."""
-        if not self.stranded or (path := self._paths.pick(repeat=True)) is None:
+        dark = self._wait.dark
+        taken = () if dark else [a.path for a in self._live]
+        path = self._paths.pick(repeat=dark, but=taken)
+        if not self.stranded or path is None:
             return _NOTHING
-        self._lost_at = None
+        if not dark:
+            race = self._live and not self._cannot_start()
+            return self._start(path, "race", f"path {path} is back", now) if race else _NOTHING
+        self._wait.dawn()
         self._paths.found_again()
         if self._repeat is not None:
             self._repeat = (now, *self._repeat[1:])
             return self._start_repeat(now)
-        if self._cannot_start():
-            return _NOTHING
         # What was sent into the void waits for ever longer retransmissions: dial anew.
-        stale = [a for a in self._live if a.path == path] or self._live[1:]
-        cancels = self._drop(stale)
+        cancels = self._drop([a for a in self._live if a.path == path])
+        if self._cannot_start():
+            return (*cancels, *self._arm(now))
         return (*cancels, *self._start(path, "failover", f"path {path} is back", now))
 
     def path_suspect(self, path: str, now: float, reason: str = "declared SUSPECT") -> Commands:
@@ -326,33 +331,32 @@ class Exchange:
         if len(self._live) != 1 or self._live[0].path != path or self._done:
             return _NOTHING
         live = self._live[0]
-        waited_s = 0.0 if live.sent_at is None else now - live.sent_at
-        if live.answering or waited_s > max(THINKING_S, 2 * (self._hedge_delay_s or 0.0)):
+        if live.answering or self._company.thinks(live, now):
             return _NOTHING
-        return self._second(live, now, f"path {path} is suspect: {reason}")
+        return self._join(now, f"path {path} is suspect: {reason}")
 
     def timer_fired(self, now: float) -> Commands:
         """The armed time came. Early and stale calls are harmless."""
         if self._done:
             return _NOTHING
-        if self._lost_at is not None and now >= self._lost_at + self._patience_s:
+        if self._wait.is_over(now):
             cancels = [Cancel(a.number) for a in self._live]
-            reason = f"no path came back within {self._patience_s:g} s"
+            what = "no path came back" if self._wait.dark else "no connection"
+            reason = f"{what} within {self._patience_s:g} s"
             failure = self._last_failure or _ALL_DOWN
             return (*cancels, *self._give_up(failure, reason, 502 if self._executed else 503))
         if self._repeat is not None:
             return self._start_repeat(now)
-        at = self._company_at()
+        self._is_dark(now)
+        at = self._company.due_at(self._live, dark=self._wait.dark)
         if at is None or now < at:
             return self._arm(now)
-        live = self._live[0]
-        if live.sent_at is None:
-            commands = self._second(live, now, f"no connection after {now - live.pending_at:.3f} s")
-        elif self._hedges.answered_at <= live.sent_at:
+        if self._company.in_vain(self._live):
             return _NOTHING
-        else:
-            commands = self._second(live, now, f"no answer after {now - live.sent_at:.3f} s")
-        return commands if commands or self._lost_at is None else (self._end(self._lost_at),)
+        first = self._live[0]
+        if first.sent_at is None:
+            return self._join(now, f"no connection after {now - first.pending_at:.3f} s")
+        return self._join(now, f"no answer after {now - first.sent_at:.3f} s")
 
     def reroute(
         self, candidates: Sequence[str], eligible: int | None = None, reachable: int | None = None
@@ -393,12 +397,12 @@ class Exchange:
             self._last_failure = failure  # why it failed tells more than that the path is DOWN now
         line_failed = failure.line_failed or self._paths.is_down(ended.path)
         unsent = ended.sent_at is None
+        if all(a.sent_at is None for a in self._live):
+            self._wait.begin(now if ended.lost_at is None else ended.lost_at)
+        dark = self._is_dark(now)
         path = self._paths.pick()
-        most = self._traits.max_attempts
-        restarts = failure.outcome is Outcome.REFUSED and path is None
-        one_more = restarts and self.starts - self._free == most > self.starts - MORE_REFUSED
-        in_vain = unsent and (self._lost_at is not None or one_more)
-        self._free += failure.path_down or failure.carrier_down or in_vain
+        untried = path is not None
+        self._allowance.ended(failure, unsent=unsent, resort=dark, untried=untried)
         unprocessed = unsent or failure.unprocessed
         self._executed = self._executed or not unprocessed
         if self._live:
@@ -413,12 +417,11 @@ class Exchange:
         again = self._paths.pick(repeat=True)
         if again is None and self._resort() is None:
             return self._give_up(self._last_failure, "no other path is left")
-        silent = failure.outcome is Outcome.TIMEOUT
-        no_load = unsent or (unprocessed and path is not None)
-        free = no_load or line_failed or silent or failure.blame is Blame.LINE
-        went = failure.outcome in _ENDS and self.starts - self._free <= 2
-        overdraft = 1.0 if unprocessed else ENDED_OVERDRAFT * went
-        if not free and not self._retries.take(now, overdraft=overdraft * self._retries.capacity):
+        if path is None and unsent and not dark and self._wait.worn_out(now):
+            return self._give_up(failure, f"no connection within {self._patience_s:g} s")
+        if not self._allowance.pays(
+            failure, now, line_failed=line_failed, unsent=unsent, untried=untried
+        ):
             return self._give_up(failure, "the retry budget is spent")
         why: Why = "failover" if line_failed else "retry"
         if path is not None:
@@ -426,9 +429,6 @@ class Exchange:
         stale = not unsent and self.starts == 1 and again is not None
         pause_s = 0.0 if stale else min(MOST_PAUSE_S, REPEAT_PAUSE_S * 2.0 ** (self.starts - 1))
         self._repeat = (now + pause_s, why, failure.detail)
-        if again is None and self._lost_at is None:
-            # What was dialled in vain was waiting, too; but a half is left.
-            self._lost_at = max(ended.pending_at, now - self._patience_s / 2) if unsent else now
         return self._start_repeat(now)
 
     def _start_repeat(self, now: float) -> Commands:
@@ -441,37 +441,26 @@ class Exchange:
         path = self._paths.pick() or self._paths.pick(repeat=True) or self._resort()
         if path is None or not self._replayable:
             return self._give_up(self._last_failure or _NO_PATH, "no other path is left")
-        start = self._start(path, why, reason, now)
-        return start if self._lost_at is None else (self._end(self._lost_at), *start)
+        return self._start(path, why, reason, now)
 
-    def _second(self, live: LiveAttempt, now: float, reason: str) -> Commands:
-        """A second attempt beside ``live``: a race if that one is pending, else a hedge."""
-        if self._cannot_start():
-            return _NOTHING
-        path = self._paths.pick_fit(but=live.path)
-        if live.sent_at is None:
-            if path is None and self._lost_at is not None:
-                path = self._resort()
-            return _NOTHING if path is None else self._start(path, "race", reason, now)
-        if path is None or self._hedge_delay_s is None or self.hedged:
-            return _NOTHING
-        self.hedged = self._hedges.take(now)
-        return self._start(path, "hedge", reason, now) if self.hedged else _NOTHING
+    def _join(self, now: float, reason: str) -> Commands:
+        """One more attempt beside those that are live, if there may be one."""
+        found = None if self._cannot_start() else self._company.take(self._live, now)
+        if found is None:
+            end_at = self._wait.end_at
+            return _NOTHING if end_at is None else (ArmTimer(end_at),)
+        return self._start(*found, reason, now)
 
     def _start(self, path: str, why: Why, reason: str, now: float) -> Commands:
-        if self._lost_at is not None:
-            self._paths.tried_down(path)
-        self.starts += 1
-        self._live.append(LiveAttempt(self.starts, path, now))
-        return (Start(self.starts, path, why, reason),)
-
-    def _drop_all_but(self, winner: LiveAttempt) -> list[Cancel]:
-        return self._drop([a for a in self._live if a is not winner])
+        self._paths.tries(path)
+        self._allowance.starts = number = self._allowance.starts + 1
+        self._live.append(LiveAttempt(number, path, now))
+        return (Start(number, path, why, reason),)
 
     def _drop(self, losers: list[LiveAttempt]) -> list[Cancel]:
         for loser in losers:
             self._live.remove(loser)
-            self._free += loser.sent_at is None
+        self._allowance.dropped(sum(loser.sent_at is None for loser in losers))
         return [Cancel(loser.number) for loser in losers]
 
     def _give_up(self, failure: Failure, reason: str, status: int | None = None) -> Commands:
@@ -484,32 +473,27 @@ class Exchange:
         """Why no further attempt may start; empty if one may."""
         if not self._replayable:
             return "the request body outgrew the spool and cannot be repeated"
-        most = self._traits.max_attempts
-        if self.starts - self._free >= most or self.starts >= MOST_STARTS * most:
-            return f"all {most} attempts are used up"
-        return ""
+        return self._allowance.spent(sum(a.sent_at is None for a in self._live))
+
+    def _is_dark(self, now: float) -> bool:
+        """Whether nothing is under way and every path is DOWN, as of now."""
+        if self._wait.since is not None and self._paths.pick(repeat=True) is None:
+            self._wait.darken(now)
+        return self._wait.dark
 
     def _resort(self) -> str | None:
         return self._paths.resort([a.path for a in self._live])
 
     # -- time --------------------------------------------------------------------------------------
 
-    def _company_at(self) -> float | None:
-        """When the only live attempt gets company; `None`: never."""
-        if len(self._live) != 1:
-            return None
-        hedge_delay_s = None if self.hedged else self._hedge_delay_s
-        return self._live[0].company_at(self._race_delay_s, hedge_delay_s)
-
     def _arm(self, now: float) -> Commands:
-        at = self._company_at()
-        if self._lost_at is not None:
-            end_at = self._lost_at + self._patience_s
+        at, end_at = self._company.due_at(self._live, dark=self._wait.dark), self._wait.end_at
+        if end_at is not None:
             at = end_at if at is None else min(at, end_at)
         return _NOTHING if at is None else (ArmTimer(max(at, now)),)
 
-    def _end(self, lost_at: float) -> ArmTimer:
-        return ArmTimer(lost_at + self._patience_s)
+    def _but(self, attempt: LiveAttempt) -> list[LiveAttempt]:
+        return [a for a in self._live if a is not attempt]
 
     def _find(self, attempt: int) -> LiveAttempt | None:
         for live in self._live:

@@ -50,27 +50,29 @@ class Itinerary:
         """Whether it was declared DOWN since the ranking."""
         return self._down is not None and path in self._down
 
-    def tried_down(self, path: str) -> None:
-        """It is tried as a last resort."""
-        self._resorts = {path, *(self._resorts or ())}
+    def tries(self, path: str) -> None:
+        """It is tried; if it is DOWN, as a last resort."""
+        if path not in self.order[: self.reachable] or self.is_down(path):
+            self._resorts = {path, *(self._resorts or ())}
 
     def found_again(self) -> None:
         """A path can be reached: last resorts may be tried anew when none can."""
         self._resorts = None
 
-    def pick(self, *, repeat: bool = False) -> str | None:
-        """The best path that is not DOWN and, unless ``repeat``, did not fail before."""
-        return self._first(self.order[: self.reachable], None, repeat=repeat)
+    def pick(self, *, repeat: bool = False, but: Collection[str] = ()) -> str | None:
+        """The best path that is not DOWN and, unless ``repeat``, did not fail before; none of
+        ``but``."""
+        return self._first(self.order[: self.reachable], but, repeat=repeat)
 
-    def pick_fit(self, *, but: str) -> str | None:
-        """The same of those that are fit for races and hedges, ``but`` for one."""
+    def pick_fit(self, *, but: Collection[str]) -> str | None:
+        """The same of those that are fit for races and hedges."""
         return self._first(self.order[: self.reachable][: self._eligible], but, repeat=False)
 
-    def _first(self, paths: Sequence[str], but: str | None, *, repeat: bool) -> str | None:
+    def _first(self, paths: Sequence[str], but: Collection[str], *, repeat: bool) -> str | None:
         down = self._down
         failed = None if repeat else self._failed
         for path in paths:
-            if path == but or (down is not None and path in down):
+            if path in but or (down is not None and path in down):
                 continue
             if failed is None or path not in failed:
                 return path

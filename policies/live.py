@@ -6,7 +6,7 @@ from __future__ import annotations
 class LiveAttempt:
     """Pending until ``sent_at`` is known."""
 
-    __slots__ = ("answering", "number", "path", "pending_at", "sent_at")
+    __slots__ = ("answering", "lost_at", "number", "path", "pending_at", "sent_at")
 
     def __init__(self, number: int, path: str, pending_at: float) -> None:
         self.answering = False
@@ -16,11 +16,10 @@ class LiveAttempt:
         self.pending_at = pending_at
         self.sent_at: float | None = None
         """When its request was handed to a connection."""
+        self.lost_at: float | None = None
+        """Since when nothing passes on the path that it was sent on."""
 
-    def company_at(self, race_delay_s: float | None, hedge_delay_s: float | None) -> float | None:
-        """When it gets a second attempt beside it; `None`: never."""
-        if self.sent_at is None:
-            return None if race_delay_s is None else self.pending_at + race_delay_s
-        if hedge_delay_s is None or self.answering:
-            return None
-        return self.sent_at + hedge_delay_s
+    def lost(self, since: float) -> None:
+        """Nothing passes on its path since then; it is over, or goes on over another."""
+        if self.lost_at is None and self.sent_at is not None:
+            self.lost_at = max(since, self.sent_at)

@@ -107,7 +107,7 @@ class Failover(_Section):
     switch_cost_rtts: Weight = 2.5
     """Regret that makes the choice move, in round trips of the incumbent."""
     connect_timeout_s: Period = 5.0
-    """DNS, connect and TLS together, per attempt."""
+    """DNS, connect and TLS together, per attempt; and the wait for any path while all are DOWN."""
     first_byte_timeout_s: Period = 600.0
     """Longest wait for a response head on a healthy line. A model may think."""
     idle_timeout_s: Period = 600.0

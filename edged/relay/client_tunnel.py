@@ -146,7 +146,7 @@ class FlowLeg:
         self.target = house.targets.get(path.name)
         self.target.live[self] = None
         house.table.started(path.name)
-        self.exchange.machine.moved(self.number, path.name)
+        self.exchange.machine.moved(self.number, path.name, monotonic())
         self.exchange.service.counters.migrations += 1
 
     def stalled(self, reason: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edged.accesslog import format_line
 from policies.model import Blame, Change, Kind, Outcome, Replay, Verdict
 from policies.schema import Policy
@@ -61,6 +63,62 @@ async def test_an_unanswered_request_that_moved_is_not_repeated():
     assert (sample.path, sample.rtt_s, sample.outcome) == (BGP, None, Outcome.OK)
     assert stage.counters.double_executions == 0
     assert stage.idle()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    ("method", "replay"), [(b"POST", Replay.LINE_DOWN), (b"GET", Replay.NEVER)]
+)
+def test_off_a_dead_line_it_is_asked_for_beside_where_that_is_allowed(first, method, replay):
+    @staged
+    async def play():
+        stage = Stage(policy=Policy(replay=replay))
+        client = stage.request(method)
+        stage.table.silent[CN2] = 0.0
+        stage.table.order(stage.paths[::-1], last_resorts=1)
+        move(stage, stage.streams[0])
+        assert stage.streams[1].path.name == BGP
+        assert not stage.streams[0].cancelled
+        stage.streams[first].answer(200, (), 2, b"ok")
+        assert stage.streams[1 - first].cancelled
+        assert client.over == "end"
+        assert stage.counters.double_executions == 1
+        assert stage.idle()
+
+    play()
+
+
+def long(stage):
+    client = stage.request(b"POST", length=100_000)
+    client.sink.body(b"x" * 100_000)
+    client.sink.body_end(None)
+
+
+def half(stage):
+    stage.request(b"POST", length=100_000).sink.body(b"x" * 70_000)
+
+
+@pytest.mark.parametrize(
+    ("replay", "line", "ask"),
+    [
+        (Replay.NEVER, "dead", lambda stage: stage.request(b"POST")),
+        (Replay.ALWAYS, "in doubt", lambda stage: stage.request()),
+        (Replay.ALWAYS, "dead", long),
+        (Replay.ALWAYS, "dead", half),
+    ],
+)
+def test_nobody_is_asked_beside(replay, line, ask):
+    @staged
+    async def play():
+        stage = Stage(policy=Policy(replay=replay))
+        ask(stage)
+        if line == "dead":
+            stage.table.silent[CN2] = 0.0
+            stage.table.order(stage.paths[::-1], last_resorts=1)
+        move(stage, stage.streams[0])
+        assert len(stage.streams) == 1
+
+    play()
 
 
 @staged

@@ -32,7 +32,7 @@ class Table:
     """As much of a PathTable as exchanges use; the order of paths is the test's."""
 
     def __init__(self, paths, ttfb_p95_s=None, rtt_s=0.05):
-        self.samples, self.in_flight, self.usage = [], {}, {}
+        self.samples, self.in_flight, self.usage, self.silent = [], {}, {}, {}
         self.ttfb_p95_s, self.rtt_s = ttfb_p95_s, rtt_s
         self.order(paths)
 
@@ -72,6 +72,9 @@ class Table:
 
     def observe(self, sample, now):
         self.samples.append(sample)
+
+    def silent_since(self, path):
+        return self.silent.get(path)
 
     def answered(self, path, answers, now):
         self.held = [*getattr(self, "held", []), *answers]

@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.attempts import (
-    ENDED_OVERDRAFT,
-    MORE_REFUSED,
-    MOST_PAUSE_S,
-    MOST_STARTS,
-    Exchange,
-)
+from policies.allowance import ENDED_OVERDRAFT, MORE_REFUSED, MOST_STARTS
+from policies.attempts import MOST_PAUSE_S, Exchange
 from policies.budget import Bucket, HedgeBudget
 from policies.commands import ArmTimer, Cancel, Commit, GiveUp, Start, Traits
 from policies.model import Failure, Outcome, Replay
@@ -37,8 +32,8 @@ class Bare:
         return self._bare(value) if callable(value) else value
 
     def _bare(self, event):
-        def call(*arguments):
-            commands = event(*arguments)
+        def call(*arguments, **named):
+            commands = event(*arguments, **named)
             if commands is None:
                 return None
             self.told = commands
@@ -248,7 +243,7 @@ def test_a_pending_attempt_is_raced_and_the_loser_is_never_sent():
     machine.begin(0.0)
     assert machine.pending(1, 0.0) == (ArmTimer(0.1),)
     assert machine.timer_fired(0.1) == (Start(2, "b", "race"),)
-    assert machine.pending(2, 0.1) == ()
+    assert machine.pending(2, 0.1) == (ArmTimer(1.1),)
     assert machine.sent(2, 0.2) == (Cancel(1),)
     assert machine.sent(1, 0.2) == ()
     assert machine.head_received(2, 0.3) == (Commit(2),)
@@ -264,15 +259,38 @@ def test_a_race_loser_may_still_be_the_hedge():
     assert machine.timer_fired(0.7) == (Start(3, "b", "hedge"),)
 
 
-def test_no_race_without_a_delay_nor_to_last_resorts():
+def test_no_race_without_a_delay():
     machine = exchange(race_delay_s=None)
     machine.begin(0.0)
     assert machine.pending(1, 0.0) == ()
-    machine = exchange(eligible=1)
+    assert machine.timer_fired(4.9) == ()
+
+
+def test_a_race_goes_over_every_path_the_fit_ones_first_those_that_are_down_last():
+    machine = exchange("abcd", eligible=2, reachable=3)
     machine.begin(0.0)
-    machine.pending(1, 0.0)
-    assert machine.timer_fired(0.1) == ()
-    assert machine.failed(1, REFUSED, 0.2) == (Start(2, "b", "retry"),)
+    assert machine.pending(1, 0.0) == (ArmTimer(0.1),)
+    for number, (path, after_s) in enumerate([("b", 0.1), ("c", 1.0), ("d", 1.0)], 2):
+        at = machine.pending(number - 1, number)[0].at
+        assert at == pytest.approx(number + after_s)
+        assert not only(machine.timer_fired(at - 0.01), Start)
+        assert machine.timer_fired(at) == (Start(number, path, "race"),)
+    assert machine.pending(4, 6.0) == ()
+    assert machine.sent(3, 6.1) == (Cancel(1), Cancel(2), Cancel(4))
+    assert machine.doubled == 0
+    assert machine.failed(3, UNPROCESSED, 6.2) == (Start(5, "a", "retry"),), "races cost nothing"
+
+
+def test_a_path_that_comes_back_is_raced_at_once():
+    machine = exchange("ab", reachable=1)
+    machine.begin(0.0)
+    assert machine.pending(1, 0.0) == (ArmTimer(1.0),)
+    assert machine.path_back(0.1) == (), "not without a new ranking that says so"
+    machine.reroute("ab", 1, 2)
+    assert machine.path_back(0.2) == (Start(2, "b", "race"),)
+    assert machine.path_back(0.2) == ()
+    machine.sent(2, 0.3)
+    assert machine.path_back(0.4) == ()
 
 
 def test_a_stale_pooled_connection_is_repeated_on_the_only_path_at_once():
@@ -361,7 +379,7 @@ def test_with_every_path_down_each_is_a_last_resort_once(when):
     """The same, whether the paths went DOWN before the request came or under it."""
     machine = exchange(("a", "b"), reachable=0 if when == "before" else None, eligible=0)
     if when == "before":
-        assert machine.begin(0.0) == (ArmTimer(5.0), Start(1, "a"))
+        assert machine.begin(0.0) == (Start(1, "a"),)
         resorts = ["b"]
     else:
         machine.begin(0.0)
@@ -370,7 +388,7 @@ def test_with_every_path_down_each_is_a_last_resort_once(when):
         machine.reroute(("a", "b"), 0, 0)
         assert machine.path_down("a", 0.0) == (Cancel(1), ArmTimer(0.05))
         assert machine.stranded
-        assert machine.timer_fired(0.05) == (ArmTimer(5.0), Start(2, "a", "failover"))
+        assert machine.timer_fired(0.05) == (Start(2, "a", "failover"),)
         resorts = ["b"]
     assert machine.stranded
     number = machine.starts
@@ -388,7 +406,7 @@ def test_last_resorts_that_fail_by_themselves_end_it_at_once():
     machine = exchange(("a", "b"), reachable=0, eligible=0)
     machine.begin(0.0)
     assert machine.failed(1, REFUSED, 0.0) == (ArmTimer(0.05),)
-    assert machine.timer_fired(0.05) == (ArmTimer(5.0), Start(2, "b", "retry"))
+    assert machine.timer_fired(0.05) == (Start(2, "b", "retry"),)
     (give_up,) = machine.failed(2, REFUSED, 0.1)
     assert give_up.status == 502
 
@@ -411,8 +429,8 @@ def test_a_path_that_comes_back_is_taken_at_once():
     machine.reroute(("b", "a"), 0, 1)
     assert machine.path_back(1.0) == (Start(2, "b", "failover"),)
     assert machine.told[0].reason == "path b is back"
-    assert not machine.stranded
     assert machine.sent(2, 1.1) == (Cancel(1),)
+    assert not machine.stranded
     assert machine.doubled == 0
 
 
@@ -428,13 +446,14 @@ def test_a_path_that_came_back_and_went_again_is_a_last_resort_anew():
     machine = sent_on_a(candidates=("a",))
     machine.reroute(("a",), 0, 0)
     machine.path_down("a", 1.0)
-    assert machine.timer_fired(1.05) == (ArmTimer(6.0), Start(2, "a", "failover"))
+    assert machine.timer_fired(1.05) == (Start(2, "a", "failover"),)
     machine.reroute(("a",), 0, 1)
     assert machine.path_back(2.0) == (Cancel(2), Start(3, "a", "failover"))
     machine.sent(3, 2.1)
     machine.reroute(("a",), 0, 0)
     assert machine.path_down("a", 3.0) == (Cancel(3), ArmTimer(3.2))
-    assert machine.timer_fired(3.2) == (ArmTimer(8.0), Start(4, "a", "failover"))
+    assert machine.timer_fired(3.2) == (Start(4, "a", "failover"),)
+    assert machine.pending(4, 3.2) == (ArmTimer(8.0),)
 
 
 def test_a_path_that_comes_back_in_the_pause_ends_it():
@@ -467,7 +486,7 @@ def test_a_down_path_is_not_repeated_but_as_a_last_resort():
     machine.begin(0.0)
     assert machine.path_down("b", 0.0) == ()
     assert machine.path_down("a", 0.0) == (Cancel(1), ArmTimer(0.05))
-    assert machine.timer_fired(0.05) == (ArmTimer(5.0), Start(2, "a", "failover"))
+    assert machine.timer_fired(0.05) == (Start(2, "a", "failover"),)
 
 
 def test_a_path_that_was_down_before_a_new_ranking_may_be_used():
@@ -534,9 +553,11 @@ def test_pauses_have_an_end():
     machine = exchange(("a",), safe=True, max_attempts=9)
     machine.begin(0.0)
     for number in range(1, 9):
-        (timer,) = only(machine.failed(number, REFUSED, 10.0 * number), ArmTimer)
-        assert timer.at - 10.0 * number <= MOST_PAUSE_S
-        machine.timer_fired(timer.at)
+        machine.sent(number, 10.0 * number)
+        (timer,) = only(machine.failed(number, UNPROCESSED, 10.0 * number), ArmTimer) or [None]
+        if timer is not None:  # the first repeat is at once
+            assert timer.at - 10.0 * number <= MOST_PAUSE_S
+            machine.timer_fired(timer.at)
 
 
 def test_a_lost_replay_ends_repeats_hedges_and_races():
@@ -599,7 +620,7 @@ def test_who_is_refused_everywhere_asks_a_little_longer():
         machine, now, count = exchange("a", max_attempts=3), 0.0, 0
         commands = machine.begin(now)
         while not any(isinstance(c, GiveUp) for c in commands):
-            now += 1.0
+            now += 0.4
             if any(isinstance(c, Start) for c in commands):
                 count += 1
                 machine.pending(machine.starts, now)
@@ -619,8 +640,70 @@ def test_what_was_dialled_in_vain_is_waiting_in_the_dark():
     machine.reroute("a", 0, 0)
     machine.failed(1, Failure(Outcome.TIMEOUT, "connect", True, path_down=True), 4.0)
     assert machine.stranded
-    assert not only(machine.timer_fired(6.4), GiveUp)
-    assert only(machine.timer_fired(6.6), GiveUp)
+    assert not only(machine.timer_fired(4.9), GiveUp)
+    assert only(machine.timer_fired(5.1), GiveUp)
+
+
+def test_in_the_dark_every_path_is_dialled_at_once_and_none_given_up():
+    machine = exchange("abcdef", max_attempts=3, reachable=0, race_delay_s=2.0)
+    now, told = 0.0, machine.begin(0.0)
+    while starts := only(told, Start):
+        now = machine.pending(starts[0].attempt, now)[0].at
+        told = machine.timer_fired(now)
+    assert machine.starts == 6
+    assert now == 5.0, "and nothing but the end is waited for"
+    assert only(told, Cancel) == [Cancel(number) for number in range(1, 7)]
+    assert only(told, GiveUp)[0].status == 503
+
+
+def test_a_path_that_comes_back_leaves_the_others_dialled():
+    machine = exchange("abc", reachable=0)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    machine.timer_fired(0.1)
+    machine.pending(2, 0.1)
+    machine.reroute("bac", 0, 1)
+    assert machine.path_back(1.0) == (Cancel(2), Start(3, "b", "failover"))
+    assert machine.live == (1, 3)
+    assert machine.pending(3, 1.0) == (ArmTimer(2.0),), "c is asked, too, but later"
+    assert machine.sent(1, 1.1) == (Cancel(3),)
+
+
+def test_what_the_line_took_along_waits_since_it_fell_silent():
+    def ends_at(sent_at, since):
+        machine = exchange("a")
+        machine.begin(sent_at)
+        machine.sent(1, sent_at)
+        machine.reroute("a", 0, 0)
+        machine.path_down("a", 13.0, "3 slots silent", since)
+        machine.timer_fired(13.05)
+        return machine.pending(2, 13.05)[0].at
+
+    assert ends_at(0.0, None) == 18.0
+    assert ends_at(0.0, 10.0) == 15.0
+    assert ends_at(11.0, 10.0) == 16.0, "not longer than it was there"
+    assert ends_at(0.0, 2.0) == 14.0, "but a little is left"
+
+
+def test_what_moved_in_vain_waits_since_it_had_to_move():
+    machine = exchange("ab", safe=True, race_delay_s=None)
+    machine.begin(0.0)
+    machine.sent(1, 0.0)
+    machine.moved(1, "b", 13.0, 12.0)
+    machine.reroute("ab", 0, 0)
+    machine.path_down("b", 14.0, "silent", 13.9)
+    machine.timer_fired(14.05)
+    assert machine.pending(2, 14.05) == (ArmTimer(17.0),)
+
+
+def test_a_connection_that_nobody_gets_is_not_tried_for_ever():
+    machine = exchange("a")
+    timeout = Failure(Outcome.TIMEOUT, "no handshake", unprocessed=True)
+    machine.begin(0.0)
+    machine.pending(1, 0.0)
+    (give_up,) = machine.failed(1, timeout, 5.0)
+    assert give_up.status == 504
+    assert "within 5 s" in give_up.reason
 
 
 def test_last_resorts_leave_attempts_for_the_path_that_comes_back():
@@ -719,7 +802,7 @@ class World:
                     self.ends += 1
                 case ArmTimer(at):
                     self.timer = at
-            assert len(self.live) <= 2
+            assert len(self.live) <= (2 if self.sent & self.live.keys() else 4)
         if self.ends:
             assert self.ends == 1
             assert not self.live
@@ -900,7 +983,7 @@ def test_a_lost_carrier_is_replaced_by_another_on_the_same_path(event):
 def test_a_request_that_must_not_be_repeated_goes_on_with_its_connection():
     machine = sent_on_a(replay=Replay.NEVER)
     assert machine.carrier_lost(1, 1.0, "datagrams vanish") == ()
-    machine.moved(1, "b")
+    machine.moved(1, "b", 1.0)
     assert machine.head_received(1, 1.3) == (Commit(1),)
     assert machine.doubled == 0
 
@@ -924,7 +1007,7 @@ def test_an_attempt_that_moved_goes_down_with_the_path_it_came_to():
     machine = exchange(safe=True)
     assert machine.begin(0) == (Start(1, "a"),)
     machine.sent(1, 0)
-    machine.moved(1, "b")
+    machine.moved(1, "b", 1)
     assert machine.path_down("a", 1) == ()
     assert machine.starts == 1
     assert machine.path_down("b", 2) == (Cancel(1), Start(2, "c", "failover"))
@@ -934,7 +1017,7 @@ def test_an_attempt_that_moved_is_not_joined_on_the_path_it_came_to():
     machine = exchange(safe=True)
     machine.begin(0)
     machine.sent(1, 0)
-    machine.moved(1, "b")
+    machine.moved(1, "b", 1)
     machine.reroute(("b", "c"))
     assert machine.path_suspect("b", 1) == (Start(2, "c", "hedge"),)
     assert machine.head_received(1, 2) == (Commit(1), Cancel(2))
@@ -945,5 +1028,23 @@ def test_what_is_over_does_not_move():
     machine.begin(0)
     machine.sent(1, 0)
     machine.head_received(1, 1)
-    machine.moved(1, "b")
+    machine.moved(1, "b", 1)
     assert machine.path_down("b", 2) == ()
+
+
+def test_an_attempt_that_left_a_dead_path_gets_another_beside():
+    machine = sent_on_a()
+    machine.reroute("bca", None, 2)
+    assert machine.moved(1, "b", 0.5, 0.1, long=False) == (Start(2, "b", "failover"),)
+    assert machine.told[0].reason == "path a is down"
+    machine.sent(2, 0.5)
+    assert machine.doubled == 1
+    assert machine.carrier_lost(1, 0.8, "no answer yet") == ()
+    assert machine.head_received(2, 0.9) == (Commit(2), Cancel(1))
+
+
+def test_a_model_that_thinks_does_not_think_twice_when_its_connection_moves():
+    machine = sent_on_a(safe=True)
+    machine.reroute("ba", None, 1)
+    assert machine.moved(1, "b", 1.5, 1.1, long=False) == ()
+    assert machine.head_received(1, 60.0) == (Commit(1),)

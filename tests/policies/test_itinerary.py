@@ -21,9 +21,10 @@ def test_the_best_that_is_reachable_and_did_not_fail():
 
 def test_races_and_hedges_take_only_what_is_fit_and_another():
     paths = Itinerary(PATHS, eligible=2)
-    assert paths.pick_fit(but="a") == "b"
+    assert paths.pick_fit(but=["a"]) == "b"
+    assert (paths.pick(but=["a"]), paths.pick(but=["a", "b"])) == ("b", "c")
     paths.failed("b")
-    assert paths.pick_fit(but="a") is None
+    assert paths.pick_fit(but=["a"]) is None
 
 
 def test_a_new_ranking_knows_what_is_down_but_not_what_failed_here():
@@ -39,7 +40,7 @@ def test_a_new_ranking_knows_what_is_down_but_not_what_failed_here():
 def test_last_resorts_are_taken_once_until_a_path_is_found_again():
     paths = Itinerary(PATHS, reachable=0)
     assert paths.pick(repeat=True) is None
-    paths.tried_down("a")
+    paths.tries("a")
     assert (paths.resort([]), paths.resort(["b"])) == ("b", "c")
     paths.failed("b")
     paths.found_again()
@@ -47,7 +48,7 @@ def test_last_resorts_are_taken_once_until_a_path_is_found_again():
 
 
 events = st.lists(
-    st.tuples(st.sampled_from(["failed", "went_down", "tried_down"]), st.sampled_from(PATHS))
+    st.tuples(st.sampled_from(["failed", "went_down", "tries"]), st.sampled_from(PATHS))
 )
 
 
@@ -63,4 +64,4 @@ def test_what_is_picked_is_reachable_not_down_and_the_first_such(seen, eligible,
     assert paths.pick(repeat=True) == (open_[0] if open_ else None)
     assert paths.pick() == (fresh[0] if fresh else None)
     fit = [p for p in fresh if p in PATHS[:reachable][:eligible] and p != "a"]
-    assert paths.pick_fit(but="a") == (fit[0] if fit else None)
+    assert paths.pick_fit(but=["a"]) == (fit[0] if fit else None)
