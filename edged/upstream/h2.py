@@ -421,7 +421,7 @@ class H2Connection(asyncio.Protocol):
             self._end(failure, abort=True)
 
     def _end(self, failure: Failure | None, *, abort: bool) -> None:
-        """The one way out: transport, pings, streams, owner, in this order, once."""
+        """The one way out: transport, capacity, pings, streams, owner, in this order, once."""
         if self.closed:
             return
         self.closed = True
@@ -431,6 +431,8 @@ class H2Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self.transport.close()
+        if self.in_flight:
+            self._owner.capacity_changed(self)  # who fails with it may ask again at once
         self._tail.stop()
         self._pings.close()
         told = failure or _SHUTDOWN

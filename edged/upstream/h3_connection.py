@@ -4,7 +4,8 @@ It stands between a `quic.Driver` (datagrams, time) and its `H3Stream`s. Rules:
 
 * ``capacity`` is what the peer's stream credit leaves (RFC 9000 section 4.6), and 0 while
   draining, closed, or stalled by a paused stream (see `quic_engines` on credit).
-* A connection ends once, through `_die`: every stream fails, then every ping, then the owner hears.
+* A connection ends once, through `_die`: it takes nothing new, then every stream fails, then every
+  ping, then the owner hears.
 * It may go on over another line (`edged.upstream.migration`): then it has another ``path`` and
   another owner.
 """
@@ -435,6 +436,8 @@ class H3Connection:
         self.migration.close()
         self.driver.close()
         streams = [*self._unsent, *self._streams.values(), *self._late]
+        if streams and self.owned:
+            self._owner.capacity_changed(self)  # who fails with it may ask again at once
         for stream in streams:
             stream.fail(
                 replace(failure, unprocessed=stream.id is None and stream not in self._late)

@@ -534,6 +534,48 @@ def test_a_connection_lost_while_others_wait_is_replaced():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("busy", [1, 3])
+@pytest.mark.parametrize("carrier", [H1, H2])
+def test_who_fails_with_a_connection_may_ask_again_in_the_same_turn(carrier, busy):
+    class Again(Events):
+        """Asks the same path once more as soon as it has failed."""
+
+        def failed(self, failure):
+            super().failed(failure)
+            again.append(pools.open(path, get()))
+
+    async def main():
+        nonlocal pools, path
+        arrived = []
+
+        async def handler(reader, writer):
+            if len(arrived) >= busy:
+                await (polite if carrier is H1 else polite_h2)(reader, writer)
+            if carrier is H1:
+                arrived.append(await reader.readuntil(b"\r\n\r\n"))
+            else:
+                peer = await Peer(reader, writer).start()
+                for _ in range(busy):
+                    arrived.append(await peer.request())
+            while len(arrived) < busy:
+                await asyncio.sleep(0.001)
+            writer.transport.abort()
+
+        async with server(handler) as port, setup() as pools:
+            path = path_to(port, protocols=(carrier,))
+            for _ in range(busy):
+                first = Again(get())
+                pools.pools.open(path, first, early_data=True)
+            await eventually(lambda: len(again) == busy)
+            for events in again:
+                await events.done()
+                assert events.ended
+
+    pools = path = None
+    again = []
+    asyncio.run(main())
+
+
 def test_an_endpoint_that_moved_gets_a_new_pool_and_the_old_one_finishes():
     async def main():
         gate = asyncio.Event()
