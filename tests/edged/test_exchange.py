@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import json
 import zlib
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from time import monotonic
 
 import pytest
@@ -44,6 +46,21 @@ async def test_a_plain_request_goes_over_the_best_path_and_comes_back():
     assert (record.path_name, record.status, record.bytes_down) == ("cn2>up/e1", 200, 5)
     assert [s.outcome for s in stage.table.samples] == [Outcome.OK]
     assert stage.idle()
+
+
+@staged
+async def test_a_response_without_date_gets_one_and_a_date_stays():
+    stage = Stage()
+    for status in (200, 204, 304, 404):
+        client = stage.request()
+        before = datetime.now(UTC).replace(microsecond=0)
+        stage.streams[-1].answer(status, (), 0, b"")
+        date = parsedate_to_datetime(client.headers[b"date"].decode())
+        assert before <= date <= datetime.now(UTC)
+    client = stage.request()
+    stage.streams[-1].answer(200, [(b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")], 0, b"")
+    assert client.fields.count((b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")) == 1
+    assert [name for name, _ in client.fields].count(b"date") == 1
 
 
 @staged
