@@ -135,6 +135,11 @@ class Attempt:
         else:
             self.feed()
 
+    def pass_raw(self, data: bytes) -> None:
+        """After a switch of protocols: the client's bytes as they are."""
+        if self.stream is not None:
+            self._send(self.stream, data)
+
     @property
     def outlives_lines(self) -> bool:
         """See `Try`."""

@@ -132,8 +132,9 @@ class Exchange(Driver[Attempt]):
             return
         if self.upgraded:
             self.touch(UPGRADED_IDLE_S)
-            if self.winner is not None and self.winner.stream is not None:
-                self.winner.stream.send_data(data)
+            self.record.bytes_up += len(data)
+            if self.winner is not None:
+                self.winner.pass_raw(data)
             return
         spool = self.spool
         limit = self.service.policy.limits.body_bytes

@@ -581,6 +581,12 @@ async def test_an_upgrade_switches_to_raw_bytes_both_ways():
     client.sink.body_end(None)
     stream.events.end(None)
     assert client.over == "end"
+    (record,) = stage.records
+    assert (record.bytes_up, record.bytes_up_wire) == (4, 4)
+    assert (record.bytes_down, record.bytes_down_wire) == (4, 4)
+    assert stage.counters.bytes_up == stage.counters.bytes_up_wire == 4
+    stage.exchanges.tick(monotonic() + 1)
+    assert stage.table.usage["cn2"] > 0
     assert stage.idle()
 
 
