@@ -140,6 +140,13 @@ class Attempt:
         if self.stream is not None:
             self._send(self.stream, data)
 
+    def leave(self) -> None:
+        """The client has all it is to get: what the upstream is still to say has no reader."""
+        stream = self.stream
+        self._leave()
+        if stream is not None:
+            stream.cancel()
+
     @property
     def outlives_lines(self) -> bool:
         """See `Try`."""

@@ -67,6 +67,7 @@ class Exchange(Driver[Attempt]):
         "_client_slow",
         "_decoding",
         "_held",
+        "_length",
         "_paused_client",
         "prefix",
         "request_trailers",
@@ -100,6 +101,7 @@ class Exchange(Driver[Attempt]):
         self.upstream_headers = self._make_upstream_headers(preferences)
         self._decoding: Decoding | None = None
         self._held: HeldAnswer | None = None
+        self._length: int | None = None  # of the response as the client gets it
         self._client_slow = False
         self._paused_client = False
 
@@ -234,6 +236,7 @@ class Exchange(Driver[Attempt]):
             decoder = response_decoder(head, self._client_codings)
             if decoder is not None:
                 self._decoding = Decoding(decoder, self._send_plain, self._finish, self._break)
+        self._length = head.body_length
         self.house.dress(head, attempt.target, self.record.request_id, self.prefix)
         if status == 101:
             self.upgraded = True
@@ -361,6 +364,18 @@ class Exchange(Driver[Attempt]):
             self.house.broken(self, detail)
             self.responder.abort()
             self.close()
+
+    def gone(self) -> None:
+        """The client left. Who has all of the response lost nothing, though the upstream is still
+        to say that it ended: HTTP/2 and HTTP/3 may say so later than they send the last byte.
+        """
+        winner = self.winner
+        whole = self.record.bytes_down == self._length and not self.upgraded
+        if winner is not None and whole and not self.ended:
+            winner.leave()
+            self.close()
+        else:
+            super().gone()
 
     def release(self) -> None:
         """Free the spool."""

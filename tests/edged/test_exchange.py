@@ -288,6 +288,53 @@ async def test_a_client_that_leaves_cancels_its_attempt():
     assert stage.idle()
 
 
+@pytest.mark.parametrize(
+    ("method", "length", "sent"), [(b"GET", 5, b"hello"), (b"HEAD", 0, b""), (b"GET", 0, b"")]
+)
+def test_a_client_that_leaves_with_all_of_its_answer_is_no_client_gone(method, length, sent):
+    """The upstream's end of the stream (END_STREAM) may come in a packet of its own."""
+
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request(method, headers=[(b"range", b"bytes=0-")])
+        (stream,) = stage.streams
+        stream.answer(200, (), length)
+        stage.exchanges.tick(monotonic() + 30)  # what was held back is passed on
+        if sent:
+            stream.events.data(sent)
+        assert bytes(client.body) == sent
+        client.sink.gone()
+        (record,) = stage.records
+        assert (record.status, record.error, record.bytes_down) == (200, None, length)
+        (attempt,) = record.tries
+        assert (attempt.cancelled, attempt.failure) == (False, None)
+        assert stream.cancelled
+        assert stage.counters.client_gone == 0
+        assert stage.idle()
+
+    play()
+
+
+@pytest.mark.parametrize(("length", "sent"), [(5, b"hell"), (None, b"hello")])
+def test_a_client_that_leaves_before_its_answer_is_whole_is_gone(length, sent):
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request()
+        (stream,) = stage.streams
+        stream.answer(200, (), length)
+        stage.exchanges.tick(monotonic() + 30)
+        stream.events.data(sent)
+        client.sink.gone()
+        (record,) = stage.records
+        assert record.error == "client_gone"
+        assert record.tries[0].cancelled
+        assert stage.counters.client_gone == 1
+
+    play()
+
+
 @staged
 async def test_no_path_is_503_and_says_what_to_do():
     stage = Stage()
