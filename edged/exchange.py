@@ -20,6 +20,7 @@ from edged.compress import (
 from edged.delivery import Decoding
 from edged.downstream.base import Responder
 from edged.driver import UPGRADED_IDLE_S, Driver, candidates
+from edged.expectation import Expectation
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.outcome import judge
 from edged.preferences import Preferences
@@ -69,6 +70,7 @@ class Exchange(Driver[Attempt]):
         "_held",
         "_length",
         "_paused_client",
+        "expectation",
         "prefix",
         "request_trailers",
         "safe_method",
@@ -97,6 +99,8 @@ class Exchange(Driver[Attempt]):
             limit = plan.service.policy.limits.spool_bytes
             self.spool = Spool(limit, house.spool_dir, house.spool_failed)
         self.upgraded = False
+        self.expectation: Expectation | None = None
+        """While the client waits for 100 (Continue)."""
         self._client_codings: frozenset[str] | None = None
         self.upstream_headers = self._make_upstream_headers(preferences)
         self._decoding: Decoding | None = None
@@ -118,13 +122,30 @@ class Exchange(Driver[Attempt]):
         return next((p for p in found.paths[: found.reachable] if p != path), None)
 
     def begin(self) -> None:
-        """The head is here. A small body that is still to come is waited for."""
+        """The head is here. A small body that is still to come is waited for, unless the client
+        waits to be told to send it.
+        """
         length = self.request.body_length
-        if length and length <= HOLD_BYTES and self.request.upgrade is None:
-            if self.request.expects_continue:
-                self.responder.resume_body()
+        if length != 0 and self.request.expects_continue:
+            limit = self.service.policy.limits.body_bytes
+            if limit is not None and length is not None and length > limit:
+                self._refuse_length(limit)
+                return
+            self.expectation = Expectation(self.house.loop, self.go_ahead)
+        elif length and length <= HOLD_BYTES and self.request.upgrade is None:
             return
         super().begin()
+
+    def go_ahead(self) -> None:
+        """The client need not wait with its body: it is told so, unless it has begun."""
+        if self.expectation is not None:
+            self._end_expectation()
+            self.responder.resume_body()
+
+    def _end_expectation(self) -> None:
+        assert self.expectation is not None
+        self.expectation.over()
+        self.expectation = None
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 
@@ -141,8 +162,10 @@ class Exchange(Driver[Attempt]):
         spool = self.spool
         limit = self.service.policy.limits.body_bytes
         if limit is not None and spool.size + len(data) > limit:
-            self._refuse(413, "http_request_error", f"the policy allows {limit} bytes of body")
+            self._refuse_length(limit)
             return
+        if self.expectation is not None:
+            self._end_expectation()
         was_replayable = spool.replayable
         spool.append(data, self._slowest_cursor())
         if was_replayable and not spool.replayable:
@@ -163,6 +186,8 @@ class Exchange(Driver[Attempt]):
                 self.winner.stream.send_end()
             return
         self.request_trailers = trailers
+        if self.expectation is not None:
+            self._end_expectation()
         if self.spool is not _NO_BODY:
             self.spool.complete = True
         if self.machine.starts == 0 and not self.machine.done:
@@ -199,8 +224,6 @@ class Exchange(Driver[Attempt]):
         commands = self.machine.sent(attempt.number, now)
         if commands:
             self.carry_out(commands)
-        if self.request.expects_continue:
-            self.responder.resume_body()
 
     def attempt_answered(self, attempt: Attempt, head: ResponseHead) -> None:
         """A final head came: it is the answer."""
@@ -341,9 +364,9 @@ class Exchange(Driver[Attempt]):
         else:
             self.carry_out(self.machine.expired(now))
 
-    def _refuse(self, status: int, error: str, detail: str) -> None:
+    def _refuse_length(self, limit: int) -> None:
         self.carry_out(self.machine.client_gone(monotonic()))
-        self.fail(status, error, detail)
+        self.fail(413, "http_request_error", f"the policy allows {limit} bytes of body")
 
     # -- the response -----------------------------------------------------------------------------
 
@@ -383,6 +406,8 @@ class Exchange(Driver[Attempt]):
             self.record.bytes_up = self.spool.size
             self.spool.close()
         self._decoding = self._held = None
+        if self.expectation is not None:
+            self._end_expectation()
 
     # -- parts ------------------------------------------------------------------------------------
 

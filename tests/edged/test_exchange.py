@@ -385,24 +385,13 @@ def test_a_busy_endpoint_is_passed_through_and_nobody_is_blamed(status):
 
 
 @staged
-async def test_interim_responses_are_passed_on_but_100_is_our_own():
+async def test_interim_responses_are_passed_on_but_no_100_that_nobody_waits_for():
     stage = Stage()
     client = stage.request()
     (stream,) = stage.streams
     stream.events.informational(100, [])
     stream.events.informational(103, [(b"link", b"x")])
     assert client.interim == [103]
-
-
-@staged
-async def test_expect_continue_waits_for_a_connection():
-    stage = Stage()
-    stage.upstreams.busy = {"cn2>up/e1"}
-    client = stage.request(b"POST", length=None, expects_continue=True)
-    assert client.log == []
-    pending = stage.upstreams.pending[0]
-    stage.upstreams.grant(pending.path, pending.events)
-    assert client.log == ["resume"]
 
 
 def quick_stage(last_resorts=0):
