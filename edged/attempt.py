@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from edged.compress import Encoder, encoder, request_coding
+from edged.expectation import EXPECT, Expectation
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.targets import Target
 from edged.upstream.base import Pending, Stream
@@ -41,6 +42,7 @@ class Attempt:
         "carrier",
         "coded",
         "exchange",
+        "expects",
         "found",
         "number",
         "over",
@@ -67,6 +69,8 @@ class Attempt:
         """What it runs or ran on; ``None``: it never had a stream."""
         self.bytes_up_wire = 0
         self.coded = False
+        self.expects = False
+        """Its head says that the client waits for 100 (Continue)."""
         self.over = False
         self.found = 0
         """Attempts in flight at the endpoint when this one began, itself included."""
@@ -135,6 +139,18 @@ class Attempt:
         else:
             self.feed()
 
+    def pass_raw(self, data: bytes) -> None:
+        """After a switch of protocols: the client's bytes as they are."""
+        if self.stream is not None:
+            self._send(self.stream, data)
+
+    def leave(self) -> None:
+        """The client has all it is to get: what the upstream is still to say has no reader."""
+        stream = self.stream
+        self._leave()
+        if stream is not None:
+            stream.cancel()
+
     @property
     def outlives_lines(self) -> bool:
         """See `Try`."""
@@ -171,10 +187,15 @@ class Attempt:
             return
         head.upgrade = request.upgrade
         whole = self._code(head)
+        self.expects = exchange.expectation is not None and target.path.relay is None
+        if self.expects:
+            head.headers = [*head.headers, EXPECT]
         stream.send_head(head, end=head.body_length == 0)
         exchange.attempt_sent(self, now)
         if self.over or self.stream is not stream:
             return
+        if exchange.expectation is not None:
+            self._await_continue(exchange.expectation)
         if whole is not None:
             self._cursor = exchange.spool.size
             self._send(stream, whole)
@@ -186,8 +207,10 @@ class Attempt:
             self._body_ended = True
 
     def informational(self, status: int, headers: Headers) -> None:
-        """100 is edged's own affair; the others are passed on."""
-        if status != 100:
+        """100 is for a client that waits for it; the others are passed on."""
+        if status == 100:
+            self.exchange.go_ahead()
+        else:
             self.exchange.informational(status, headers)
 
     def head(self, head: ResponseHead) -> None:
@@ -198,6 +221,8 @@ class Attempt:
             self.failed(Failure(Outcome.PROTOCOL, "421 Misdirected Request", unprocessed=True))
             return
         if head.status in (400, 415) and self._repeat_plain():
+            return
+        if head.status == 417 and self._repeat_unexpecting():
             return
         notes = self.target.notes
         if self.coded:
@@ -348,10 +373,32 @@ class Attempt:
         Only when it never took one, and while the body can be repeated. 415 and 400 both say that
         the request was not executed.
         """
-        exchange, notes = self.exchange, self.target.notes
-        if not self.coded or notes.takes_coding is True or not exchange.spool.replayable:
+        notes = self.target.notes
+        if not self.coded or notes.takes_coding is True or not self.exchange.spool.replayable:
             return False
         notes.takes_coding = False
+        self._repeat()
+        return True
+
+    def _await_continue(self, expectation: Expectation) -> None:
+        """A relay is this proxy's other half: it has nothing to say of its own."""
+        if self.expects:
+            state = self.exchange.house.table.snapshot.paths.get(self.target.path.name)
+            expectation.asked(None if state is None else state.estimate.rtt_s)
+        else:
+            self.exchange.go_ahead()
+
+    def _repeat_unexpecting(self) -> bool:
+        """Some servers refuse any Expect, without having executed anything (RFC 9110 15.5.18)."""
+        if not self.expects or not self.exchange.spool.replayable:
+            return False
+        self.exchange.go_ahead()
+        self._repeat()
+        return True
+
+    def _repeat(self) -> None:
+        """Once more on the same path, from the beginning."""
+        exchange = self.exchange
         if self.stream is not None:
             self.stream.cancel()
         self.stream = None
@@ -364,7 +411,6 @@ class Attempt:
         pending = exchange.house.upstreams.open(self.target.path, self, early_data=False)
         if pending is not None:
             self._wait(pending)
-        return True
 
     def _send(self, stream: Stream, piece: bytes) -> None:
         if self._encoder is not None:

@@ -20,6 +20,7 @@ from edged.compress import (
 from edged.delivery import Decoding
 from edged.downstream.base import Responder
 from edged.driver import UPGRADED_IDLE_S, Driver, candidates
+from edged.expectation import Expectation
 from edged.messages import Headers, RequestHead, ResponseHead
 from edged.outcome import judge
 from edged.preferences import Preferences
@@ -67,7 +68,9 @@ class Exchange(Driver[Attempt]):
         "_client_slow",
         "_decoding",
         "_held",
+        "_length",
         "_paused_client",
+        "expectation",
         "prefix",
         "request_trailers",
         "safe_method",
@@ -96,10 +99,13 @@ class Exchange(Driver[Attempt]):
             limit = plan.service.policy.limits.spool_bytes
             self.spool = Spool(limit, house.spool_dir, house.spool_failed)
         self.upgraded = False
+        self.expectation: Expectation | None = None
+        """While the client waits for 100 (Continue)."""
         self._client_codings: frozenset[str] | None = None
         self.upstream_headers = self._make_upstream_headers(preferences)
         self._decoding: Decoding | None = None
         self._held: HeldAnswer | None = None
+        self._length: int | None = None  # of the response as the client gets it
         self._client_slow = False
         self._paused_client = False
 
@@ -116,13 +122,30 @@ class Exchange(Driver[Attempt]):
         return next((p for p in found.paths[: found.reachable] if p != path), None)
 
     def begin(self) -> None:
-        """The head is here. A small body that is still to come is waited for."""
+        """The head is here. A small body that is still to come is waited for, unless the client
+        waits to be told to send it.
+        """
         length = self.request.body_length
-        if length and length <= HOLD_BYTES and self.request.upgrade is None:
-            if self.request.expects_continue:
-                self.responder.resume_body()
+        if length != 0 and self.request.expects_continue:
+            limit = self.service.policy.limits.body_bytes
+            if limit is not None and length is not None and length > limit:
+                self._refuse_length(limit)
+                return
+            self.expectation = Expectation(self.house.loop, self.go_ahead)
+        elif length and length <= HOLD_BYTES and self.request.upgrade is None:
             return
         super().begin()
+
+    def go_ahead(self) -> None:
+        """The client need not wait with its body: it is told so, unless it has begun."""
+        if self.expectation is not None:
+            self._end_expectation()
+            self.responder.resume_body()
+
+    def _end_expectation(self) -> None:
+        assert self.expectation is not None
+        self.expectation.over()
+        self.expectation = None
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 
@@ -132,14 +155,17 @@ class Exchange(Driver[Attempt]):
             return
         if self.upgraded:
             self.touch(UPGRADED_IDLE_S)
-            if self.winner is not None and self.winner.stream is not None:
-                self.winner.stream.send_data(data)
+            self.record.bytes_up += len(data)
+            if self.winner is not None:
+                self.winner.pass_raw(data)
             return
         spool = self.spool
         limit = self.service.policy.limits.body_bytes
         if limit is not None and spool.size + len(data) > limit:
-            self._refuse(413, "http_request_error", f"the policy allows {limit} bytes of body")
+            self._refuse_length(limit)
             return
+        if self.expectation is not None:
+            self._end_expectation()
         was_replayable = spool.replayable
         spool.append(data, self._slowest_cursor())
         if was_replayable and not spool.replayable:
@@ -160,6 +186,8 @@ class Exchange(Driver[Attempt]):
                 self.winner.stream.send_end()
             return
         self.request_trailers = trailers
+        if self.expectation is not None:
+            self._end_expectation()
         if self.spool is not _NO_BODY:
             self.spool.complete = True
         if self.machine.starts == 0 and not self.machine.done:
@@ -196,8 +224,6 @@ class Exchange(Driver[Attempt]):
         commands = self.machine.sent(attempt.number, now)
         if commands:
             self.carry_out(commands)
-        if self.request.expects_continue:
-            self.responder.resume_body()
 
     def attempt_answered(self, attempt: Attempt, head: ResponseHead) -> None:
         """A final head came: it is the answer."""
@@ -233,6 +259,7 @@ class Exchange(Driver[Attempt]):
             decoder = response_decoder(head, self._client_codings)
             if decoder is not None:
                 self._decoding = Decoding(decoder, self._send_plain, self._finish, self._break)
+        self._length = head.body_length
         self.house.dress(head, attempt.target, self.record.request_id, self.prefix)
         if status == 101:
             self.upgraded = True
@@ -337,9 +364,9 @@ class Exchange(Driver[Attempt]):
         else:
             self.carry_out(self.machine.expired(now))
 
-    def _refuse(self, status: int, error: str, detail: str) -> None:
+    def _refuse_length(self, limit: int) -> None:
         self.carry_out(self.machine.client_gone(monotonic()))
-        self.fail(status, error, detail)
+        self.fail(413, "http_request_error", f"the policy allows {limit} bytes of body")
 
     # -- the response -----------------------------------------------------------------------------
 
@@ -361,12 +388,26 @@ class Exchange(Driver[Attempt]):
             self.responder.abort()
             self.close()
 
+    def gone(self) -> None:
+        """The client left. Who has all of the response lost nothing, though the upstream is still
+        to say that it ended: HTTP/2 and HTTP/3 may say so later than they send the last byte.
+        """
+        winner = self.winner
+        whole = self.record.bytes_down == self._length and not self.upgraded
+        if winner is not None and whole and not self.ended:
+            winner.leave()
+            self.close()
+        else:
+            super().gone()
+
     def release(self) -> None:
         """Free the spool."""
         if self.spool is not _NO_BODY:
             self.record.bytes_up = self.spool.size
             self.spool.close()
         self._decoding = self._held = None
+        if self.expectation is not None:
+            self._end_expectation()
 
     # -- parts ------------------------------------------------------------------------------------
 

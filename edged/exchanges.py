@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from edged.counters import UpstreamCounters
 from edged.downstream.base import RequestSink, Responder
 from edged.driver import Candidates, Driver, candidates
 from edged.exchange import Exchange
-from edged.headers import REQUEST_ID, answer, error_response, via_value
+from edged.headers import REQUEST_ID, answer, error_response, http_date, via_value
 from edged.messages import RequestHead, ResponseHead, header
 from edged.preferences import read as preferences_of
 from edged.tails import Tails
@@ -51,6 +52,7 @@ _log = logging.getLogger("edged.exchange")
 UNLISTED = "*"
 """The service of hosts in no upstream."""
 _MOST_PLANS = 4096
+_name_of = itemgetter(0)
 
 _TRIED = "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`"
 _HINTS = {
@@ -304,6 +306,8 @@ class Exchanges:
             (REQUEST_ID, request_id.encode()),
         )
         head.headers = headers
+        if b"date" not in map(_name_of, headers):  # RFC 9110 section 6.6.1
+            headers.append((b"date", http_date()))
         if 300 <= head.status < 400 or head.status == 201:
             location = header(headers, b"location")
             local = None if location is None else target.local_location(location, prefix)

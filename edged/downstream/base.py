@@ -82,7 +82,7 @@ class Handler(Protocol):
     for one without hears neither ``body`` nor ``body_end`` (but for raw bytes after a switch, where
     ``body_end`` is the client's half close and may come after the responder's ``end``). The
     handler may answer inside the call. With ``head.expects_continue`` the connection sends
-    ``100 Continue`` itself when the handler calls ``resume_body`` for the first time.
+    ``100 Continue`` when the handler calls ``resume_body`` for the first time.
     """
 
     def __call__(self, head: RequestHead, responder: Responder) -> RequestSink: ...

@@ -141,7 +141,7 @@ class H1Connection(HeldOutput):
         if self._state == _WAIT:
             self.deadline = NEVER
         elif self._state == _BODY:
-            self._open_window()
+            self.open_window()
         if self._exchange is not None and self._exchange.sink is not None:
             self._exchange.sink.resume_response()
 
@@ -247,7 +247,7 @@ class H1Connection(HeldOutput):
         if head.expects_continue:
             exchange.awaits_continue = True
             exchange.plain = False
-        self._open_window()
+        self.open_window()
 
     def _take_body(self, data: bytes) -> bytes:
         """Hand the body's bytes in ``data`` on; what follows the body."""
@@ -327,6 +327,11 @@ class H1Connection(HeldOutput):
             self._transport.resume_reading()
         return tunnel
 
+    def open_window(self) -> None:
+        """The client's time for its body, or for more of it, begins."""
+        self._progress = 0
+        self.deadline = self._hub.now + self._hub.limits.body_stall_s
+
     def pause_body(self) -> None:
         """Stop reading the body at hand."""
         if self._state == _BODY and not self._body_paused:
@@ -338,7 +343,7 @@ class H1Connection(HeldOutput):
         if self._body_paused:
             self._body_paused = False
             if self._state == _BODY:
-                self._open_window()
+                self.open_window()
             self._continue_soon()
             self._set_reading()
 
@@ -459,10 +464,6 @@ class H1Connection(HeldOutput):
 
     # The hub's side.
 
-    def _open_window(self) -> None:
-        self._progress = 0
-        self.deadline = self._hub.now + self._hub.limits.body_stall_s
-
     def _left_to_write(self) -> None:
         self._progress = self._transport.get_write_buffer_size()
         self.deadline = self._hub.now + self._hub.limits.write_stall_s
@@ -487,8 +488,10 @@ class H1Connection(HeldOutput):
         elif state == _BODY:
             limits, exchange = self._hub.limits, self._exchange
             duplex = limits.duplex and exchange is not None and exchange.started
-            if self._body_paused or duplex or self._progress >= limits.body_stall_bytes:
-                self._open_window()
+            waits = exchange is not None and exchange.awaits_continue
+            enough = self._progress >= limits.body_stall_bytes
+            if self._body_paused or duplex or waits or enough:
+                self.open_window()
             elif exchange is None:
                 self._linger()
             else:

@@ -277,4 +277,5 @@ class H1Exchange:
             return
         if self.awaits_continue and not self.started:
             self.informational(100, [])
+            self.connection.open_window()
         (self.tunnel or self.connection).resume_body()

@@ -7,11 +7,15 @@ head, body bytes as many as its length says, trailers, the end; else the stream 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Final
 
 from edged.downstream.base import RequestSink
 from edged.downstream.h2_fields import response_fields
 from edged.downstream.limits import Limits
 from edged.messages import Headers, ResponseHead
+
+_ENOUGH: Final = 1 << 62
+"""Progress of a client that was told only now to begin."""
 
 
 class StreamExchange(ABC):
@@ -58,7 +62,7 @@ class StreamExchange(ABC):
 
     def stalled(self, limits: Limits) -> bool:
         """Whether the client owes body bytes and sent too few since this was last asked."""
-        if self.request_ended or self.paused or self.method == b"CONNECT":
+        if self.request_ended or self.paused or self.awaits_continue or self.method == b"CONNECT":
             return False
         if limits.duplex and self.started:
             return False
@@ -71,6 +75,7 @@ class StreamExchange(ABC):
             return
         if status == 100:
             self.awaits_continue = False
+            self.progress = _ENOUGH
         fields = response_fields(status, headers, None)
         if fields is None:
             self.abort()

@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import json
 import zlib
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from time import monotonic
 
 import pytest
@@ -44,6 +46,21 @@ async def test_a_plain_request_goes_over_the_best_path_and_comes_back():
     assert (record.path_name, record.status, record.bytes_down) == ("cn2>up/e1", 200, 5)
     assert [s.outcome for s in stage.table.samples] == [Outcome.OK]
     assert stage.idle()
+
+
+@staged
+async def test_a_response_without_date_gets_one_and_a_date_stays():
+    stage = Stage()
+    for status in (200, 204, 304, 404):
+        client = stage.request()
+        before = datetime.now(UTC).replace(microsecond=0)
+        stage.streams[-1].answer(status, (), 0, b"")
+        date = parsedate_to_datetime(client.headers[b"date"].decode())
+        assert before <= date <= datetime.now(UTC)
+    client = stage.request()
+    stage.streams[-1].answer(200, [(b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")], 0, b"")
+    assert client.fields.count((b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")) == 1
+    assert [name for name, _ in client.fields].count(b"date") == 1
 
 
 @staged
@@ -271,6 +288,53 @@ async def test_a_client_that_leaves_cancels_its_attempt():
     assert stage.idle()
 
 
+@pytest.mark.parametrize(
+    ("method", "length", "sent"), [(b"GET", 5, b"hello"), (b"HEAD", 0, b""), (b"GET", 0, b"")]
+)
+def test_a_client_that_leaves_with_all_of_its_answer_is_no_client_gone(method, length, sent):
+    """The upstream's end of the stream (END_STREAM) may come in a packet of its own."""
+
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request(method, headers=[(b"range", b"bytes=0-")])
+        (stream,) = stage.streams
+        stream.answer(200, (), length)
+        stage.exchanges.tick(monotonic() + 30)  # what was held back is passed on
+        if sent:
+            stream.events.data(sent)
+        assert bytes(client.body) == sent
+        client.sink.gone()
+        (record,) = stage.records
+        assert (record.status, record.error, record.bytes_down) == (200, None, length)
+        (attempt,) = record.tries
+        assert (attempt.cancelled, attempt.failure) == (False, None)
+        assert stream.cancelled
+        assert stage.counters.client_gone == 0
+        assert stage.idle()
+
+    play()
+
+
+@pytest.mark.parametrize(("length", "sent"), [(5, b"hell"), (None, b"hello")])
+def test_a_client_that_leaves_before_its_answer_is_whole_is_gone(length, sent):
+    @staged
+    async def play():
+        stage = Stage()
+        client = stage.request()
+        (stream,) = stage.streams
+        stream.answer(200, (), length)
+        stage.exchanges.tick(monotonic() + 30)
+        stream.events.data(sent)
+        client.sink.gone()
+        (record,) = stage.records
+        assert record.error == "client_gone"
+        assert record.tries[0].cancelled
+        assert stage.counters.client_gone == 1
+
+    play()
+
+
 @staged
 async def test_no_path_is_503_and_says_what_to_do():
     stage = Stage()
@@ -321,24 +385,13 @@ def test_a_busy_endpoint_is_passed_through_and_nobody_is_blamed(status):
 
 
 @staged
-async def test_interim_responses_are_passed_on_but_100_is_our_own():
+async def test_interim_responses_are_passed_on_but_no_100_that_nobody_waits_for():
     stage = Stage()
     client = stage.request()
     (stream,) = stage.streams
     stream.events.informational(100, [])
     stream.events.informational(103, [(b"link", b"x")])
     assert client.interim == [103]
-
-
-@staged
-async def test_expect_continue_waits_for_a_connection():
-    stage = Stage()
-    stage.upstreams.busy = {"cn2>up/e1"}
-    client = stage.request(b"POST", length=None, expects_continue=True)
-    assert client.log == []
-    pending = stage.upstreams.pending[0]
-    stage.upstreams.grant(pending.path, pending.events)
-    assert client.log == ["resume"]
 
 
 def quick_stage(last_resorts=0):
@@ -564,6 +617,12 @@ async def test_an_upgrade_switches_to_raw_bytes_both_ways():
     client.sink.body_end(None)
     stream.events.end(None)
     assert client.over == "end"
+    (record,) = stage.records
+    assert (record.bytes_up, record.bytes_up_wire) == (4, 4)
+    assert (record.bytes_down, record.bytes_down_wire) == (4, 4)
+    assert stage.counters.bytes_up == stage.counters.bytes_up_wire == 4
+    stage.exchanges.tick(monotonic() + 1)
+    assert stage.table.usage["cn2"] > 0
     assert stage.idle()
 
 

@@ -191,7 +191,8 @@ class Client:
 
     def head(self, head):
         assert self.status is None
-        self.status, self.headers, self.length = head.status, dict(head.headers), head.body_length
+        self.status, self.fields, self.length = head.status, head.headers, head.body_length
+        self.headers = dict(head.headers)
 
     def data(self, data):
         assert self.over is None

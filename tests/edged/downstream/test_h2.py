@@ -376,6 +376,20 @@ async def test_goaway_of_the_client_leaves_its_streams(served, recorder):
     assert await client.response(1) == (200, b"still")
 
 
+@serving(limits=Limits(body_stall_s=20))
+async def test_a_client_that_waits_for_100_owes_nothing_until_it_comes(served, recorder):
+    client = await client_of(served)
+    client.headers(1, [*POST, (b"expect", b"100-continue")], end=False)
+    request = await recorder.number(1)
+    served.pass_time(21)
+    assert not request.is_gone
+    request.responder.resume_body()
+    served.pass_time(21)  # a window that was nearly over when the client was told
+    assert not request.is_gone
+    served.pass_time(21)
+    assert request.is_gone
+
+
 @serving(limits=Limits(idle_s=100, body_stall_s=20, header_time_s=10))
 async def test_times(served, recorder):
     silent = await client_of(served)

@@ -108,6 +108,22 @@ async def test_pause_by_the_handler_is_no_stall(served, recorder):
 
 
 @serving(limits=LIMITS)
+async def test_a_client_that_waits_for_100_owes_nothing_until_it_comes(served):
+    client, request = await served.ask(
+        b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    served.pass_time(21)
+    served.pass_time(19)
+    assert not request.is_gone
+    request.responder.resume_body()
+    assert (await client.head()).startswith(b"HTTP/1.1 100 ")
+    served.pass_time(19)
+    assert not request.is_gone
+    served.pass_time(2)
+    assert request.is_gone
+
+
+@serving(limits=LIMITS)
 async def test_waiting_for_the_handler_is_no_stall(served):
     client, request = await served.ask(GET)
     served.pass_time(100_000)
