@@ -58,16 +58,18 @@ class Streams:
         if stream is not None and not stream.receiver.is_finished:
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes) -> None:
+    def message(self, data: bytes) -> bool:
         """See `Engine.message`."""
         quic, loss = self._quic, self._quic._loss
         room = loss.congestion_window - loss.bytes_in_flight
         if (
-            quic._remote_max_datagram_frame_size
-            and not quic._datagrams_pending
-            and len(data) + PACKET_OVERHEAD_BYTES <= room
+            not quic._remote_max_datagram_frame_size
+            or quic._datagrams_pending
+            or len(data) + PACKET_OVERHEAD_BYTES > room
         ):
-            quic.send_datagram_frame(data)
+            return False
+        quic.send_datagram_frame(data)
+        return True
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

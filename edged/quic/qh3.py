@@ -88,15 +88,19 @@ class Streams:
         with suppress(QuicConnectionError, ValueError):
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes) -> None:
+    def message(self, data: bytes) -> bool:
         """See `Engine.message`."""
         core = self._core
         if core is None:
-            return
+            return False
         room = core.congestion_window - core.bytes_in_flight
-        if len(data) + PACKET_OVERHEAD_BYTES <= room:
-            with suppress(*Broken):  # the peer takes none, or it is closed
-                core.send_datagram(data)
+        if len(data) + PACKET_OVERHEAD_BYTES > room:
+            return False
+        try:
+            core.send_datagram(data)
+        except Broken:  # the peer takes none, or it is closed
+            return False
+        return True
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

@@ -2,8 +2,12 @@
 
 On a stream a lost packet holds up all that follow until it was sent again, which takes a round trip
 and more. A datagram (RFC 9221) holds up nothing. So whoever asks for it (`wire.REPEAT`, over h3)
-gets the bytes that were not acknowledged yet a second and a third time, in packets of their own:
-a gap then takes several losses in a row.
+gets the bytes that were not acknowledged yet as datagrams, too: in the packet that has the piece on
+its stream, so that what was lost before holds up nothing, and in another one a moment later. A gap
+then takes several losses in a row.
+
+They count against the congestion window, which on a line with loss is a few packets. So they are
+few themselves, and what finds no room is tried again.
 
 A datagram is a byte of flags, the offset of its first byte as a variable-length integer, and bytes.
 Flag 1: the response is complete with the last of them, and has no trailers.
@@ -22,9 +26,11 @@ if TYPE_CHECKING:
     from edged.relay.pulse import Timer
     from edged.relay.visit import Visit
 
-AFTER_S = (0.01, 0.02)
-"""When a piece is repeated, each time after the one before: what is lost in a row is mostly lost
-within less, and what comes later is felt."""
+AFTER_S = 0.01
+"""Between datagrams: what is lost in a row is mostly lost within less, and what comes later is
+felt."""
+SENDS, TRIES = 2, 5
+"""Of a piece: datagrams that leave, and those that are tried."""
 _BYTES = MESSAGE_BYTES - 9
 _COMPLETE = 1
 
@@ -51,7 +57,7 @@ class Repeat(NamedTuple):
 class Repeats:
     """The repeats of what one visit passes on. ``later(delay_s, call)`` arms a timer."""
 
-    __slots__ = ("_fresh", "_later", "_left", "_messenger", "_timer", "_visit")
+    __slots__ = ("_fresh", "_later", "_messenger", "_sends", "_timer", "_tries", "_visit")
 
     def __init__(
         self,
@@ -63,16 +69,17 @@ class Repeats:
         self._messenger = messenger
         self._later = later
         self._fresh = 0
-        """Bytes passed on since the last repeat."""
-        self._left = 0
+        """Bytes passed on since the last datagram."""
+        self._sends = 0
+        self._tries = 0
         self._timer: Timer | None = None
 
     def passed(self, size: int) -> None:
         """The visit has passed on bytes, or (0) the end."""
         self._fresh += size
-        self._left = len(AFTER_S)
+        self._sends, self._tries = SENDS, TRIES
         if self._timer is None:
-            self._timer = self._later(AFTER_S[0], self._repeat)
+            self._send()
 
     def stop(self) -> None:
         """Nobody wants them any more."""
@@ -80,7 +87,7 @@ class Repeats:
             self._timer.cancel()
             self._timer = None
 
-    def _repeat(self) -> None:
+    def _send(self) -> None:
         self._timer = None
         visit = self._visit
         flow = visit.flow
@@ -94,7 +101,7 @@ class Repeats:
             data += flow.journal.read(offset + len(data), end - offset - len(data))
         message = Repeat(offset, data, flow.ends_plainly and end == flow.journal.end).encode()
         flow.ledger.spend(len(message), flow.flows.clock())
-        self._messenger.message(message)
-        self._left -= 1
-        if self._left:
-            self._timer = self._later(AFTER_S[-self._left], self._repeat)
+        self._tries -= 1
+        self._sends -= self._messenger.message(message)
+        if self._sends and self._tries:
+            self._timer = self._later(AFTER_S, self._send)
