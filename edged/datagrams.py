@@ -13,9 +13,9 @@ from typing import Protocol, runtime_checkable
 class Messenger(Protocol):
     """A `Responder` that can send them."""
 
-    def message(self, data: bytes) -> bool:
+    def message(self, data: bytes, *, spare: bool = False) -> bool:
         """Send one about the request, of at most `edged.quic.MESSAGE_BYTES`; False: it cannot leave
-        now.
+        now. ``spare``: it is to leave only if much more could.
         """
 
 

@@ -291,11 +291,12 @@ class H3Connection:
             if exchange.sink is not None:
                 exchange.sink.pause_response()
 
-    def message(self, exchange: H3Exchange, data: bytes) -> bool:
+    def message(self, exchange: H3Exchange, data: bytes, *, spare: bool) -> bool:
         """Send an HTTP datagram (RFC 9297) about an exchange, which may be over; False: there is no
-        room.
+        room, or for ``spare`` too little.
         """
-        if self._closed or not self.engine.message(h3.varint(exchange.id // 4) + data):
+        frame = h3.varint(exchange.id // 4) + data
+        if self._closed or not self.engine.message(frame, spare=spare):
             return False
         self._port.touch(self)
         return True

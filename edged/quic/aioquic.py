@@ -58,14 +58,15 @@ class Streams:
         if stream is not None and not stream.receiver.is_finished:
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes) -> bool:
+    def message(self, data: bytes, *, spare: bool) -> bool:
         """See `Engine.message`."""
         quic, loss = self._quic, self._quic._loss
-        room = loss.congestion_window - loss.bytes_in_flight
+        window = loss.congestion_window
+        left = (window // 2 if spare else window) - loss.bytes_in_flight
         if (
             not quic._remote_max_datagram_frame_size
             or quic._datagrams_pending
-            or len(data) + PACKET_OVERHEAD_BYTES > room
+            or len(data) + PACKET_OVERHEAD_BYTES > left
         ):
             return False
         quic.send_datagram_frame(data)

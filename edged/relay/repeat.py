@@ -2,12 +2,13 @@
 
 On a stream a lost packet holds up all that follow until it was sent again, which takes a round trip
 and more. A datagram (RFC 9221) holds up nothing. So whoever asks for it (`wire.REPEAT`, over h3)
-gets the bytes that were not acknowledged yet as datagrams, too: in the packet that has the piece on
-its stream, so that what was lost before holds up nothing, and in another one a moment later. A gap
-then takes several losses in a row.
+gets a piece and the last ones before it that were not acknowledged yet as datagrams, too: in the
+packet that has the piece on its stream, so that what was lost before holds up nothing, and in
+another one a moment later. A gap then takes several losses in a row.
 
-They count against the congestion window, which on a line with loss is a few packets. So they are
-few themselves, and what finds no room is tried again.
+They count against the congestion window, which on a line with loss is a few packets, and all flows
+of the connection share it. So they are small, what finds no room is tried again, and a second one
+leaves only where there is room to spare.
 
 A datagram is a byte of flags, the offset of its first byte as a variable-length integer, and bytes.
 Flag 1: the response is complete with the last of them, and has no trailers.
@@ -15,6 +16,7 @@ Flag 1: the response is complete with the last of them, and has no trailers.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +33,8 @@ AFTER_S = 0.01
 felt."""
 SENDS, TRIES = 2, 5
 """Of a piece: datagrams that leave, and those that are tried."""
+PIECES = 3
+"""In a datagram at most; those that came fast after one another count as one."""
 _BYTES = MESSAGE_BYTES - 9
 _COMPLETE = 1
 
@@ -57,7 +61,16 @@ class Repeat(NamedTuple):
 class Repeats:
     """The repeats of what one visit passes on. ``later(delay_s, call)`` arms a timer."""
 
-    __slots__ = ("_fresh", "_later", "_messenger", "_sends", "_timer", "_tries", "_visit")
+    __slots__ = (
+        "_begins",
+        "_fresh",
+        "_later",
+        "_messenger",
+        "_sends",
+        "_timer",
+        "_tries",
+        "_visit",
+    )
 
     def __init__(
         self,
@@ -68,6 +81,8 @@ class Repeats:
         self._visit = visit
         self._messenger = messenger
         self._later = later
+        self._begins: deque[int] = deque((0,), maxlen=PIECES)
+        """Offsets of the last pieces."""
         self._fresh = 0
         """Bytes passed on since the last datagram."""
         self._sends = 0
@@ -91,17 +106,19 @@ class Repeats:
         self._timer = None
         visit = self._visit
         flow = visit.flow
-        small, self._fresh = self._fresh <= _BYTES, 0
-        if not small or visit.slow or not flow.kept:
-            return
         end = visit.offset
-        offset = max(flow.journal.start, end - _BYTES)
+        fresh, self._fresh = self._fresh, 0
+        if fresh:
+            self._begins.append(end - fresh)
+        if fresh > _BYTES or visit.slow or not flow.kept:
+            return
+        offset = max(flow.journal.start, end - _BYTES, self._begins[0])
         data = b""
         while offset + len(data) < end:
             data += flow.journal.read(offset + len(data), end - offset - len(data))
         message = Repeat(offset, data, flow.ends_plainly and end == flow.journal.end).encode()
         flow.ledger.spend(len(message), flow.flows.clock())
         self._tries -= 1
-        self._sends -= self._messenger.message(message)
+        self._sends -= self._messenger.message(message, spare=self._sends < SENDS)
         if self._sends and self._tries:
             self._timer = self._later(AFTER_S, self._send)

@@ -35,7 +35,7 @@ class Timers:
     def __init__(self, flow, **options):
         self.armed = []
         self.sent = []
-        self.room = True
+        self.room = self.spare = True
         self.reader = visit(flow, **options)
         self.reader.visit.repeats = Repeats(self.reader.visit, self, self.later)
 
@@ -45,11 +45,12 @@ class Timers:
         self.armed.append(entry)
         return timer
 
-    def message(self, data):
+    def message(self, data, *, spare):
         assert len(data) <= MESSAGE_BYTES
-        if self.room:
+        room = self.spare if spare else self.room
+        if room:
             self.sent.append(Repeat.decode(data))
-        return self.room
+        return room
 
     def fire(self):
         """The only timer; how long it was armed for."""
@@ -102,6 +103,31 @@ def test_what_finds_no_room_is_tried_again_but_not_for_ever():
     flow.data(b"two")
     assert [timers.fire() for _ in range(TRIES - 1)] == [AFTER_S] * (TRIES - 1)
     assert not timers.armed
+
+
+def test_a_second_datagram_leaves_only_where_there_is_room_to_spare():
+    flow, timers = acknowledging()
+    flow.head(ok())
+    timers.spare = False
+    flow.data(b"one")
+    timers.fire()
+    assert len(timers.sent) == 1
+    timers.spare = True
+    timers.fire()
+    assert len(timers.sent) == 2
+    assert not timers.armed
+
+
+def test_a_datagram_has_the_last_pieces_only():
+    flow, timers = acknowledging()
+    flow.head(ok())
+    for word in (b"one", b"two", b"three", b"four"):
+        flow.data(word)
+        timers.fire()
+    assert timers.sent[-3:] == [
+        Repeat(0, b"onetwothree", False),
+        *[Repeat(3, b"twothreefour", False)] * 2,
+    ]
 
 
 def test_what_was_acknowledged_is_left_out():
