@@ -234,9 +234,11 @@ class FlowStream:
             if self._held is not None:
                 self._held.arrived()
             head.headers = [field for field in head.headers if field[0] != REQUEST_ID]  # not ours
-            self.copying.answers(head.body_length)
+            large = self.copying.answers(head.body_length)
             self.handover.size = None if inner.coded else head.body_length
             self._events.head(head)
+            if large:
+                self.settle(visit.way)
             self.review(monotonic())
             self.handover.look_around(monotonic())
         elif not self._over:
