@@ -57,8 +57,8 @@ def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
     ):
         return _block(path, UDP, UDP_CARRIERS, (UDP,), now)
     for layer in OVER_TCP:
-        channel = path.channels[layer]
-        if channel.verdict is Verdict.DOWN and udp.proved_at >= channel.run_sent_at:
+        silent = _of_its_order(path.channels, layer) is Verdict.DOWN
+        if silent and udp.proved_at >= path.channels[layer].run_sent_at:
             return _block(path, layer, TCP_CARRIERS, OVER_TCP, now)
     return None
 
@@ -157,14 +157,22 @@ def _weigh(
     if not channel.beyond_icmp:
         verdict = min(verdict, icmp_alone)
     since = channel.run_sent_at
-    if number == END and channels[DATA].proved_at >= since:
-        verdict = min(verdict, _in_order(channel))
+    verdict = min(verdict, _of_its_order(channels, number))
     if number == UDP and not udp_only:
         if max(channels[DATA].proved_at, channels[END].proved_at) >= since:
             return Verdict.UP
         return Verdict.SUSPECT if channels[SYN].proved_at >= since else verdict
     if number in OVER_TCP and channels[UDP].proved_at >= since:
         return Verdict.UP
+    return verdict
+
+
+def _of_its_order(channels: Sequence[Channel], number: int) -> Verdict:
+    """What the silence of a channel says, if data is acknowledged meanwhile or not."""
+    channel = channels[number]
+    verdict = channel.verdict
+    if number == END and channels[DATA].proved_at >= channel.run_sent_at:
+        verdict = min(verdict, _in_order(channel))
     return verdict
 
 
