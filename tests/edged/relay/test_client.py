@@ -10,7 +10,7 @@ from rich.console import Console
 
 from edged.admin import views
 from edged.admin.text import print_status
-from edged.relay import client_copies, client_stream
+from edged.relay import client_copies, client_response
 from edged.relay.client_flow import FlowClient
 from edged.relay.client_report import RelaysReport
 from edged.relay.client_visit import APART, Visit
@@ -142,7 +142,7 @@ def test_a_connection_that_carries_nothing_any_more_is_given_up_though_its_line_
 
 def test_a_response_that_pauses_for_long_is_asked_for_anew(tmp_path, monkeypatch):
     """Here because the first visit brings nothing that fits."""
-    monkeypatch.setattr(client_stream, "STALE_S", 0.3)
+    monkeypatch.setattr(client_response, "STALE_S", 0.3)
     head = FlowClient.head
 
     def beyond(machine, line, offset):
