@@ -295,8 +295,11 @@ class H3Connection:
         """Send an HTTP datagram (RFC 9297) about an exchange, which may be over; False: there is no
         room, or for ``spare`` too little.
         """
+        if self._closed:
+            return False
+        waiting = self.engine.unsent(exchange.id)
         frame = h3.varint(exchange.id // 4) + data
-        if self._closed or not self.engine.message(frame, spare=spare):
+        if not self.engine.message(frame, waiting=waiting, spare=spare):
             return False
         self._port.touch(self)
         return True

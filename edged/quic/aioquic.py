@@ -58,7 +58,7 @@ class Streams:
         if stream is not None and not stream.receiver.is_finished:
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes, *, spare: bool) -> bool:
+    def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
         """See `Engine.message`."""
         quic, loss = self._quic, self._quic._loss
         window = loss.congestion_window
@@ -66,7 +66,7 @@ class Streams:
         if (
             not quic._remote_max_datagram_frame_size
             or quic._datagrams_pending
-            or len(data) + PACKET_OVERHEAD_BYTES > left
+            or len(data) + waiting + PACKET_OVERHEAD_BYTES > left
         ):
             return False
         quic.send_datagram_frame(data)

@@ -88,14 +88,14 @@ class Streams:
         with suppress(QuicConnectionError, ValueError):
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes, *, spare: bool) -> bool:
+    def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
         """See `Engine.message`."""
         core = self._core
         if core is None:
             return False
         window: int = core.congestion_window
         left = (window // 2 if spare else window) - core.bytes_in_flight
-        if len(data) + PACKET_OVERHEAD_BYTES > left:
+        if len(data) + waiting + PACKET_OVERHEAD_BYTES > left:
             return False
         try:
             core.send_datagram(data)
