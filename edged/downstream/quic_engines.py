@@ -89,9 +89,9 @@ class Engine(Protocol):
         """CONNECTION_CLOSE with an application error code goes out with the next datagrams."""
 
     def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
-        """Send a DATAGRAM frame, if the peer takes them and the congestion window (for ``spare``:
-        half of it) has room for it and for ``waiting`` bytes of its stream: whether it does. They
-        would pile up, and before streams at that.
+        """Send a DATAGRAM frame, if the peer takes them and the congestion window has room
+        (`edged.quic.message_fits`): whether it does. They would pile up, and before streams at
+        that.
         """
 
     def unsent(self, stream_id: int) -> int:

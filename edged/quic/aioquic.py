@@ -7,7 +7,7 @@ from typing import Any
 from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnection
 from aioquic.quic.packet import QuicFrameType
 
-from edged.quic import PACKET_OVERHEAD_BYTES, STREAM_WINDOW_BYTES
+from edged.quic import STREAM_WINDOW_BYTES, message_fits
 
 
 class CreditConnection(QuicConnection):
@@ -61,13 +61,10 @@ class Streams:
     def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
         """See `Engine.message`."""
         quic, loss = self._quic, self._quic._loss
-        window = loss.congestion_window
-        left = (window // 2 if spare else window) - loss.bytes_in_flight
-        if (
-            not quic._remote_max_datagram_frame_size
-            or quic._datagrams_pending
-            or len(data) + waiting + PACKET_OVERHEAD_BYTES > left
-        ):
+        if not quic._remote_max_datagram_frame_size or quic._datagrams_pending:
+            return False
+        window, in_flight = loss.congestion_window, loss.bytes_in_flight
+        if not message_fits(len(data), window, in_flight, waiting=waiting, spare=spare):
             return False
         quic.send_datagram_frame(data)
         return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
-from edged.quic import PACKET_OVERHEAD_BYTES
+from edged.quic import message_fits
 from edged.upstream.engines import EngineError
 
 Broken = (QuicConnectionError, RuntimeError, ValueError)
@@ -93,9 +93,8 @@ class Streams:
         core = self._core
         if core is None:
             return False
-        window: int = core.congestion_window
-        left = (window // 2 if spare else window) - core.bytes_in_flight
-        if len(data) + waiting + PACKET_OVERHEAD_BYTES > left:
+        window, in_flight = core.congestion_window, core.bytes_in_flight
+        if not message_fits(len(data), window, in_flight, waiting=waiting, spare=spare):
             return False
         try:
             core.send_datagram(data)
