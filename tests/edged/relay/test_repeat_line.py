@@ -149,3 +149,10 @@ def test_five_streams_on_a_line_with_loss_pause_for_two_tokens_at_most(tmp_path,
     gaps = play(Line(tmp_path, seed), count=5, seconds=25)
     assert len(gaps) > 2400
     assert gaps[-1] < 0.12
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_datagrams_of_many_streams_starve_none(tmp_path, seed):
+    """More than such a window bears: a loss costs its repair, and no more."""
+    gaps = play(Line(tmp_path, seed), count=16, seconds=25)
+    assert gaps[-1] < 0.5
