@@ -36,6 +36,8 @@ WITNESS_S: Final = 60.0
 REPAIR_S: Final = 0.5
 REPAIR_RTTS: Final = 3.0
 """TCP repairs a loss, that of a repetition included, in the greater of both."""
+QUEUED_S: Final = 5.0
+"""What is queued on a connection, 2 MB of a body or so, has left by then."""
 _ABOVE: Final = ("", " above ICMP", " of data", " end to end", " of QUIC")
 
 
@@ -57,8 +59,9 @@ def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
     ):
         return _block(path, UDP, UDP_CARRIERS, (UDP,), now)
     for layer in OVER_TCP:
-        silent = _of_its_order(path.channels, layer) is Verdict.DOWN
-        if silent and udp.proved_at >= path.channels[layer].run_sent_at:
+        channel = path.channels[layer]
+        silent = channel.verdict is Verdict.DOWN and not _taken(path.channels, layer)
+        if silent and udp.proved_at >= channel.run_sent_at:
             return _block(path, layer, TCP_CARRIERS, OVER_TCP, now)
     return None
 
@@ -157,7 +160,8 @@ def _weigh(
     if not channel.beyond_icmp:
         verdict = min(verdict, icmp_alone)
     since = channel.run_sent_at
-    verdict = min(verdict, _of_its_order(channels, number))
+    if number == END and channels[DATA].proved_at >= since:
+        verdict = min(verdict, _in_order(channel))
     if number == UDP and not udp_only:
         if max(channels[DATA].proved_at, channels[END].proved_at) >= since:
             return Verdict.UP
@@ -167,13 +171,15 @@ def _weigh(
     return verdict
 
 
-def _of_its_order(channels: Sequence[Channel], number: int) -> Verdict:
-    """What the silence of a channel says, if data is acknowledged meanwhile or not."""
+def _taken(channels: Sequence[Channel], number: int) -> bool:
+    """Whether TCP passes although nothing answers end to end: data is acknowledged. Answers may be
+    held up by a lost segment, or by what is queued before the questions, a large body mostly; for
+    longer somebody acknowledges who passes nothing on.
+    """
     channel = channels[number]
-    verdict = channel.verdict
-    if number == END and channels[DATA].proved_at >= channel.run_sent_at:
-        verdict = min(verdict, _in_order(channel))
-    return verdict
+    lasted_s = channel.run_last_sent_at - channel.run_sent_at
+    acknowledged = number == END and channels[DATA].proved_at >= channel.run_sent_at
+    return acknowledged and lasted_s < QUEUED_S
 
 
 def _in_order(channel: Channel) -> Verdict:
