@@ -57,7 +57,7 @@ class Client:
             h3=H3Connector(dialer, lambda sample: None, ca_file=ca),
         )
         endpoint = Endpoint(
-            "relay", "r", "https", "localhost", port, address="127.0.0.1",
+            "relay:r", "r", "https", "localhost", port, address="127.0.0.1",
             protocols=(Carrier(carrier),),
         )  # fmt: skip
         self.path = Path(Line("loop"), endpoint)

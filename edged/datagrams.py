@@ -13,8 +13,10 @@ from typing import Protocol, runtime_checkable
 class Messenger(Protocol):
     """A `Responder` that can send them."""
 
-    def message(self, data: bytes) -> None:
-        """Send one about the request, of at most `edged.quic.MESSAGE_BYTES`."""
+    def message(self, data: bytes, *, spare: bool = False) -> bool:
+        """Send one about the request, of at most `edged.quic.MESSAGE_BYTES`; False: it cannot leave
+        now. ``spare``: it is to leave only if much more could.
+        """
 
 
 @runtime_checkable

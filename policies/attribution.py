@@ -36,6 +36,8 @@ WITNESS_S: Final = 60.0
 REPAIR_S: Final = 0.5
 REPAIR_RTTS: Final = 3.0
 """TCP repairs a loss, that of a repetition included, in the greater of both."""
+QUEUED_S: Final = 5.0
+"""What is queued on a connection, 2 MB of a body or so, has left by then."""
 _ABOVE: Final = ("", " above ICMP", " of data", " end to end", " of QUIC")
 
 
@@ -58,7 +60,8 @@ def blocked_carriers(path: PathState, now: float) -> CarrierChange | None:
         return _block(path, UDP, UDP_CARRIERS, (UDP,), now)
     for layer in OVER_TCP:
         channel = path.channels[layer]
-        if channel.verdict is Verdict.DOWN and udp.proved_at >= channel.run_sent_at:
+        silent = channel.verdict is Verdict.DOWN and not _taken(path.channels, layer)
+        if silent and udp.proved_at >= channel.run_sent_at:
             return _block(path, layer, TCP_CARRIERS, OVER_TCP, now)
     return None
 
@@ -166,6 +169,17 @@ def _weigh(
     if number in OVER_TCP and channels[UDP].proved_at >= since:
         return Verdict.UP
     return verdict
+
+
+def _taken(channels: Sequence[Channel], number: int) -> bool:
+    """Whether TCP passes although nothing answers end to end: data is acknowledged. Answers may be
+    held up by a lost segment, or by what is queued before the questions, a large body mostly; for
+    longer somebody acknowledges who passes nothing on.
+    """
+    channel = channels[number]
+    lasted_s = channel.run_last_sent_at - channel.run_sent_at
+    acknowledged = number == END and channels[DATA].proved_at >= channel.run_sent_at
+    return acknowledged and lasted_s < QUEUED_S
 
 
 def _in_order(channel: Channel) -> Verdict:

@@ -15,7 +15,8 @@ T   h3: R + max(4v, 1 ms) + 25 ms                     RFC 9002 section 6.2, PTO
     h2: R + R/4 + 20 ms                               RFC 8985: something follows on the connection
     h1: R + max(4v, 200 ms)                           RFC 6298: nothing follows, the timer must fire
 G   where congestion control takes loss for congestion 1.22 * packet / (R * sqrt p) (Mathis et
-    al. 1997), p at least `LEAST_LOSS`; where it measures bandwidth (BBR) what was measured
+    al. 1997), p at least `LEAST_LOSS`, and at most `SAWTOOTH` of what was measured; where it
+    measures bandwidth (BBR) what was measured
 ```
 
 What was measured of a carrier (time from sending a request to its response) outweighs the model
@@ -48,6 +49,11 @@ STREAM_MOVES_S: Final = 0.01
 LEAST_LOSS: Final = 2e-3
 """What a body on a carrier that takes loss for congestion has to reckon with where none was seen:
 a few hundred probes do not show it, and it costs such a body tens of seconds."""
+SAWTOOTH: Final = 0.75
+"""Of what could be used what is, in the mean, by a window that halves with each loss. That also
+decides where so little was measured that either carrier would do as well: one that measures
+bandwidth may find more.
+"""
 EXPLORE_EVERY: Final = 64
 """One request of so many takes the carrier that may be better than the best."""
 HALF_LIFE_S: Final = 60.0
@@ -120,7 +126,10 @@ def expected_s(carrier: Carrier, facts: Facts, load: Load, group: int) -> float:
     again = (1 - (1 - p) ** (ceil(size / PACKET_BYTES) - 1)) * 9 / 8 * rtt_s
     body_s = _body_s(size, rtt_s, 0.0, facts.goodput_bps)
     if not load.paced:
-        body_s = max(body_s, _body_s(size, rtt_s, max(p, LEAST_LOSS), None))
+        used_bps = None if facts.goodput_bps is None else SAWTOOTH * facts.goodput_bps
+        body_s = max(
+            _body_s(size, rtt_s, 0.0, used_bps), _body_s(size, rtt_s, max(p, LEAST_LOSS), None)
+        )
     return own + others + moves + again + body_s
 
 

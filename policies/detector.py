@@ -19,6 +19,7 @@ that come unasked show the way back only.
 | ... of QUIC that never answered here, where TCP answers, and may serve | none | none |
 | ... of QUIC, connects answered since | SUSPECT till TCP data passes; h3 blocked | none |
 | ... of TCP, QUIC answered since | none; h2 and h1 blocked | none |
+| ... of TCP end to end, data is acknowledged | h2 and h1 not blocked for 5 s | none |
 | ... of either, from before both were back | none | none |
 | ... end to end, bytes still flow both ways | SUSPECT at most | SUSPECT at most |
 | a connection stuck on its own | SUSPECT for a time that doubles | none |

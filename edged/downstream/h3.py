@@ -291,11 +291,18 @@ class H3Connection:
             if exchange.sink is not None:
                 exchange.sink.pause_response()
 
-    def message(self, exchange: H3Exchange, data: bytes) -> None:
-        """Send an HTTP datagram (RFC 9297) about an exchange, which may be over."""
-        if not self._closed:
-            self.engine.message(h3.varint(exchange.id // 4) + data)
-            self._port.touch(self)
+    def message(self, exchange: H3Exchange, data: bytes, *, spare: bool) -> bool:
+        """Send an HTTP datagram (RFC 9297) about an exchange, which may be over; False: there is no
+        room, or for ``spare`` too little.
+        """
+        if self._closed:
+            return False
+        waiting = self.engine.unsent(exchange.id)
+        frame = h3.varint(exchange.id // 4) + data
+        if not self.engine.message(frame, waiting=waiting, spare=spare):
+            return False
+        self._port.touch(self)
+        return True
 
     def send_end(self, exchange: H3Exchange, fields: Headers | None) -> None:
         """End the stream, perhaps with trailers."""

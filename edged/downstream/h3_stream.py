@@ -61,9 +61,11 @@ class H3Exchange(StreamExchange):
             self.connection.send_end(self, None if fields is None else fields[1:])
         self._settle()
 
-    def message(self, data: bytes) -> None:
-        """Send a datagram of at most `edged.quic.MESSAGE_BYTES`; also after the end."""
-        self.connection.message(self, data)
+    def message(self, data: bytes, *, spare: bool = False) -> bool:
+        """Send a datagram of at most `edged.quic.MESSAGE_BYTES`; also after the end. False: there
+        is no room, or for ``spare`` too little.
+        """
+        return self.connection.message(self, data, spare=spare)
 
     def abort(self) -> None:
         """Reset the stream."""

@@ -88,9 +88,10 @@ class Engine(Protocol):
     def close(self, code: int) -> None:
         """CONNECTION_CLOSE with an application error code goes out with the next datagrams."""
 
-    def message(self, data: bytes) -> None:
-        """Send a DATAGRAM frame, if the peer takes them and the congestion window has room: else it
-        is dropped, as it might be on the way. They would pile up, and before streams at that.
+    def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
+        """Send a DATAGRAM frame, if the peer takes them and the congestion window has room
+        (`edged.quic.message_fits`): whether it does. They would pile up, and before streams at
+        that.
         """
 
     def unsent(self, stream_id: int) -> int:

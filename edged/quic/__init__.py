@@ -15,4 +15,14 @@ MESSAGE_BYTES = 1000
 PACKET_OVERHEAD_BYTES = 60
 """About what its packet takes besides."""
 
+
+def message_fits(size: int, window: int, in_flight: int, *, waiting: int, spare: bool) -> bool:
+    """Whether a DATAGRAM frame of ``size`` bytes may leave: there must be room behind it in the
+    congestion window for ``waiting`` bytes of its stream, and for others' a quarter of it; for one
+    that can be spared half of it.
+    """
+    most = window // 2 if spare else 3 * window // 4
+    return in_flight + size + PACKET_OVERHEAD_BYTES + waiting <= most
+
+
 Address = tuple[str, int]

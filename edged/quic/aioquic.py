@@ -7,7 +7,7 @@ from typing import Any
 from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnection
 from aioquic.quic.packet import QuicFrameType
 
-from edged.quic import PACKET_OVERHEAD_BYTES, STREAM_WINDOW_BYTES
+from edged.quic import STREAM_WINDOW_BYTES, message_fits
 
 
 class CreditConnection(QuicConnection):
@@ -58,16 +58,16 @@ class Streams:
         if stream is not None and not stream.receiver.is_finished:
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes) -> None:
+    def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
         """See `Engine.message`."""
         quic, loss = self._quic, self._quic._loss
-        room = loss.congestion_window - loss.bytes_in_flight
-        if (
-            quic._remote_max_datagram_frame_size
-            and not quic._datagrams_pending
-            and len(data) + PACKET_OVERHEAD_BYTES <= room
-        ):
-            quic.send_datagram_frame(data)
+        if not quic._remote_max_datagram_frame_size or quic._datagrams_pending:
+            return False
+        window, in_flight = loss.congestion_window, loss.bytes_in_flight
+        if not message_fits(len(data), window, in_flight, waiting=waiting, spare=spare):
+            return False
+        quic.send_datagram_frame(data)
+        return True
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

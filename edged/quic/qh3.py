@@ -12,7 +12,7 @@ from typing import Any
 
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
-from edged.quic import PACKET_OVERHEAD_BYTES
+from edged.quic import message_fits
 from edged.upstream.engines import EngineError
 
 Broken = (QuicConnectionError, RuntimeError, ValueError)
@@ -88,15 +88,19 @@ class Streams:
         with suppress(QuicConnectionError, ValueError):
             self._quic.stop_stream(stream_id, code)
 
-    def message(self, data: bytes) -> None:
+    def message(self, data: bytes, *, waiting: int, spare: bool) -> bool:
         """See `Engine.message`."""
         core = self._core
         if core is None:
-            return
-        room = core.congestion_window - core.bytes_in_flight
-        if len(data) + PACKET_OVERHEAD_BYTES <= room:
-            with suppress(*Broken):  # the peer takes none, or it is closed
-                core.send_datagram(data)
+            return False
+        window, in_flight = core.congestion_window, core.bytes_in_flight
+        if not message_fits(len(data), window, in_flight, waiting=waiting, spare=spare):
+            return False
+        try:
+            core.send_datagram(data)
+        except Broken:  # the peer takes none, or it is closed
+            return False
+        return True
 
     def unsent(self, stream_id: int) -> int:
         """Bytes queued on a stream that were never sent (flow control, congestion, pacing)."""

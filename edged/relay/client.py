@@ -19,6 +19,7 @@ from edged.relay import wire
 from edged.relay.beats import MOST_WANTED, RelayBeat
 from edged.relay.client_bodies import Bodies
 from edged.relay.client_leg import ACTIVE_AFTER_S, Leg
+from edged.relay.client_silence import fell_silent, is_down, was_heard
 from edged.relay.client_stream import FlowStream
 from edged.relay.client_visit import APART
 from edged.table import PathTable
@@ -175,13 +176,13 @@ class RelayClient:
         """``leg`` says nothing: its flows ask others."""
         for visit in tuple(leg.visits):
             if visit.flow is not None:
-                visit.flow.silent(visit.way)
+                fell_silent(visit.flow, visit.way)
 
     def heard(self, leg: Leg) -> None:
         """``leg`` says something again."""
         for visit in tuple(leg.visits):
             if visit.flow is not None:
-                visit.flow.heard(visit.way)
+                was_heard(visit.flow, visit.way)
 
     def verdict(self, leg: Leg, verdict: Verdict) -> None:
         """The detector has judged ``leg``."""
@@ -190,13 +191,13 @@ class RelayClient:
         if verdict is Verdict.DOWN:
             for visit in tuple(leg.visits):
                 if visit.flow is not None:
-                    visit.flow.leave(visit.way)
+                    is_down(visit.flow, visit.way)
         elif verdict is Verdict.SUSPECT and old is Verdict.UP:
             for visit in tuple(leg.visits):
                 # A line that a large body fills is suspected now and then: while its bytes come,
                 # all would only cross twice.
                 if visit.flow is not None and (leg.silent or not visit.flow.large):
-                    visit.flow.silent(visit.way)
+                    fell_silent(visit.flow, visit.way)
         elif verdict is Verdict.UP and not leg.silent:
             self.heard(leg)
         if old is Verdict.DOWN and verdict is not Verdict.DOWN:

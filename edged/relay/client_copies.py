@@ -41,10 +41,14 @@ class Copying:
         )
         """As far as is known."""
 
-    def answers(self, length: int | None) -> None:
-        """The response begins; ``length`` of its body, if it is known."""
-        if length is not None and length > self._most_bytes(0.0):
+    def answers(self, length: int | None) -> bool:
+        """The response begins; ``length`` of its body, if it is known. Whether it turned out not to
+        be small just now.
+        """
+        if self.small and length is not None and length > self._most_bytes(0.0):
             self.small = False
+            return True
+        return False
 
     def passed(self, received: int, now: float) -> bool:
         """So much of the response is here: whether it turned out not to be small just now."""

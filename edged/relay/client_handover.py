@@ -2,10 +2,11 @@
 back to the line that is best, or to the carrier that suits a large body.
 
 Nothing should be sent twice for it. An upload is held until the relay has what was handed to the
-old way, and goes on from there. A download is asked for over the new way *instead*: the relay
-passes nothing more on over the old one, and begins on the new one where that ends. What comes over
-the new way waits until all before it is here. Whenever anything is the matter with either, the flow
-is asked for anew, from the first byte that is missing.
+old way, and goes on from there; but it leaves a connection of h3 that takes no more at once: what
+waits there would hold it for seconds, and is not sent any more. A download is asked for over the
+new way *instead*: the relay passes nothing more on over the old one, and begins on the new one
+where that ends. What comes over the new way waits until all before it is here. Whenever anything is
+the matter with either, the flow is asked for anew, from the first byte that is missing.
 """
 
 from __future__ import annotations
@@ -126,6 +127,10 @@ class Handover:
         if flow.machine.uploaded:
             self._new = flow.make(flow.machine.ask(way))
             self._new.start()
+            return
+        if visit.clogged:
+            flow.drop(visit.way)
+            flow.carry_out(flow.machine.ask(way))
             return
         self._old, self._way = visit, way
         visit.held = True

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from edged.compress import CodingError, ZstdDecoder
+from edged.compress import CodingError
 from edged.downstream.fields import BadMessage
 from edged.headers import REQUEST_ID
 from edged.messages import Headers, RequestHead, ResponseHead, header
@@ -28,6 +28,7 @@ from edged.relay.client_flow import (
     Wait,
 )
 from edged.relay.client_handover import Handover
+from edged.relay.client_response import Arrivals
 from edged.relay.client_upload import MOST_BYTES, Outgoing
 from edged.relay.client_visit import APART, Visit
 from edged.relay.repeat import Repeat
@@ -39,14 +40,6 @@ if TYPE_CHECKING:
     from edged.relay.client import RelayClient
     from edged.relay.client_leg import Leg
 
-ACK_AT_BYTES = 256 << 10
-"""So much unacknowledged is told at once and not with the next pulse: journals are small."""
-HOLD_S = 0.15
-"""So much longer a line must be silent before a large upload is sent over another: a line that is
-full falls silent now and then, and what goes over both is sent twice."""
-STALE_S, STALE_MOST_S = 3.0, 30.0
-"""A response that pauses for so long is asked for anew, at first and at most: whatever it is that
-brings nothing, nobody waits for it longer than for the next look."""
 _NO_WAY = "the relay found no way to the endpoint"
 
 
@@ -89,13 +82,10 @@ class FlowStream:
         """The request's head can go."""
         self._over = False
         self._held: Held | None = None
-        self._decoder: ZstdDecoder | None = None
+        self._arrivals = Arrivals(monotonic())
         self.paused = False
         """The client takes nothing for now."""
         self._told_pause = False
-        self._acked = 0
-        self._fresh_at = monotonic()
-        self._stale_s = STALE_S
         self.avoid: Carrier | None = None
         """What brought nothing for long: others are asked first."""
         self._timer: asyncio.TimerHandle | None = None
@@ -119,7 +109,7 @@ class FlowStream:
         assert visit.stream is not None
         self.carrier, self.reused = visit.stream.carrier, visit.stream.reused
         self._events.stream_ready(self)
-        self._moved()
+        self.moved()
 
     # -- what the attempt calls (Stream) ---------------------------------------------------------
 
@@ -230,13 +220,15 @@ class FlowStream:
         elif self.machine.head(visit.way, inner.offset):
             head = inner.head
             if inner.coded:
-                self._decoder = ZstdDecoder()
+                self._arrivals.coded()
             if self._held is not None:
                 self._held.arrived()
             head.headers = [field for field in head.headers if field[0] != REQUEST_ID]  # not ours
-            self.copying.answers(head.body_length)
+            large = self.copying.answers(head.body_length)
             self.handover.size = None if inner.coded else head.body_length
             self._events.head(head)
+            if large:
+                self.settle(visit.way)
             self.review(monotonic())
             self.handover.look_around(monotonic())
         elif not self._over:
@@ -249,18 +241,18 @@ class FlowStream:
             self._take(visit, new)
 
     def _take(self, visit: Visit, new: bytes) -> None:
-        self._fresh_at, self._stale_s = monotonic(), STALE_S
-        received = self.machine.received
+        now, received = monotonic(), self.machine.received
         self.client.received(self.id, received)
-        if received - self._acked >= ACK_AT_BYTES:
-            self._acked = received
+        if self._arrivals.came(received, now):
             self.client.hurry()
-        if self.copying.small and self.copying.passed(received, monotonic()):
+        if self.copying.small and self.copying.passed(received, now):
             self.settle(visit.way)
-        if self._decoder is None:
-            self._events.data(new)
-        else:
-            self._decode(self._decoder, new)
+        try:
+            for piece in self._arrivals.plain(new):
+                if not self._over:
+                    self._events.data(piece)
+        except CodingError as error:
+            self._badly_coded(error)
         if not self._over:
             self.handover.received()
 
@@ -275,13 +267,8 @@ class FlowStream:
         if repeat.complete and not self._over and self.machine.finished(end):
             self._complete(None)
 
-    def _decode(self, decoder: ZstdDecoder, data: bytes) -> None:
-        try:
-            for piece in decoder.feed(data):
-                if not self._over:
-                    self._events.data(piece)
-        except CodingError as error:
-            self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
+    def _badly_coded(self, error: CodingError) -> None:
+        self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
 
     def ended(self, visit: Visit, trailers: Headers | None) -> None:
         """A visit ended cleanly."""
@@ -294,10 +281,9 @@ class FlowStream:
     def _complete(self, trailers: Headers | None) -> None:
         """All of the response is here."""
         try:
-            if self._decoder is not None:
-                self._decoder.finish()
+            self._arrivals.finish()
         except CodingError as error:
-            self._fail(Failure(Outcome.PROTOCOL, f"the relay's coding is broken: {error}"))
+            self._badly_coded(error)
             return
         events = self._events
         self._end()
@@ -343,38 +329,6 @@ class FlowStream:
 
     # -- what the relay's client tells -----------------------------------------------------------
 
-    def silent(self, line: str) -> None:
-        """``line`` is silent: others are asked for what comes next."""
-        if not self.handover.awaits(line) and self.handover.broken():
-            self.anew()
-            return
-        command = self.machine.silent(line, self.client.usable())
-        self.carry_out(command)
-        visit = None if command is None else self.visits.get(command.line)
-        if visit is not None and self.large and not self.machine.uploaded:
-            visit.held = True
-            self.client.loop.call_later(HOLD_S, visit.let_go)
-        self.review(monotonic())
-
-    def heard(self, line: str) -> None:
-        """It is heard again."""
-        self.machine.heard(line)
-        if len(self.visits) > 1 and self.large and not self.handover.active:
-            # Whichever is ahead goes on alone: on both, all would come, or go, twice.
-            self.settle(
-                next((way for way in (line, *self.visits) if self.machine.surplus(way)), line)
-            )
-
-    def leave(self, line: str) -> None:
-        """``line`` is DOWN: go on over another, if there is one."""
-        if self.handover.broken():
-            self.anew()
-            return
-        self.silent(line)
-        if len(self.visits) > 1:
-            self.drop(line)
-            self._moved()
-
     def review(self, now: float) -> None:
         """See `client_copies.review`."""
         if self.visits and not self._over:
@@ -391,15 +345,14 @@ class FlowStream:
             self.drop(way)
         if visit.stream is not None and not self.paused:
             visit.stream.resume_reading()
-        self._moved()
+        self.moved()
 
     def look_after(self, now: float) -> None:
         """Ask anew for a response that has paused for long; ever more rarely while it does."""
         waits = self.machine.waits_until is not None  # for a line
         if self._over or self.paused or waits or self.handover.opaque or not self.machine.begun:
-            self._fresh_at = now
-        elif now - self._fresh_at > self._stale_s:
-            self._fresh_at, self._stale_s = now, min(2 * self._stale_s, STALE_MOST_S)
+            self._arrivals.rest(now)
+        elif self._arrivals.missed(now):
             stale = [visit.stream.carrier for visit in self.visits.values() if visit.stream]
             self.avoid = stale[0] if stale else None
             self.handover.broken()
@@ -425,7 +378,7 @@ class FlowStream:
         """``best`` is well: one line is enough."""
         for line in self.machine.surplus(best):
             self.drop(line)
-        self._moved()
+        self.moved()
 
     def drop(self, line: str) -> None:
         """One of two visits is not needed."""
@@ -469,7 +422,7 @@ class FlowStream:
                 self._later(command.pause_s, lambda: self._visit(command))
             else:
                 self._visit(command)
-                self._moved()
+                self.moved()
         elif isinstance(command, Give):
             self._fail(command.failure)
         elif isinstance(command, Wait):
@@ -486,7 +439,7 @@ class FlowStream:
         visit = self.visits[ask.line] = Visit(self, self.client.leg(ask.line), ask)
         return visit
 
-    def _moved(self) -> None:
+    def moved(self) -> None:
         """Tell the attempt when its line is none of those that are asked."""
         lines = [way.removesuffix(APART) for way in self.machine.lines]
         line = self.path.line.name

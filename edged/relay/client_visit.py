@@ -9,7 +9,7 @@ from edged.relay import wire
 from edged.relay.client_flow import Ask
 from edged.relay.repeat import Repeat
 from edged.upstream.base import Pending, Stream
-from policies.model import Failure, Path
+from policies.model import Carrier, Failure, Path
 
 if TYPE_CHECKING:
     from edged.relay.client_leg import Leg
@@ -185,6 +185,12 @@ class Visit:
         """It may send on."""
         self.held = False
         self.feed()
+
+    @property
+    def clogged(self) -> bool:
+        """Request bytes wait for a congestion window, and are dropped if this is given up."""
+        h3 = self.stream is not None and self.stream.carrier is Carrier.H3
+        return self._blocked and h3
 
     @property
     def sending_at(self) -> int | None:

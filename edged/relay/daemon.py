@@ -47,8 +47,9 @@ STREAMS = 4096
 """Concurrent requests of one client connection: an edge has one or two a line."""
 USER_TIMEOUT_S = 30.0
 """TCP_USER_TIMEOUT: a line that acknowledges nothing for so long carries nothing any more."""
-NOT_SENT_BYTES = 128 << 10
-"""TCP_NOTSENT_LOWAT: what waits here and not in the kernel can still be overtaken by a pulse."""
+NOT_SENT_BYTES = 64 << 10
+"""TCP_NOTSENT_LOWAT: what waits here and not in the kernel can still be overtaken by a pulse, and
+need not be sent twice."""
 POOL_LIMITS = PoolLimits(h1_connections=1 << 16, multiplexed_connections=1024)
 """To one origin. What flows there may be is limited client by client; were it limited here, too,
 one client could take all connections, and the others wait."""
@@ -74,7 +75,8 @@ class RelayDaemon(Daemon):
         assert isinstance(config, RelayConfig)
         self.instance = secrets.token_hex(8)
         """Another word after each start (`pulse.House`)."""
-        self.flows = Flows(monotonic, config.flow_limits)
+        soon = asyncio.get_running_loop().call_soon
+        self.flows = Flows(monotonic, soon, config.flow_limits)
         self.certificate = Certificate(config.chain_file, config.key_file, config.client_ca_file)
         self.quic: list[QuicServer] = []
         self.relay: Relay

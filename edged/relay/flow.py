@@ -30,8 +30,9 @@ from edged.messages import Headers, ResponseHead
 from edged.relay import wire
 from edged.relay.coding import Inflow, response_encoder
 from edged.relay.dictionary import FlushingEncoder, decoder
+from edged.relay.intake import Intake
 from edged.relay.journal import Journal
-from edged.relay.upload import Inconsistent, Upload
+from edged.relay.upload import Upload
 
 if TYPE_CHECKING:
     from edged.relay.flows import Flows, Ledger
@@ -41,7 +42,6 @@ VISITS = 8
 """Visits of one flow at a time; a further one ends the oldest."""
 HISTORY = 2
 """Journals full that are kept behind what was sent to a client that does not acknowledge."""
-_EARLY_BYTES = 256 << 10
 
 
 class State(Enum):
@@ -59,12 +59,9 @@ class Flow:
     __slots__ = (
         "_accepts",
         "_acknowledged",
-        "_deaf",
-        "_early",
-        "_early_end",
         "_head",
         "_held",
-        "_inflow",
+        "_intake",
         "_limit",
         "_opaque",
         "_outflow",
@@ -127,13 +124,10 @@ class Flow:
         """The response's bytes."""
         self.acknowledges = acknowledges
         """The client says what it has."""
-        self._inflow: Inflow | None = None
+        self._intake = Intake(switches=switches)
         self._accepts = accepts
         self._outflow: FlushingEncoder | None = None
         self._opaque = opaque
-        self._early: list[bytes] | None = [] if switches else None
-        self._early_end = False
-        self._deaf = False  # the origin refused what the request bytes were meant for
         self._head: ResponseHead | None = None
         self._trailers: Headers | None = None
         self._limit = flows.limits.flow_bytes
@@ -153,7 +147,7 @@ class Flow:
         def keep(body: bytes) -> None:
             ledger.dictionaries.put(scope or b"", body, said.dictionary)
 
-        self._inflow = Inflow(
+        inflow = Inflow(
             decoder(dictionary, said.prefix),
             said.length,
             self.upload_broken,
@@ -161,6 +155,7 @@ class Flow:
             None if scope is None else keep,
             self.ledger.coded,
         )
+        self._intake.decode(inflow)
 
     # -- the exchange's side (Responder) ----------------------------------------------------------
 
@@ -174,8 +169,7 @@ class Flow:
         if self.over:
             return
         self.sink = sink
-        if self._inflow is not None:
-            self._inflow.sink = sink
+        self._intake.begin(sink)
         if self._held or self._throttled:
             sink.pause_response()
 
@@ -195,20 +189,8 @@ class Flow:
             self._outflow = encoder
         for visit in self._visits:
             visit.tell_head(head)
-        early, self._early = self._early, None
-        if early is not None:
-            self._switch(head.status == 101, early)
-
-    def _switch(self, agreed: bool, early: list[bytes]) -> None:
-        """The origin has said whether it speaks the other protocol."""
-        if not agreed:
+        if self._intake.answered(agreed=head.status == 101):
             self._opaque = False
-            self._deaf = True
-        elif self.sink is not None:
-            for data in early:
-                self.sink.body(data)
-            if self._early_end:
-                self._end_upload(None)
 
     def data(self, data: bytes) -> None:
         """Response bytes."""
@@ -251,8 +233,7 @@ class Flow:
     def pause_body(self) -> None:
         """The origin takes request bytes more slowly than they come."""
         self._upload_paused = True
-        if self._inflow is not None:
-            self._inflow.pause()
+        self._intake.pause()
         for visit in self._visits:
             if visit.sends:
                 visit.responder.pause_body()
@@ -260,8 +241,7 @@ class Flow:
     def resume_body(self) -> None:
         """It takes them again."""
         self._upload_paused = False
-        if self._inflow is not None:
-            self._inflow.resume()
+        self._intake.resume()
         self._let_send()
 
     def _let_send(self) -> None:
@@ -280,10 +260,7 @@ class Flow:
     def _close_upstream(self) -> None:
         self.over = True
         self.sink = None
-        self._early = None
-        if self._inflow is not None:
-            self._inflow.close()
-            self._inflow = None
+        self._intake.close()
         self.ledger.waiting.pop(self, None)
 
     # -- backpressure -----------------------------------------------------------------------------
@@ -426,33 +403,15 @@ class Flow:
         self.ledger.moved(self)
         if self.ledger.spend(len(new), self.flows.clock()):
             self._throttle()
-        if self._early is not None:
-            self._early.append(new)
-            if self.upload.offset > _EARLY_BYTES:
-                raise Inconsistent("the origin has not agreed to the other protocol yet")
-        elif self._inflow is not None:
-            self._inflow.data(new)
-        elif self.sink is not None and not self._deaf:
-            self.sink.body(new)
+        self._intake.body(new, self.upload.offset)
 
     def receive_end(self, at: int, trailers: Headers | None) -> None:
         """The request ends at ``at``. Raises `upload.Gap` and `upload.Inconsistent`."""
         if self.upload.finish(at):
             self.ledger.moved(self)
-            if self._early is not None:
-                self._early_end = True
-            else:
-                self._end_upload(trailers)
-
-    def _end_upload(self, trailers: Headers | None) -> None:
-        sink = self.sink
-        if self._inflow is not None:
-            self._inflow.end(trailers)
-            return
-        if self.state is State.COMPLETE:
-            self._close_upstream()
-        if sink is not None and not self._deaf:
-            sink.body_end(trailers)
+            self._intake.end(trailers)
+            if self.state is State.COMPLETE and not self.over:
+                self._close_upstream()
 
     def upload_broken(self, text: str) -> None:
         """The request body cannot be decoded: nothing can come of this flow."""

@@ -176,10 +176,18 @@ def _bucket(per_s: float | None) -> Bucket | None:
 
 
 class Flows:
-    """See the module. ``clock`` is any monotonic clock in s, the one that `tick` is called with."""
+    """See the module. ``clock`` is any monotonic clock in s, the one that `tick` is called with;
+    ``soon(call)`` calls in the next turn of the loop.
+    """
 
-    def __init__(self, clock: Callable[[], float], limits: FlowLimits | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object],
+        limits: FlowLimits | None = None,
+    ) -> None:
         self.clock = clock
+        self.soon = soon
         self.limits = limits or FlowLimits()
         self.account = Account(self.limits.total_bytes)
         self.library = Library(self.limits.dictionary_bytes)

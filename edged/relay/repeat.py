@@ -2,8 +2,13 @@
 
 On a stream a lost packet holds up all that follow until it was sent again, which takes a round trip
 and more. A datagram (RFC 9221) holds up nothing. So whoever asks for it (`wire.REPEAT`, over h3)
-gets the bytes that were not acknowledged yet a second and a third time, in packets of their own:
-a gap then takes several losses in a row.
+gets a piece and the last ones before it that were not acknowledged yet as datagrams, too: in the
+packet that has the piece on its stream, so that what was lost before holds up nothing, and in
+another one a moment later. A gap then takes several losses in a row.
+
+They count against the congestion window, which on a line with loss is a few packets, and all flows
+of the connection share it. So they are small, what finds no room is tried again, and a second one
+leaves only where there is room to spare.
 
 A datagram is a byte of flags, the offset of its first byte as a variable-length integer, and bytes.
 Flag 1: the response is complete with the last of them, and has no trailers.
@@ -11,6 +16,7 @@ Flag 1: the response is complete with the last of them, and has no trailers.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,9 +28,13 @@ if TYPE_CHECKING:
     from edged.relay.pulse import Timer
     from edged.relay.visit import Visit
 
-AFTER_S = (0.01, 0.02)
-"""When a piece is repeated, each time after the one before: what is lost in a row is mostly lost
-within less, and what comes later is felt."""
+AFTER_S = 0.01
+"""Between datagrams: what is lost in a row is mostly lost within less, and what comes later is
+felt."""
+SENDS, TRIES = 2, 5
+"""Of a piece: datagrams that leave, and those that are tried."""
+PIECES = 3
+"""In a datagram at most; those that came fast after one another count as one."""
 _BYTES = MESSAGE_BYTES - 9
 _COMPLETE = 1
 
@@ -51,7 +61,16 @@ class Repeat(NamedTuple):
 class Repeats:
     """The repeats of what one visit passes on. ``later(delay_s, call)`` arms a timer."""
 
-    __slots__ = ("_fresh", "_later", "_left", "_messenger", "_timer", "_visit")
+    __slots__ = (
+        "_begins",
+        "_fresh",
+        "_later",
+        "_messenger",
+        "_sends",
+        "_timer",
+        "_tries",
+        "_visit",
+    )
 
     def __init__(
         self,
@@ -62,17 +81,20 @@ class Repeats:
         self._visit = visit
         self._messenger = messenger
         self._later = later
+        self._begins: deque[int] = deque((0,), maxlen=PIECES)
+        """Offsets of the last pieces."""
         self._fresh = 0
-        """Bytes passed on since the last repeat."""
-        self._left = 0
+        """Bytes passed on since the last datagram."""
+        self._sends = 0
+        self._tries = 0
         self._timer: Timer | None = None
 
     def passed(self, size: int) -> None:
         """The visit has passed on bytes, or (0) the end."""
         self._fresh += size
-        self._left = len(AFTER_S)
+        self._sends, self._tries = SENDS, TRIES
         if self._timer is None:
-            self._timer = self._later(AFTER_S[0], self._repeat)
+            self._send()
 
     def stop(self) -> None:
         """Nobody wants them any more."""
@@ -80,21 +102,23 @@ class Repeats:
             self._timer.cancel()
             self._timer = None
 
-    def _repeat(self) -> None:
+    def _send(self) -> None:
         self._timer = None
         visit = self._visit
         flow = visit.flow
-        small, self._fresh = self._fresh <= _BYTES, 0
-        if not small or visit.slow or not flow.kept:
-            return
         end = visit.offset
-        offset = max(flow.journal.start, end - _BYTES)
+        fresh, self._fresh = self._fresh, 0
+        if fresh:
+            self._begins.append(end - fresh)
+        if fresh > _BYTES or visit.slow or not flow.kept:
+            return
+        offset = max(flow.journal.start, end - _BYTES, self._begins[0])
         data = b""
         while offset + len(data) < end:
             data += flow.journal.read(offset + len(data), end - offset - len(data))
         message = Repeat(offset, data, flow.ends_plainly and end == flow.journal.end).encode()
         flow.ledger.spend(len(message), flow.flows.clock())
-        self._messenger.message(message)
-        self._left -= 1
-        if self._left:
-            self._timer = self._later(AFTER_S[-self._left], self._repeat)
+        self._tries -= 1
+        self._sends -= self._messenger.message(message, spare=self._sends < SENDS)
+        if self._sends and self._tries:
+            self._timer = self._later(AFTER_S, self._send)

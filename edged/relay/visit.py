@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from edged.relay.repeat import Repeats
 
 PIECE_BYTES = 64 << 10
+TURN_BYTES = 128 << 10
+"""Handed to a connection in one turn of the loop: only after that does it say that it is full, and
+what it was handed is sent twice when its line dies."""
 
 
 class Visit:
@@ -27,6 +30,7 @@ class Visit:
     __slots__ = (
         "_at",
         "_last",
+        "_resting",
         "flow",
         "offset",
         "over",
@@ -56,6 +60,7 @@ class Visit:
         self.sends = at is not None
         self._at = at or 0
         self._last = last
+        self._resting = False
         self.slow = False
         """Its connection takes no more for now."""
         self.over = False
@@ -132,11 +137,16 @@ class Visit:
         """Send what is there, as far as the connection takes it; at its end, the end."""
         flow = self.flow
         journal = flow.journal
-        while self.reads and not (self.slow or self.over or self.superseded):
+        until = self.offset + TURN_BYTES
+        while self.reads and not (self.slow or self.over or self.superseded or self._resting):
             if self.offset < journal.start:  # acknowledged over another line
                 self.break_off()
                 return
             data = journal.read(self.offset, PIECE_BYTES)
+            if data and self.offset >= until:
+                self._resting = True
+                flow.flows.soon(self._rested)
+                return
             if data:
                 self.pass_on(data)
                 continue
@@ -146,6 +156,10 @@ class Visit:
                 if self.repeats is not None:
                     self.repeats.passed(0)
             return
+
+    def _rested(self) -> None:
+        self._resting = False
+        self.pump()
 
     def break_off(self) -> None:
         """End without a clean end."""

@@ -170,6 +170,13 @@ def test_no_large_body_trusts_a_line_because_no_loss_was_seen_yet():
     assert choice.orders[SMALL][0] is H3
 
 
+def test_a_large_body_does_not_take_what_was_measured_on_little_for_what_the_line_can_do():
+    """As long as either carrier would do, one that measures bandwidth may find more."""
+    loads = {H3: Load(paced=False)}
+    facts = Facts(0.15, 0.001, 0.01, goodput_bps=5e5)
+    assert choose(Chooser(EVERY), facts, loads=loads).orders[LARGE][0] is not H3
+
+
 def test_nobody_looks_at_what_would_cost_seconds():
     assert H3 not in choose(Chooser(EVERY)).explore[LARGE]
 

@@ -69,3 +69,17 @@ def test_an_endpoint_that_comes_back_over_tcp_first_has_its_datagrams_asked_anew
     drive(detector, 1015.0, 1015.5, (Kind.TCP, Kind.TLS), (Kind.TCP, Kind.TLS))
     one_slot(detector, Kind.QUIC, 1015.5)
     assert not detector.take_carrier_changes()
+
+
+@pytest.mark.parametrize(("acknowledged", "blocked"), [(True, False), (False, True)])
+def test_what_a_lost_segment_holds_up_is_not_blocked_while_data_is_acknowledged(
+    detector, acknowledged, blocked
+):
+    answered = (Kind.QUIC, Kind.KERNEL) if acknowledged else (Kind.QUIC,)
+    drive(detector, 1005.0, 1009.0, (Kind.PING, *answered), answered)
+    assert bool(detector.take_carrier_changes()) is blocked
+
+
+def test_who_acknowledges_data_and_answers_nothing_is_not_waited_for(detector):
+    drive(detector, 1005.0, 1011.0, (Kind.PING, Kind.QUIC, Kind.KERNEL), (Kind.QUIC, Kind.KERNEL))
+    assert detector.take_carrier_changes()

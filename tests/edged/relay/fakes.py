@@ -102,7 +102,12 @@ class FakeSink:
 
 
 def flows(clock=None, **limits):
-    return Flows(clock or Clock(), FlowLimits(**limits))
+    return Flows(clock or Clock(), at_once, FlowLimits(**limits))
+
+
+def at_once(call):
+    """The next turn of the loop."""
+    call()
 
 
 def client(house, name="t", **limits):

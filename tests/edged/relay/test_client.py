@@ -10,7 +10,7 @@ from rich.console import Console
 
 from edged.admin import views
 from edged.admin.text import print_status
-from edged.relay import client_stream
+from edged.relay import client_copies, client_response
 from edged.relay.client_flow import FlowClient
 from edged.relay.client_report import RelaysReport
 from edged.relay.client_visit import APART, Visit
@@ -142,7 +142,7 @@ def test_a_connection_that_carries_nothing_any_more_is_given_up_though_its_line_
 
 def test_a_response_that_pauses_for_long_is_asked_for_anew(tmp_path, monkeypatch):
     """Here because the first visit brings nothing that fits."""
-    monkeypatch.setattr(client_stream, "STALE_S", 0.3)
+    monkeypatch.setattr(client_response, "STALE_S", 0.3)
     head = FlowClient.head
 
     def beyond(machine, line, offset):
@@ -331,6 +331,19 @@ def test_a_small_stream_goes_over_both_lines(tmp_path):
         assert origin.executed == {"1": 1}
         answer.writer.close()
         await until(lambda: relay.flows.count == 0)
+
+
+def test_a_response_that_says_it_is_large_comes_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_copies, "SETTLE_S", 3600.0)
+
+    @scenario(tmp_path, policy={"redundancy": {"small_streams": "always"}})
+    async def _(edge, relay, origin):
+        answer = await edge.call("GET", "/bytes/1/3000000")
+        await answer.head()
+        (flow,) = edge.client.flows.values()
+        assert len(flow.machine.lines) == 1
+        assert await answer.read() == (content(1, 3_000_000), True)
+        answer.writer.close()
 
 
 def test_a_second_copy_may_go_over_another_connection_of_the_same_line(tmp_path):

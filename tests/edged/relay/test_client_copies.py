@@ -57,12 +57,12 @@ def test_what_comes_fast_is_not_small():
 
 def test_a_long_response_is_not_small():
     one = copying("always", SMALL)
-    one.answers(16_000)
+    assert not one.answers(16_000)
+    assert not one.answers(None)
     assert one.small
-    one.answers(None)
-    assert one.small
-    one.answers(50_000_000)
+    assert one.answers(50_000_000)
     assert not one.small
+    assert not one.answers(50_000_000)
 
 
 def test_copies_take_their_share_of_a_line_and_no_more():

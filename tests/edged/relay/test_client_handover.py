@@ -7,8 +7,11 @@ import pytest
 
 from edged.relay import client_handover
 from edged.relay.client import RelayClient
+from edged.relay.client_flow import Ask
+from edged.relay.client_handover import Handover
 from edged.relay.client_leg import Leg
 from edged.relay.client_stream import FlowStream
+from edged.relay.client_visit import Visit
 from edged.relay.visit import Visit as RelayVisit
 from edged.upstream.pool import Pools
 from policies.model import Carrier
@@ -186,6 +189,25 @@ def test_an_upload_goes_over_and_nothing_is_sent_twice(tmp_path, moves, undistur
         assert moves.taken == SIZE
         assert origin.executed == {"1": 1}
         answer.writer.close()
+
+
+@pytest.mark.parametrize("carrier", [Carrier.H3, Carrier.H2])
+def test_an_upload_waits_for_what_is_under_way_and_not_for_a_window_of_h3(carrier):
+    done = []
+    flow = SimpleNamespace(
+        machine=SimpleNamespace(uploaded=False, ask=lambda way: f"ask {way}"),
+        outgoing=SimpleNamespace(taken=0),
+        drop=done.append,
+        carry_out=done.append,
+    )
+    visit = Visit(flow, None, Ask("b", True, 0))
+    visit.stream = SimpleNamespace(carrier=carrier)
+    visit._up = 1 << 20
+    visit.pause_body()
+    handover = Handover(flow)
+    handover._begin(visit, "b+", 100.0)
+    assert done == (["b", "ask b+"] if carrier is Carrier.H3 else [])
+    assert visit.held is handover.active is (carrier is Carrier.H2)
 
 
 def test_a_line_that_is_full_for_a_moment_sends_no_upload_over_another(

@@ -6,6 +6,7 @@ from edged.messages import ResponseHead
 from edged.relay.flow import HISTORY, VISITS
 from edged.relay.journal import BLOCK_BYTES, FLOOR_BYTES
 from edged.relay.upload import Gap
+from edged.relay.visit import TURN_BYTES
 
 from .fakes import client, flows, ok, open_flow, visit
 
@@ -84,6 +85,31 @@ def test_a_slow_reader_holds_nobody_else_and_loses_nothing():
     slow.room = 100
     slow.visit.resume_response()
     assert (slow.received, slow.ended) == (b"abcdef", "end")
+
+
+def test_a_connection_is_handed_a_portion_a_turn():
+    """Only after that does it say that it is full."""
+    turns = []
+    house = flows()
+    house.soon = turns.append
+    flow, _ = open_flow(house, client(house), length=0, acknowledges=True)
+    flow.head(ok())
+    body = bytes(range(256)) * 2048
+    for at in range(0, len(body), MIB // 8):
+        flow.data(body[at : at + MIB // 8])
+    reader = visit(flow)
+    assert len(reader.received) == TURN_BYTES
+    flow.data(b"more")
+    reader.visit.resume_response()
+    assert (len(reader.received), len(turns)) == (TURN_BYTES, 1)
+    reader.visit.pause_response()
+    turns.pop()()
+    assert (len(reader.received), len(turns)) == (TURN_BYTES, 0)
+    reader.visit.resume_response()
+    while turns:
+        turns.pop()()
+    flow.data(b" and more")
+    assert reader.received == body + b"more and more"
 
 
 def test_the_origin_is_read_until_the_journal_is_full():

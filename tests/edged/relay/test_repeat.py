@@ -8,7 +8,7 @@ import pytest
 from edged.quic import MESSAGE_BYTES
 from edged.relay.client_flow import FlowClient
 from edged.relay.client_visit import Visit
-from edged.relay.repeat import AFTER_S, Repeat, Repeats
+from edged.relay.repeat import AFTER_S, TRIES, Repeat, Repeats
 from edged.upstream.engines import ENVIRONMENT
 from edged.upstream.h3_stream import H3Stream
 from policies.model import Carrier
@@ -35,6 +35,7 @@ class Timers:
     def __init__(self, flow, **options):
         self.armed = []
         self.sent = []
+        self.room = self.spare = True
         self.reader = visit(flow, **options)
         self.reader.visit.repeats = Repeats(self.reader.visit, self, self.later)
 
@@ -44,9 +45,12 @@ class Timers:
         self.armed.append(entry)
         return timer
 
-    def message(self, data):
+    def message(self, data, *, spare):
         assert len(data) <= MESSAGE_BYTES
-        self.sent.append(Repeat.decode(data))
+        room = self.spare if spare else self.room
+        if room:
+            self.sent.append(Repeat.decode(data))
+        return room
 
     def fire(self):
         """The only timer; how long it was armed for."""
@@ -62,20 +66,74 @@ def acknowledging(**options):
     return flow, Timers(flow)
 
 
-def test_a_piece_is_repeated_twice_and_then_no_more():
+def test_a_piece_leaves_as_a_datagram_at_once_and_once_more():
     flow, timers = acknowledging()
     flow.head(ok())
     flow.data(b"one")
-    assert (timers.fire(), timers.fire()) == AFTER_S
+    assert timers.sent == [Repeat(0, b"one", False)]
+    assert timers.fire() == AFTER_S
     assert timers.sent == [Repeat(0, b"one", False)] * 2
     assert not timers.armed
+
+
+def test_pieces_that_come_fast_share_datagrams():
+    flow, timers = acknowledging()
+    flow.head(ok())
+    for word in (b"one", b"two", b"three"):
+        flow.data(word)
+    assert timers.sent == [Repeat(0, b"one", False)]
+    timers.fire()
+    timers.fire()
+    assert timers.sent[1:] == [Repeat(0, b"onetwothree", False)] * 2
+    assert not timers.armed
+
+
+def test_what_finds_no_room_is_tried_again_but_not_for_ever():
+    flow, timers = acknowledging()
+    flow.head(ok())
+    timers.room = False
+    flow.data(b"one")
+    timers.fire()
+    timers.room = True
+    timers.fire()
+    timers.fire()
+    assert timers.sent == [Repeat(0, b"one", False)] * 2
+    assert not timers.armed
+    timers.room = False
+    flow.data(b"two")
+    assert [timers.fire() for _ in range(TRIES - 1)] == [AFTER_S] * (TRIES - 1)
+    assert not timers.armed
+
+
+def test_a_second_datagram_leaves_only_where_there_is_room_to_spare():
+    flow, timers = acknowledging()
+    flow.head(ok())
+    timers.spare = False
+    flow.data(b"one")
+    timers.fire()
+    assert len(timers.sent) == 1
+    timers.spare = True
+    timers.fire()
+    assert len(timers.sent) == 2
+    assert not timers.armed
+
+
+def test_a_datagram_has_the_last_pieces_only():
+    flow, timers = acknowledging()
+    flow.head(ok())
+    for word in (b"one", b"two", b"three", b"four"):
+        flow.data(word)
+        timers.fire()
+    assert timers.sent[-3:] == [
+        Repeat(0, b"onetwothree", False),
+        *[Repeat(3, b"twothreefour", False)] * 2,
+    ]
 
 
 def test_what_was_acknowledged_is_left_out():
     flow, timers = acknowledging()
     flow.head(ok())
     flow.data(b"one")
-    timers.fire()
     flow.acknowledge(2)
     flow.data(b"two")
     timers.fire()
@@ -89,7 +147,7 @@ def test_the_end_is_said_and_said_again():
     flow.end()
     timers.fire()
     timers.fire()
-    assert timers.sent == [Repeat(0, b"one", True)] * 2
+    assert timers.sent == [Repeat(0, b"one", False), *[Repeat(0, b"one", True)] * 2]
 
 
 def test_a_response_with_trailers_or_cut_short_is_not_said_to_be_complete():
@@ -108,11 +166,9 @@ def test_what_is_too_much_for_a_datagram_is_not_repeated():
     flow, timers = acknowledging()
     flow.head(ok())
     flow.data(bytes(MESSAGE_BYTES))
-    timers.fire()
     assert not timers.sent
     assert not timers.armed
     flow.data(b"small")
-    timers.fire()
     assert timers.sent[0].data.endswith(b"\0small")
 
 
@@ -125,6 +181,7 @@ def test_nothing_is_repeated_of_a_flow_or_visit_that_is_over():
         flow, timers = acknowledging()
         flow.head(ok())
         flow.data(b"one")
+        timers.sent.clear()
         over(flow, timers)
         if timers.armed:
             timers.fire()

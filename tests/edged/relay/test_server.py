@@ -11,7 +11,7 @@ from edged.relay.server import Relay
 from edged.relay.targets import AllowList, parse
 from edged.relay.tokens import Client, Register
 
-from .fakes import Clock, FakeResponder, FakeSink, ok
+from .fakes import Clock, FakeResponder, FakeSink, at_once, ok
 
 A, B = "a" * 32, "b" * 32
 TARGET = ("edged-target", "https://api.example.com/v1?x=1")
@@ -46,7 +46,7 @@ class House:
 
     def __init__(self, *clients, **limits):
         self.clock = Clock()
-        self.flows = Flows(self.clock, FlowLimits(**limits))
+        self.flows = Flows(self.clock, at_once, FlowLimits(**limits))
         self.inner = []
         self.on_open = None
         self.timers = []
