@@ -397,6 +397,7 @@ class Daemon:
             drills=self.drills,
             parts=[RelaysReport(self.relays)],
             access_log=self.access_log,
+            dns_problem=self.dialer.resolver.outages.of,
             probe_bytes=self.probing.bytes,
         )
 
