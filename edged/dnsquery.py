@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import dns.exception
@@ -96,7 +97,7 @@ async def ask(ways: Sequence[Way], host: str, rdtype: dns.rdatatype.RdataType) -
         return await _ask_one(way, name, rdtype)
 
     try:
-        return await race([lambda w=way: attempt(w) for way in ways], RETRY_S, lambda _: None)
+        return await race([partial(attempt, way) for way in ways], RETRY_S, lambda _: None)
     except RaceLost as lost:
         said = dict.fromkeys(str(error) or type(error).__name__ for error in lost.errors)
         answered = any(isinstance(e, QueryFailed) and e.answered for e in lost.errors)
