@@ -96,6 +96,7 @@ class Plan:
         "_race_delay_s",
         "_safe",
         "candidates",
+        "codes_requests_from",
         "codes_responses",
         "connect_timeout_s",
         "first_byte_timeout_s",
@@ -111,6 +112,10 @@ class Plan:
         self.ranking = ranking
         self.candidates = candidates(ranking)
         self.codes_responses = policy.compression.responses
+        self.codes_requests_from: int | None = None
+        """Bytes of body from which some endpoint gets it coded; ``None``: none does."""
+        if policy.compression.requests and any(p.endpoint.accepts_encoding for p in ranking.paths):
+            self.codes_requests_from = policy.compression.min_bytes
         self.first_byte_timeout_s = policy.failover.first_byte_timeout_s
         self.idle_timeout_s = policy.failover.idle_timeout_s
         self.connect_timeout_s = policy.failover.connect_timeout_s

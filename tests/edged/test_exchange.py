@@ -471,8 +471,8 @@ def coded_stage(**extra):
     return Stage([path], policy=Policy(compression=Compression(min_bytes=100)))
 
 
-def post(stage, body, length=-1):
-    client = stage.request(b"POST", length=len(body) if length == -1 else length)
+def post(stage, body, length=-1, **extra):
+    client = stage.request(b"POST", length=len(body) if length == -1 else length, **extra)
     for at in range(0, len(body), 30_000):
         client.sink.body(body[at : at + 30_000])
     client.sink.body_end(None)
@@ -514,12 +514,96 @@ def test_a_refused_coding_is_sent_again_plain_and_remembered(status):
         assert bytes(plain.body) == body
         plain.answer(200, (), 2, b"ok")
         assert client.status == 200
-        post(stage, body)
+        client = post(stage, body)
         assert b"content-encoding" not in dict(stage.streams[2].head.headers)
-        stage.streams[2].answer(200, (), 2, b"ok")
+        stage.streams[2].answer(400, (), 2, b"no")  # the request's own fault
+        assert client.status == 400
+        post(stage, body)
+        assert b"content-encoding" not in dict(stage.streams[3].head.headers)
+        stage.streams[3].answer(200, (), 2, b"ok")
         assert stage.idle()
 
     play()
+
+
+@staged
+async def test_a_415_from_another_url_is_sent_again_plain_and_remembered_for_that_url():
+    def coded(stream):
+        return b"content-encoding" in dict(stream.head.headers)
+
+    stage, body = coded_stage(), b"hello " * 1000
+    post(stage, body)
+    stage.streams[0].answer(200, (), 2, b"ok")
+    client = post(stage, body, path=b"/other?x=1")
+    stage.streams[1].answer(415)
+    plain = stage.streams[2]
+    assert (coded(plain), bytes(plain.body)) == (False, body)
+    plain.answer(200, (), 2, b"ok")
+    assert client.status == 200
+    post(stage, body, path=b"/other?x=2")
+    assert not coded(stage.streams[3])
+    post(stage, body)
+    assert coded(stage.streams[4])
+
+
+@staged
+async def test_an_error_to_a_coded_body_does_not_say_that_codings_are_taken():
+    stage, body = coded_stage(), b"hello " * 1000
+    post(stage, body)
+    stage.streams[0].answer(404, (), 2, b"no")
+    post(stage, body)
+    stage.streams[1].answer(400)
+    assert len(stage.streams) == 3
+
+
+@staged
+async def test_a_short_body_of_unknown_length_goes_plain():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"123456")
+    assert not stage.streams
+    client.sink.body_end(None)
+    (stream,) = stage.streams
+    assert b"content-encoding" not in dict(stream.head.headers)
+    assert (bytes(stream.body), stream.ended) == (b"123456", True)
+
+
+@staged
+async def test_a_body_of_unknown_length_is_coded_from_the_limit_on():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"a" * 99)
+    assert not stage.streams
+    client.sink.body(b"b" * 9)
+    (stream,) = stage.streams
+    assert dict(stream.head.headers)[b"content-encoding"] == b"gzip"
+    client.sink.body_end(None)
+    assert gzip.decompress(stream.body) == b"a" * 99 + b"b" * 9
+
+
+@staged
+async def test_who_sends_little_and_waits_is_not_held_up():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"ping")
+    async with asyncio.timeout(5):
+        while not stage.streams:
+            await asyncio.sleep(0.005)
+    (stream,) = stage.streams
+    assert b"content-encoding" not in dict(stream.head.headers)
+    assert bytes(stream.body) == b"ping"
+    client.sink.body(b"pong" * 1000)
+    assert bytes(stream.body) == b"ping" + b"pong" * 1000
+
+
+@staged
+async def test_a_client_that_leaves_before_its_body_came_starts_nothing():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.gone()
+    await asyncio.sleep(0.1)
+    assert not stage.streams
+    assert stage.idle()
 
 
 @staged
