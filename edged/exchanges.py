@@ -52,10 +52,13 @@ UNLISTED = "*"
 """The service of hosts in no upstream."""
 _MOST_PLANS = 4096
 
-_TRIED = "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`"
+_TRIED = (
+    "run `edged why {id}{admin}` to see what was tried; a line that is DOWN shows in "
+    "`edged status{admin}`"
+)
 _HINTS = {
     502: _TRIED,
-    503: "see `edged status`: every path is DOWN, or none exists; then check `lines` in the "
+    503: "see `edged status{admin}`: every path is DOWN, or none exists; then check `lines` in the "
     "configuration, and the endpoint's `lines`",
     504: _TRIED,
     403: "link-local and cloud-metadata addresses are not reachable through edged",
@@ -180,6 +183,9 @@ class Exchanges:
         self.stranded: dict[Driver[Any], None] = {}
         """Those that wait for any path that is not DOWN."""
         self._draining = False
+        self.admin = ""
+        """What commands need to find this daemon: `` --admin HOST:PORT`` where it is not the
+        default."""
         self.targets = Targets(lambda name: table.snapshot.paths[name].path)
         self._pseudonym = node.encode()
         self.via = {
@@ -330,7 +336,7 @@ class Exchanges:
                 status,
                 error,
                 detail,
-                hint.format(id=record.request_id),
+                hint.format(id=record.request_id, admin=self.admin),
                 request_id=record.request_id,
                 proxy_error=error,
                 line=None if state is None else state.path.line.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path as File
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -12,7 +13,9 @@ from pydantic import BaseModel
 from edged.config import Config, ConfigError, load
 from edged.config_file import ConfigFile
 from edged.config_policies import PolicyFile
+from edged.failure import Failed
 from edged.relay.config_file import RelayFile
+from edged.yaml_positions import parse
 
 Read = TypeVar("Read")
 Count = tuple[int, str]
@@ -21,7 +24,21 @@ Count = tuple[int, str]
 
 def check(file: str) -> int:
     """Print every mistake (status 1), or what the configuration amounts to."""
+    if _is_of_relay(file):
+        raise Failed(f"{file} is a relay's configuration: edged relay --check -c {file}")
     return explain(file, load, _counts)
+
+
+def _is_of_relay(file: str) -> bool:
+    """Whether ``file`` has sections that only a relay's configuration has, and none of an edge's
+    own."""
+    try:
+        data = parse(File(file), File(file).read_bytes()).data
+    except OSError:
+        return False
+    keys = set(data) if isinstance(data, dict) else set()
+    ours, theirs = set(ConfigFile.model_fields), set(RelayFile.model_fields)
+    return bool(keys & (theirs - ours)) and not keys & (ours - theirs)
 
 
 def _counts(config: Config) -> Sequence[Count]:

@@ -20,7 +20,7 @@ from edged.config_file import split_url
 from edged.dialer import LineDialer
 from edged.failure import Failed
 from edged.mistakes import nearest
-from policies.model import Carrier, Endpoint, Line, Path, Sample
+from policies.model import Carrier, Endpoint, Line, Outcome, Path, Sample
 from probes.http import HttpProbe, HttpReport
 from probes.icmp import IcmpProbe
 from probes.quic import QuicProbe, QuicReport
@@ -210,7 +210,7 @@ def _print(rows: Sequence[Row]) -> None:
     output = console()
     output.print(table)
     for row in rows:
-        quic = row.quic.detail if row.quic else ""
+        quic = "" if row.quic is None or row.quic.outcome is Outcome.DNS else row.quic.detail
         for text in dict.fromkeys((row.http.detail, row.icmp_note, quic)):
             if " " in text:  # a mere outcome stands in the table
                 output.print(Text(f"{row.line}: {text}", style="dim"))

@@ -47,6 +47,18 @@ async def test_a_plain_request_goes_over_the_best_path_and_comes_back():
 
 
 @staged
+async def test_the_hint_names_the_admin_port_where_it_is_not_the_default():
+    stage = Stage([make_path("cn2")])
+    stage.exchanges.admin = " --admin 127.0.0.1:9"
+    client = stage.request(b"POST", length=0)
+    stage.streams[0].fail(Outcome.RESET, "closed")
+    (record,) = stage.records
+    hint = json.loads(client.body)["error"]["hint"]
+    assert f"`edged why {record.request_id} --admin 127.0.0.1:9`" in hint
+    assert "`edged status --admin 127.0.0.1:9`" in hint
+
+
+@staged
 async def test_the_endpoints_base_path_and_port_are_used():
     path = make_path("cn2", host="h.example", port=8443, base_path="/base")
     stage = Stage([path])
@@ -120,7 +132,7 @@ async def test_a_post_that_was_sent_is_not_repeated_after_a_reset():
     assert client.status == 502
     answer = json.loads(bytes(client.body))["error"]
     assert answer["request_id"]
-    assert "edged why" in answer["hint"]
+    assert f"`edged why {stage.records[0].request_id}` to see" in answer["hint"]
     assert client.headers[b"proxy-status"].startswith(b"edged; error=connection_terminated")
     assert stage.records[0].error == "connection_terminated"
     assert stage.idle()
