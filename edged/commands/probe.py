@@ -54,7 +54,7 @@ def probe(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Measure and print; status 1 if no line got an answer."""
+    """Measure and print. Raises `Failed` if no line got an answer."""
     config = _config(config_file)
     chosen = _lines(config, lines)
     endpoint, target = _endpoint(url)
@@ -66,7 +66,9 @@ def probe(
         print(json.dumps([asdict(row) for row in rows], indent=2, default=str))
     else:
         _print(rows)
-    return 0 if any(row.http.status is not None for row in rows) else 1
+    if all(row.http.status is None for row in rows):
+        raise Failed(f"no line got an answer from {url}")
+    return 0
 
 
 def _config(file: str | None) -> Config | None:

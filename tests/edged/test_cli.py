@@ -288,6 +288,7 @@ def test_probe_of_what_does_not_answer(edged):
     result = edged("probe", "http://127.0.0.1:1/", "--timeout", "2s")
     assert result.returncode == 1
     assert "refused" in result.stdout
+    assert result.stderr == "edged: no line got an answer from http://127.0.0.1:1/\n"
 
 
 def test_a_reader_that_stops_is_no_error():

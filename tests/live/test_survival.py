@@ -293,6 +293,10 @@ def test_both_lines_dead_is_told_and_passes(over_lines, lines_lab, carrier):
     answer = edged.fetch("/careful/echo", "POST", body=b"x")
     assert answer.status in (502, 503, 504)
     assert answer.json["error"]["hint"]
+    message = answer.json["error"]["message"]
+    print(answer.status, message)
+    assert "every path is DOWN: " in message
+    assert "UDP" not in message
     status = answer.headers["proxy-status"]
     assert re.search(r"edged; error=(connection_timeout|destination_unavailable)", status), status
     for line in lab.lines:
