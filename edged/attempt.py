@@ -338,8 +338,9 @@ class Attempt:
         compression = self.exchange.service.policy.compression
         if not compression.requests or self.target.notes.wants_plain(_bare(request.path)):
             return None
-        if request.body_length is None and self.exchange.spool.size < compression.min_bytes:
-            return None  # short, as far as anyone knows
+        known = request.body_length is not None or request.expects_continue
+        if not known and self.exchange.spool.size < compression.min_bytes:
+            return None  # short, as far as anyone knows; who waits for 100 (Continue) has much
         accepts = self.target.path.endpoint.accepts_encoding
         return request_coding(request, accepts, compression.min_bytes)
 
@@ -365,6 +366,12 @@ class Attempt:
         if not self.coded or not doubted or not exchange.spool.replayable:
             return False
         self._plain_again = True
+        self._repeat()
+        return True
+
+    def _repeat(self) -> None:
+        """Once more on the same path, from the beginning."""
+        exchange = self.exchange
         if self.stream is not None:
             self.stream.cancel()
         self.stream = None
@@ -377,7 +384,6 @@ class Attempt:
         pending = exchange.house.upstreams.open(self.target.path, self, early_data=False)
         if pending is not None:
             self._wait(pending)
-        return True
 
     def _send(self, stream: Stream, piece: bytes) -> None:
         if self._encoder is not None:

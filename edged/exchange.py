@@ -130,18 +130,19 @@ class Exchange(Driver[Attempt]):
             if self.request.expects_continue:
                 self.responder.resume_body()
             return
-        least = self.plan.codes_requests_from
-        if (
-            length is None
-            and least
-            and self.request.upgrade is None
-            and request_coding(self.request, CODINGS, least) is not None
-        ):
+        if length is None and self._size_matters():
             self._size_awaited = self.house.loop.call_later(SIZE_AWAITED_S, self._start_sending)
-            if self.request.expects_continue:
-                self.responder.resume_body()
             return
         super().begin()
+
+    def _size_matters(self) -> bool:
+        """Whether the body, whose length is unknown, is coded if it is long."""
+        request, least = self.request, self.plan.codes_requests_from
+        return (
+            least is not None
+            and not (request.expects_continue or request.upgrade)
+            and request_coding(request, CODINGS, least) is not None
+        )
 
     def _start_sending(self) -> None:
         """Whether its body is long is known by now, or must do without."""

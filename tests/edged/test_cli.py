@@ -113,6 +113,18 @@ def test_check(edged, tmp_path):
     assert result.stderr == f"{bad}: 2 mistakes\n"
 
 
+def test_check_notes_a_line_that_cannot_reach_an_endpoint_while_others_can(edged, tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text(
+        "lines: [{name: a, bind: {source: 10.71.1.2}}, {name: b, bind: {interface: lo}}]\n"
+        'upstreams: [{name: x, prefix: /x, endpoints: [{name: e, url: "http://[::1]:9106"}]}]\n'
+    )
+    result = edged("check", "-c", str(file))
+    assert result.returncode == 0
+    (note,) = [line for line in result.stdout.splitlines() if "note:" in line]
+    assert "note: line a cannot reach x/e at ::1 from 10.71.1.2" in note
+
+
 def test_check_of_a_relays_configuration_names_the_right_command(edged):
     said = complaint(edged("check", "-c", "configs/relay.yaml"), 1)
     assert "is a relay's configuration: edged relay --check -c configs/relay.yaml" in said

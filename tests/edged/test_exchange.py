@@ -594,6 +594,17 @@ async def test_a_body_of_unknown_length_is_coded_from_the_limit_on():
 
 
 @staged
+async def test_who_waits_for_100_has_a_long_body():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None, expects_continue=True)
+    (stream,) = stage.streams
+    assert dict(stream.head.headers)[b"content-encoding"] == b"gzip"
+    client.sink.body(b"a" * 1000)
+    client.sink.body_end(None)
+    assert gzip.decompress(stream.body) == b"a" * 1000
+
+
+@staged
 async def test_who_sends_little_and_waits_is_not_held_up():
     stage = coded_stage()
     client = stage.request(b"POST", length=None)
