@@ -36,6 +36,7 @@ class Attempt:
         "_cursor",
         "_encoder",
         "_pending",
+        "_plain_again",
         "asked_at",
         "begun",
         "bytes_up_wire",
@@ -79,6 +80,7 @@ class Attempt:
         self._cursor = 0
         self._blocked = False
         self._body_ended = False
+        self._plain_again = False
 
     # -- commands of the exchange -----------------------------------------------------------------
 
@@ -220,15 +222,12 @@ class Attempt:
                 self.stream.cancel()  # its body is nobody's
             self.failed(Failure(Outcome.PROTOCOL, "421 Misdirected Request", unprocessed=True))
             return
-        if head.status in (400, 415) and self._repeat_plain():
-            return
         if head.status == 417 and self._repeat_unexpecting():
             return
-        notes = self.target.notes
-        if self.coded:
-            notes.takes_coding = True
-        elif notes.takes_coding is False and head.status in (400, 415):
-            notes.takes_coding = None  # it refused the plain body too: the coding was not to blame
+        if self.coded or self._plain_again:
+            if head.status in (400, 415) and self._repeat_plain(head.status):
+                return
+            self._learn_coding(head.status)
         self.exchange.attempt_answered(self, head)
 
     def data(self, data: bytes) -> None:
@@ -359,24 +358,39 @@ class Attempt:
         return None
 
     def _coding(self, request: RequestHead) -> str | None:
-        if request.body_length == 0:
+        if request.body_length == 0 or self._plain_again:
             return None
         compression = self.exchange.service.policy.compression
-        if not compression.requests or self.target.notes.takes_coding is False:
+        if not compression.requests or self.target.notes.wants_plain(_bare(request.path)):
             return None
+        known = request.body_length is not None or request.expects_continue
+        if not known and self.exchange.spool.size < compression.min_bytes:
+            return None  # short, as far as anyone knows; who waits for 100 (Continue) has much
         accepts = self.target.path.endpoint.accepts_encoding
         return request_coding(request, accepts, compression.min_bytes)
 
-    def _repeat_plain(self) -> bool:
-        """The endpoint may have refused the coding: send the body again as it is.
-
-        Only when it never took one, and while the body can be repeated. 415 and 400 both say that
-        the request was not executed.
-        """
+    def _learn_coding(self, status: int) -> None:
+        """What the answer to a coded body, or to the same one sent again plain, says of codings."""
         notes = self.target.notes
-        if not self.coded or notes.takes_coding is True or not self.exchange.spool.replayable:
+        if self.coded:
+            if status == 415:  # it cannot be sent again; others shall not meet this
+                notes.coding_refused(_bare(self.exchange.request.path))
+            elif 200 <= status < 300:
+                notes.coding_taken()
+        elif status not in (400, 415):  # else the plain one was refused, too: not for its coding
+            notes.coding_refused(_bare(self.exchange.request.path))
+
+    def _repeat_plain(self, status: int) -> bool:
+        """The endpoint may have refused the coding: send the body again as it is, if it can be.
+
+        Both statuses say that the request was not executed. 415 names the coding; 400 may mean
+        anything, and is believed of an endpoint that took a coded body once.
+        """
+        exchange, notes = self.exchange, self.target.notes
+        doubted = status == 415 or notes.takes_coding is not True
+        if not self.coded or not doubted or not exchange.spool.replayable:
             return False
-        notes.takes_coding = False
+        self._plain_again = True
         self._repeat()
         return True
 
@@ -428,3 +442,8 @@ class Attempt:
             stream.send_data(rest)
         self.asked_at = monotonic()
         stream.send_end(self.exchange.request_trailers)
+
+
+def _bare(path: bytes) -> bytes:
+    """Without its query."""
+    return path.partition(b"?")[0]

@@ -19,7 +19,7 @@ SO_MARK = 36
 IP_BIND_ADDRESS_NO_PORT = 24
 
 _LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_UNREACHABLE = frozenset(
+UNREACHABLE = frozenset(
     {
         errno.ENETUNREACH,
         errno.EHOSTUNREACH,
@@ -34,6 +34,7 @@ _UNREACHABLE = frozenset(
         errno.EINVAL,
     }
 )
+"""No way there from where the socket is bound."""
 _RESET = frozenset(
     {errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENOTCONN}
 )
@@ -55,6 +56,15 @@ def families(line: Line) -> tuple[socket.AddressFamily, ...]:
 def is_bound(line: Line) -> bool:
     """Whether ``line`` differs from the host's default way out."""
     return line.source is not None or line.interface is not None or line.mark is not None
+
+
+def via(line: Line) -> str:
+    """How ``line`` sends, for people: ``from 10.71.1.2``."""
+    if line.source is not None:
+        return f"from {line.source}"
+    if line.interface is not None:
+        return f"out of {line.interface}"
+    return "by the system's route" if line.mark is None else f"with fwmark {line.mark}"
 
 
 def sockaddr(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -139,7 +149,7 @@ def dial_error(line: Line, error: OSError, peer: str) -> DialError:
             f"line {line.name}: no free port on {line.source} towards {peer}: "
             "see `sysctl net.ipv4.ip_local_port_range`",
         )
-    if code in _UNREACHABLE:
+    if code in UNREACHABLE:
         return DialError(Outcome.UNREACHABLE, _unreachable(line, error, peer))
     return DialError(Outcome.RESET, f"line {line.name}: {peer}: {_text(error)}")
 

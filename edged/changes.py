@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from edged.exchanges import Exchanges
+from edged.records import Choice
 from edged.table import PathTable
 from edged.upstream.pool import Pools
-from policies.model import Blame, CarrierChange, Change, Verdict
+from policies.model import Blame, CarrierChange, Change, RequestClass, Verdict
 
 _log = logging.getLogger("edged")
+
+
+LAST_RESORT_S: Final = 60.0
+"""Which of the paths in the dark is tried first changes all the time: told so often at most."""
+_MOST_KEPT = 1024
+
+
+class ChoiceLog:
+    """The log lines of choices."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[tuple[str, RequestClass], float] = {}
+
+    def __call__(self, choice: Choice) -> None:
+        """A ranking has a new first path."""
+        key = (choice.upstream, choice.request_class)
+        level = logging.INFO
+        if choice.new.state.usable:
+            self._quiet_until.pop(key, None)
+        elif choice.at < self._quiet_until.get(key, choice.at):
+            level = logging.DEBUG
+        else:
+            if len(self._quiet_until) >= _MOST_KEPT:
+                self._quiet_until.clear()
+            self._quiet_until[key] = choice.at + LAST_RESORT_S
+        _log.log(level, "%s", choice)
 
 
 def gate_turned(path: str, why: str) -> None:

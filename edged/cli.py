@@ -160,7 +160,8 @@ def _config_commands(commands: _Commands[_Parser]) -> None:
         help="print the JSON Schema of edged.yaml, relay.yaml or a policy",
         description="Print the JSON Schema of edged.yaml, of relay.yaml or of a policy file.",
     )
-    schema.add_argument("of", nargs="?", choices=("config", "policy", "relay"), default="config")
+    kinds = ("config", "policy", "relay")
+    schema.add_argument("of", nargs="?", choices=kinds, default="config", metavar="|".join(kinds))
     relay = commands.add_parser(
         "relay",
         help="run a relay for edges elsewhere",
@@ -266,7 +267,7 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
     assert isinstance(value, float)
     if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError("must be between 0 and a day")
+        raise argparse.ArgumentTypeError(f"{text!r}: more than 0 and at most a day, as 30s or 5m")
     return value
 
 

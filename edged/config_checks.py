@@ -150,6 +150,7 @@ def _endpoints(checked: Checked) -> None:
                 continue
             if (url.hostname, url.port or 80) in own:
                 checked.wrong((*loc, "url"), "is edged's own listener: requests would go round")
+            _reachable(checked, loc, url)
             protocols = checked.document.get(*loc, "protocols")
             if not isinstance(protocols, list):
                 continue
@@ -158,6 +159,27 @@ def _endpoints(checked: Checked) -> None:
             if url.scheme == "http" and "h3" in protocols:
                 place = (*loc, "protocols", protocols.index("h3"))
                 checked.wrong(place, "'h3' needs https", ("h2", "h1"))
+
+
+def _reachable(checked: Checked, loc: Loc, url: SplitResult) -> None:
+    """A literal address must be of a family that some line of the endpoint has."""
+    key = "url" if checked.document.get(*loc, "address") is None else "address"
+    text = url.hostname if key == "url" else checked.text(*loc, "address")
+    address = _try(ipaddress.ip_address, text)
+    own = checked.document.get(*loc, "lines")
+    sources = []
+    for line in checked.items("lines"):
+        if isinstance(own, list) and checked.text(*line, "name") not in own:
+            continue
+        source = _try(ipaddress.ip_address, checked.text(*line, "bind", "source"))
+        if source is None:
+            return  # it carries both
+        sources.append(source)
+    if address is not None and sources and all(s.version != address.version for s in sources):
+        said = ", ".join(map(str, sources))
+        checked.wrong(
+            (*loc, key), f"{address} cannot be reached from {said}: no line is IPv{address.version}"
+        )
 
 
 def _endpoint_name_place(checked: Checked, loc: Loc) -> Loc:
@@ -297,10 +319,14 @@ def _files(checked: Checked) -> None:
         if raw is not None and len(raw.split()) != 1:
             checked.wrong(place, "the file must hold one token and nothing else")
     ca_file = checked.text("tls", "ca_file")
-    if ca_file is not None:
+    if ca_file == "":
+        checked.wrong(("tls", "ca_file"), "'' names no file; null means none")
+    elif ca_file is not None:
         _certificates(checked, ("tls", "ca_file"), checked.file(ca_file))
     spool = checked.text("limits", "spool_dir")
-    if spool is not None:
+    if spool == "":
+        checked.wrong(("limits", "spool_dir"), "'' names no directory; null means the default")
+    elif spool is not None:
         _writable(checked, ("limits", "spool_dir"), checked.file(spool))
     log = checked.text("log", "access")
     if log is not None and log not in ("stdout", "stderr"):

@@ -235,7 +235,7 @@ class LineSection(_Section):
     price_per_gb: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     """In the unit of money that weights.cost uses."""
     dns: tuple[Annotated[str, _text(_name_server)], ...] = ()
-    """Name servers asked over this line, address or address:port; empty: the system's."""
+    """Name servers asked over this line, address or address:port; empty: the system's servers."""
 
 
 class EndpointSection(_Section):

@@ -20,7 +20,8 @@ from typing import Any
 from edged.accesslog import AccessLog, ExchangeRecord
 from edged.admin.api import Admin
 from edged.admin.views import Live, ReloadNote
-from edged.changes import Changes, gate_turned
+from edged.changes import Changes, ChoiceLog, gate_turned
+from edged.cli import DEFAULT_ADMIN
 from edged.config import Config, ConfigError, load
 from edged.config_parts import (
     RESTART_ONLY,
@@ -91,7 +92,7 @@ class Daemon:
             monotonic(),
             rng=self._rng,
             default_policy=config.unlisted_policy,
-            on_choice=lambda choice: _log.info("%s", choice),
+            on_choice=ChoiceLog(),
             on_gate=gate_turned,
         )
         self.dialer = LineDialer(guard=self._guard, rtt_s=self._rtt_s)
@@ -156,6 +157,8 @@ class Daemon:
                 admin = Admin(live, reload=lambda: self.reload("admin"), spawn=self._spawn)
                 self._admin = Listener(admin, _ADMIN_LIMITS)
                 await self._admin.start(*self.config.listen_admin)
+                if (where := _text(*self._admin.addresses[0])) != DEFAULT_ADMIN:
+                    self.exchanges.admin = f" --admin {where}"
         except OSError:
             await self.close()
             raise
@@ -397,6 +400,7 @@ class Daemon:
             drills=self.drills,
             parts=[RelaysReport(self.relays)],
             access_log=self.access_log,
+            dns_problem=self.dialer.resolver.outages.of,
             probe_bytes=self.probing.bytes,
         )
 

@@ -1,8 +1,8 @@
 """One DNS question over one line: the wire, and nothing kept.
 
 dnspython makes and reads the messages; the sockets are the caller's, bound to the line. UDP first
-with a fresh port and id a query (RFC 5452), TCP after truncation (RFC 7766), the next server after
-a wait or a failure. Garbage and forged answers are skipped.
+with a fresh port and id a query (RFC 5452), TCP after truncation (RFC 7766), the next way after a
+wait or a failure. Garbage and forged answers are skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import dns.exception
@@ -21,12 +22,11 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 
-from edged.binding import sockaddr
+from edged.binding import UNREACHABLE, sockaddr
 from edged.race import RaceLost, race
 
 UDP_PAYLOAD_BYTES = 1232  # passes everywhere without fragments (DNS Flag Day 2020)
 RETRY_S = 0.6
-ROUNDS = 3
 
 
 class Server(NamedTuple):
@@ -63,18 +63,27 @@ class Answer(NamedTuple):
 class QueryFailed(Exception):
     """No server gave a usable answer; the text says what each did."""
 
+    def __init__(self, text: str, *, answered: bool = False) -> None:
+        """``answered``: a server did answer, if not usably."""
+        super().__init__(text)
+        self.answered = answered
+
 
 OpenSocket = Callable[[Server, int], socket.socket]
-"""Opens a non-blocking socket of a type (SOCK_DGRAM, SOCK_STREAM) for a server, on the line."""
+"""Opens a non-blocking socket of a type (SOCK_DGRAM, SOCK_STREAM) for a server."""
 
 
-async def ask(
-    servers: Sequence[Server],
-    host: str,
-    rdtype: dns.rdatatype.RdataType,
-    open_socket: OpenSocket,
-) -> Answer:
-    """Ask ``servers`` in turn until one answers; the caller sets the deadline.
+class Way(NamedTuple):
+    """A server, and how it is reached."""
+
+    server: Server
+    open_socket: OpenSocket
+    via: str
+    """For people: ``from 10.71.1.2``."""
+
+
+async def ask(ways: Sequence[Way], host: str, rdtype: dns.rdatatype.RdataType) -> Answer:
+    """Try ``ways`` in turn until a server answers; the caller sets the deadline.
 
     A server that says nothing for 0.6 s gets company, not a verdict: its answer still counts.
     Raises `QueryFailed`.
@@ -82,31 +91,26 @@ async def ask(
     try:
         name = dns.name.from_text(host)
     except (dns.exception.DNSException, UnicodeError) as error:
-        raise QueryFailed(f"{host!r} is no host name: {error}") from error
+        raise QueryFailed(f"{host!r} is no host name: {error}", answered=True) from error
 
-    async def attempt(server: Server) -> Answer:
-        return await _ask_one(server, name, rdtype, open_socket)
+    async def attempt(way: Way) -> Answer:
+        return await _ask_one(way, name, rdtype)
 
-    attempts = [lambda s=server: attempt(s) for _ in range(ROUNDS) for server in servers]
     try:
-        return await race(attempts, RETRY_S, lambda _: None)
+        return await race([partial(attempt, way) for way in ways], RETRY_S, lambda _: None)
     except RaceLost as lost:
         said = dict.fromkeys(str(error) or type(error).__name__ for error in lost.errors)
-        raise QueryFailed("; ".join(said)) from lost
+        answered = any(isinstance(e, QueryFailed) and e.answered for e in lost.errors)
+        raise QueryFailed("; ".join(said), answered=answered) from lost
 
 
-async def _ask_one(
-    server: Server,
-    name: dns.name.Name,
-    rdtype: dns.rdatatype.RdataType,
-    open_socket: OpenSocket,
-) -> Answer:
+async def _ask_one(way: Way, name: dns.name.Name, rdtype: dns.rdatatype.RdataType) -> Answer:
     query = _question(name, rdtype, edns=True)
-    reply = await _exchange(server, query, open_socket)
+    reply = await _exchange(way, query)
     if reply.rcode() in (dns.rcode.FORMERR, dns.rcode.NOTIMP):  # before EDNS (RFC 6891, 7)
         query = _question(name, rdtype, edns=False)
-        reply = await _exchange(server, query, open_socket)
-    return _read(server, reply)
+        reply = await _exchange(way, query)
+    return _read(way.server, reply)
 
 
 def _question(
@@ -121,15 +125,17 @@ def _question(
     )
 
 
-async def _exchange(
-    server: Server, query: dns.message.QueryMessage, open_socket: OpenSocket
-) -> dns.message.Message:
+async def _exchange(way: Way, query: dns.message.QueryMessage) -> dns.message.Message:
+    server, open_socket, via = way
     try:
         reply = await _over_udp(server, query, open_socket)
         if reply.flags & dns.flags.TC:
             reply = await _over_tcp(server, query, open_socket)
     except OSError as error:
-        raise QueryFailed(f"name server {server}: {error.strerror or error}") from error
+        text = error.strerror or str(error)
+        if error.errno in UNREACHABLE:
+            raise QueryFailed(f"name server {server} cannot be reached {via} ({text})") from error
+        raise QueryFailed(f"name server {server}: {text}") from error
     return reply
 
 
@@ -158,7 +164,7 @@ async def _over_tcp(
         length = int.from_bytes(await _exactly(sock, 2), "big")
         reply = _parse(await _exactly(sock, length))
     if reply is None or not query.is_response(reply):
-        raise QueryFailed(f"name server {server}: garbage over TCP")
+        raise QueryFailed(f"name server {server}: garbage over TCP", answered=True)
     return reply
 
 
@@ -184,12 +190,12 @@ def _parse(wire: bytes) -> dns.message.Message | None:
 def _read(server: Server, reply: dns.message.Message) -> Answer:
     rcode = reply.rcode()
     if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-        raise QueryFailed(f"name server {server}: {dns.rcode.to_text(rcode)}")
+        raise QueryFailed(f"name server {server}: {dns.rcode.to_text(rcode)}", answered=True)
     if not isinstance(reply, dns.message.QueryMessage):
-        raise QueryFailed(f"name server {server}: not an answer to a query")
+        raise QueryFailed(f"name server {server}: not an answer to a query", answered=True)
     try:
         chain = reply.resolve_chaining()
     except dns.exception.DNSException as error:
-        raise QueryFailed(f"name server {server}: {error}") from error
+        raise QueryFailed(f"name server {server}: {error}", answered=True) from error
     addresses = tuple(record.address for record in chain.answer) if chain.answer else ()
     return Answer(addresses, float(chain.minimum_ttl), rcode != dns.rcode.NXDOMAIN)

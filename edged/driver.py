@@ -18,7 +18,7 @@ from edged.accesslog import AttemptRecord, ExchangeRecord
 from edged.downstream.base import Responder
 from edged.headers import new_request_id
 from edged.messages import RequestHead
-from edged.outcome import error_type
+from edged.outcome import cause, error_type
 from policies.attempts import Exchange as Machine
 from policies.commands import ArmTimer, Cancel, Commands, GiveUp, Start
 from policies.model import Carrier, Change, Failure, Path, Ranking
@@ -289,7 +289,9 @@ class Driver(ABC, Generic[TryT]):
 
     def _give_up(self, command: GiveUp) -> None:
         error = error_type(command.failure, command.status)
-        detail = f"{self.plan.ranking.upstream}: {command.failure.detail} ({command.reason})"
+        old = self.plan.ranking
+        why = cause(command.failure, self.house.table.peek(old.upstream, old.request_class))
+        detail = f"{old.upstream}: {why} ({command.reason})"
         self.fail(command.status, error, detail)
 
     def fail(self, status: int, error: str, detail: str) -> None:

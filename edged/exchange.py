@@ -7,6 +7,7 @@ repeated only when the machine says so, and there is always a deadline.
 
 from __future__ import annotations
 
+import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from edged.accesslog import AttemptRecord
 from edged.attempt import Attempt
 from edged.compress import (
     ACCEPT_ENCODING,
+    CODINGS,
     accepted_codings,
+    request_coding,
     response_decoder,
 )
 from edged.delivery import Decoding
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 
 HOLD_BYTES = 64 << 10
 """A request whose body is announced to be at most this long goes out once all of it is here."""
+SIZE_AWAITED_S = 0.05
+"""How long a body of unknown length, that would be coded if it is long, is awaited before its
+request goes out. No longer: a client may wait for an answer before it sends more."""
 ANSWER_HELD_BYTES = 16 << 10
 """A response that is announced to be at most this long is passed on once all of it is here, so that
 it can come from another line if this one dies in between. It is what TCP sends in one go."""
@@ -70,6 +76,7 @@ class Exchange(Driver[Attempt]):
         "_held",
         "_length",
         "_paused_client",
+        "_size_awaited",
         "expectation",
         "prefix",
         "request_trailers",
@@ -108,6 +115,7 @@ class Exchange(Driver[Attempt]):
         self._length: int | None = None  # of the response as the client gets it
         self._client_slow = False
         self._paused_client = False
+        self._size_awaited: asyncio.TimerHandle | None = None
 
     def make_attempt(self, begun: Start, target: Target) -> Attempt:
         """A stream from the pools."""
@@ -134,6 +142,9 @@ class Exchange(Driver[Attempt]):
             self.expectation = Expectation(self.house.loop, self.go_ahead)
         elif length and length <= HOLD_BYTES and self.request.upgrade is None:
             return
+        if length is None and self._size_matters():
+            self._size_awaited = self.house.loop.call_later(SIZE_AWAITED_S, self._start_sending)
+            return
         super().begin()
 
     def go_ahead(self) -> None:
@@ -146,6 +157,23 @@ class Exchange(Driver[Attempt]):
         assert self.expectation is not None
         self.expectation.over()
         self.expectation = None
+
+    def _size_matters(self) -> bool:
+        """Whether the body, whose length is unknown, is coded if it is long."""
+        request, least = self.request, self.plan.codes_requests_from
+        return (
+            least is not None
+            and not (request.expects_continue or request.upgrade)
+            and request_coding(request, CODINGS, least) is not None
+        )
+
+    def _start_sending(self) -> None:
+        """Whether its body is long is known by now, or must do without."""
+        if self._size_awaited is not None:
+            self._size_awaited.cancel()
+            self._size_awaited = None
+            if not self.ended and not self.machine.done:
+                super().begin()
 
     # -- the client's side (RequestSink) ----------------------------------------------------------
 
@@ -171,8 +199,11 @@ class Exchange(Driver[Attempt]):
         if was_replayable and not spool.replayable:
             self._lose_replay()
         self.touch(self.plan.first_byte_timeout_s)
-        for attempt in tuple(self.live.values()):
-            attempt.pass_on(data)
+        if self._size_awaited is not None and spool.size >= (self.plan.codes_requests_from or 0):
+            self._start_sending()
+        else:
+            for attempt in tuple(self.live.values()):
+                attempt.pass_on(data)
         if not self._paused_client and spool.size - self._fastest_cursor() > _LAG_HIGH_BYTES:
             self._paused_client = True
             self.responder.pause_body()
@@ -190,6 +221,9 @@ class Exchange(Driver[Attempt]):
             self._end_expectation()
         if self.spool is not _NO_BODY:
             self.spool.complete = True
+        if self._size_awaited is not None:
+            self._start_sending()
+            return
         if self.machine.starts == 0 and not self.machine.done:
             super().begin()
             return
@@ -402,6 +436,9 @@ class Exchange(Driver[Attempt]):
 
     def release(self) -> None:
         """Free the spool."""
+        if self._size_awaited is not None:
+            self._size_awaited.cancel()
+            self._size_awaited = None
         if self.spool is not _NO_BODY:
             self.record.bytes_up = self.spool.size
             self.spool.close()

@@ -54,10 +54,13 @@ UNLISTED = "*"
 _MOST_PLANS = 4096
 _name_of = itemgetter(0)
 
-_TRIED = "run `edged why {id}` to see what was tried; a line that is DOWN shows in `edged status`"
+_TRIED = (
+    "run `edged why {id}{admin}` to see what was tried; a line that is DOWN shows in "
+    "`edged status{admin}`"
+)
 _HINTS = {
     502: _TRIED,
-    503: "see `edged status`: every path is DOWN, or none exists; then check `lines` in the "
+    503: "see `edged status{admin}`: every path is DOWN, or none exists; then check `lines` in the "
     "configuration, and the endpoint's `lines`",
     504: _TRIED,
     403: "link-local and cloud-metadata addresses are not reachable through edged",
@@ -98,6 +101,7 @@ class Plan:
         "_race_delay_s",
         "_safe",
         "candidates",
+        "codes_requests_from",
         "codes_responses",
         "connect_timeout_s",
         "first_byte_timeout_s",
@@ -113,6 +117,10 @@ class Plan:
         self.ranking = ranking
         self.candidates = candidates(ranking)
         self.codes_responses = policy.compression.responses
+        self.codes_requests_from: int | None = None
+        """Bytes of body from which some endpoint gets it coded; ``None``: none does."""
+        if policy.compression.requests and any(p.endpoint.accepts_encoding for p in ranking.paths):
+            self.codes_requests_from = policy.compression.min_bytes
         self.first_byte_timeout_s = policy.failover.first_byte_timeout_s
         self.idle_timeout_s = policy.failover.idle_timeout_s
         self.connect_timeout_s = policy.failover.connect_timeout_s
@@ -177,6 +185,9 @@ class Exchanges:
         self.stranded: dict[Driver[Any], None] = {}
         """Those that wait for any path that is not DOWN."""
         self._draining = False
+        self.admin = ""
+        """What commands need to find this daemon: `` --admin HOST:PORT`` where it is not the
+        default."""
         self.targets = Targets(lambda name: table.snapshot.paths[name].path)
         self._pseudonym = node.encode()
         self.via = {
@@ -329,7 +340,7 @@ class Exchanges:
                 status,
                 error,
                 detail,
-                hint.format(id=record.request_id),
+                hint.format(id=record.request_id, admin=self.admin),
                 request_id=record.request_id,
                 proxy_error=error,
                 line=None if state is None else state.path.line.name,

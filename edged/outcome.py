@@ -6,7 +6,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from edged.messages import ResponseHead, header
-from policies.model import Failure, Outcome
+from policies.model import Failure, Outcome, Ranking
 
 _SERVER_FAULTS = frozenset({500, 502, 504})
 _OVERLOADED = 529  # not registered; Anthropic's "overloaded_error"
@@ -53,6 +53,25 @@ _ERROR_TYPES = {
     Outcome.TIMEOUT: "connection_timeout",
     Outcome.FORBIDDEN: "destination_ip_prohibited",
 }
+
+
+_MOST_NAMED = 4
+
+
+def cause(failure: Failure, ranking: Ranking) -> str:
+    """Why an exchange gets no answer: what its last attempt died of, unless that was the silence of
+    which every path is DOWN. What an attempt says in the dark (no handshake ...) leads astray then.
+    """
+    if not ranking.order or any(candidate.filtered != "down" for candidate in ranking.order):
+        return failure.detail
+    if failure.outcome is not Outcome.TIMEOUT:
+        return f"every path is DOWN; the last one tried: {failure.detail}"
+    states = [candidate.state for candidate in ranking.order]
+    said = [f"{state.path.name} ({state.reason})" for state in states if state.reason]
+    if not said:
+        return failure.detail
+    more = ["..."] if len(said) > _MOST_NAMED else []
+    return "every path is DOWN: " + "; ".join(said[:_MOST_NAMED] + more)
 
 
 def error_type(failure: Failure, status: int) -> str:

@@ -106,6 +106,14 @@ class Process:
     async def _wind_down(self, daemon: Daemon, number: int) -> int:
         """Drain; a second signal ends it at once."""
         grace_s = self._grace_s(daemon, number)
+        clients = daemon.proxy.hub
+        _log.info(
+            "%s: draining for at most %g s: %s in progress, %s connected",
+            signal.Signals(number).name,
+            grace_s,
+            _count(clients.requests_open, "request"),
+            _count(len(clients.connections), "client"),
+        )
         self._notifier.stopping("draining")
         loop = asyncio.get_running_loop()
         draining = loop.create_task(daemon.drain(grace_s))
@@ -183,6 +191,10 @@ class Process:
         while period_s is not None:
             self._notifier.watchdog()
             await asyncio.sleep(period_s)
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'' if number == 1 else 's'}"
 
 
 Stamp = tuple[tuple[str, int, int, int], ...]

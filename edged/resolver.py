@@ -1,8 +1,9 @@
 """Names to addresses, per line, because answers differ by line.
 
-A line asks its own servers (``dns``) over its own binding, else the system's servers over its
-binding; a line without either is the host's default way out and uses the system's resolver as any
-program would. /etc/hosts comes first everywhere.
+A line asks its own servers (``dns``) over its own binding. A bound line without asks the system's
+servers over its binding, and one that is not reached or not heard from there (a stub on loopback, a
+router of another network) by the system's route; a line without either is the host's default way
+out and uses the system's resolver as any program would. /etc/hosts comes first everywhere.
 
 Kept per (line, host): positive answers for their TTL (1 s to 1 h), missing names for the zone's
 negative TTL (RFC 2308, at most 5 min), failures for 1 s (RFC 9520). When a refresh fails or drags
@@ -19,12 +20,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import dns.rdatatype
 
-from edged.binding import bind, families, family_of, is_bound
-from edged.dnsquery import Answer, QueryFailed, Server, ask
+from edged.binding import bind, families, family_of, is_bound, via
+from edged.dns_outages import Outages
+from edged.dnsquery import Answer, QueryFailed, Server, Way, ask
 from edged.system_dns import SystemFiles, getaddrinfo
 from policies.model import Line, Outcome
 from probes.base import DialError
@@ -46,6 +49,9 @@ FLIGHT_S = 8.0
 SECOND_FAMILY_S = 0.05
 """How long the other family's answer is awaited (RFC 8305, 3: the resolution delay)."""
 MAX_ENTRIES = 4096
+_ROUNDS = 3
+_SYSTEM_ROUNDS = 2
+"""Of twice as many ways; three servers (resolv.conf(5)) get both rounds within `FLIGHT_S`."""
 
 _RDTYPE = {socket.AF_INET: dns.rdatatype.A, socket.AF_INET6: dns.rdatatype.AAAA}
 
@@ -95,6 +101,7 @@ class Resolver:
         self._clock = clock
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._flights: dict[_Key, _Flight] = {}
+        self.outages = Outages()
 
     async def resolve(self, line: Line, host: str, *, timeout_s: float = 5.0) -> Sequence[str]:
         """Addresses of ``host`` as seen from ``line``, of the families that it can carry.
@@ -184,7 +191,9 @@ class Resolver:
                     answer = await self._ask_system(line, host)
         except TimeoutError:
             return self._failed(key, f"no answer from {self._describe(line)}")
-        except (QueryFailed, DialError, OSError) as error:
+        except QueryFailed as error:
+            return self._failed(key, str(error), answered=error.answered)
+        except (DialError, OSError) as error:
             return self._failed(key, str(error))
         return self._answered(key, answer)
 
@@ -201,13 +210,8 @@ class Resolver:
 
     async def _ask_servers(self, line: Line, host: str) -> Answer:
         """A and AAAA side by side; the later one may keep the first waiting for 50 ms."""
-        servers = self._servers(line)
-        tasks = [
-            asyncio.create_task(
-                ask(servers, host, _RDTYPE[family], lambda s, t: self._open(line, s, t))
-            )
-            for family in families(line)
-        ]
+        ways = self._ways(line)
+        tasks = [asyncio.create_task(ask(ways, host, _RDTYPE[family])) for family in families(line)]
         try:
             pending = set(tasks)
             while pending:
@@ -224,29 +228,46 @@ class Resolver:
                 task.cancel()
         return _merge(tasks)
 
-    def _open(self, line: Line, server: Server, kind: int) -> socket.socket:
+    def _ways(self, line: Line) -> tuple[Way, ...]:
+        """What is tried in turn. Raises `QueryFailed` if nothing can be."""
+        own = self._usable(line, tuple(Server.parse(text) for text in line.dns))
+        if line.dns and not own:
+            raise QueryFailed(
+                f"none of its name servers ({', '.join(line.dns)}) can be asked "
+                f"from {line.source}: name one of that family in `dns`"
+            )
+        over = partial(self._open, line)
+        plain = partial(self._open, None)
+        if own:
+            return (
+                tuple(
+                    Way(server, plain if _host_local(line, server) else over, via(line))
+                    for server in own
+                )
+                * _ROUNDS
+            )
+        ways = []
+        for server in self._files.servers(self._clock()):
+            if self._usable(line, (server,)) and not _host_local(line, server):
+                ways.append(Way(server, over, via(line)))
+            ways.append(Way(server, plain, "by the system's route"))
+        return tuple(ways) * _SYSTEM_ROUNDS
+
+    def _open(self, line: Line | None, server: Server, kind: int) -> socket.socket:
         sock = socket.socket(family_of(server.address), kind)
         try:
             sock.setblocking(False)
-            if not _host_local(line, server):
+            if line is not None:
                 self._bind(sock, line)
         except BaseException:
             sock.close()
             raise
         return sock
 
-    def _servers(self, line: Line) -> tuple[Server, ...]:
-        servers = tuple(Server.parse(text) for text in line.dns) or self._files.servers(
-            self._clock()
-        )
+    @staticmethod
+    def _usable(line: Line, servers: tuple[Server, ...]) -> tuple[Server, ...]:
         wanted = families(line)
-        usable = tuple(s for s in servers if family_of(s.address) in wanted)
-        if not usable:
-            raise QueryFailed(
-                f"none of its name servers ({', '.join(map(str, servers))}) can be asked "
-                f"from {line.source}: name one of that family in `dns`"
-            )
-        return usable
+        return tuple(s for s in servers if family_of(s.address) in wanted)
 
     def _describe(self, line: Line) -> str:
         if not (line.dns or is_bound(line)):
@@ -259,6 +280,7 @@ class Resolver:
     def _answered(self, key: _Key, answer: Answer) -> _Entry:
         now = self._clock()
         line, host = key
+        self.outages.answered(line.name, host, self._describe(line))
         if answer.addresses:
             ttl_s = min(max(answer.ttl_s, MIN_TTL_S), MAX_TTL_S)
             entry = _Entry(
@@ -272,11 +294,12 @@ class Resolver:
             entry = _Entry((), now + ttl_s, now + ttl_s, now, error, Outcome.NO_NAME)
         return self._keep(key, entry)
 
-    def _failed(self, key: _Key, reason: str) -> _Entry:
+    def _failed(self, key: _Key, reason: str, *, answered: bool = False) -> _Entry:
         now = self._clock()
         old = self._entries.get(key)
         if old is not None and old.addresses and now < old.stale_until:
             until = max(old.fresh_until, now + STALE_RECHECK_S)
+            self.outages.failed(key.line.name, key.host, reason, answered=answered)
             return self._keep(key, _Entry(old.addresses, until, until, old.stale_until))
         error = f"line {key.line.name}: cannot resolve {key.host}: {reason}"
         return self._keep(key, _Entry((), now + FAILURE_S, now + FAILURE_S, now, error))
@@ -285,7 +308,8 @@ class Resolver:
         self._entries[key] = entry
         self._entries.move_to_end(key)
         if len(self._entries) > MAX_ENTRIES:
-            self._entries.popitem(last=False)
+            dropped, _ = self._entries.popitem(last=False)
+            self.outages.forget(dropped.line.name, dropped.host)
         return entry
 
 
@@ -317,9 +341,10 @@ def _merge(tasks: Sequence[asyncio.Task[Answer]]) -> Answer:
     if found:
         addresses = tuple(address for answer in found for address in answer.addresses)
         return Answer(addresses, min(answer.ttl_s for answer in found), True)
-    errors = [str(t.exception()) for t in tasks if t.done() and not t.cancelled() and t.exception()]
+    errors = [e for t in tasks if t.done() and not t.cancelled() and (e := t.exception())]
     if errors:
-        raise QueryFailed("; ".join(dict.fromkeys(errors)))
+        answered = bool(answers) or any(isinstance(e, QueryFailed) and e.answered for e in errors)
+        raise QueryFailed("; ".join(dict.fromkeys(map(str, errors))), answered=answered)
     return Answer((), min(a.ttl_s for a in answers), all(a.exists for a in answers))
 
 

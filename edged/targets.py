@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from edged.headers import proxy_status
@@ -19,12 +19,34 @@ if TYPE_CHECKING:
 _MOST_TARGETS = 8192  # listed paths are few; those of unlisted hosts come and go
 
 
+_MOST_PLAIN = 256
+
+
 @dataclass(slots=True)
 class EndpointNotes:
     """What exchanges learnt of an endpoint."""
 
     takes_coding: bool | None = None
-    """Whether it took a coded request body: yes, no, or not tried yet."""
+    """Whether it took a coded request body: yes, no, or not known yet."""
+    plain: set[bytes] = field(default_factory=set)
+    """Request paths that refused one, while others take it."""
+
+    def coding_taken(self) -> None:
+        """A coded body was answered with success."""
+        self.takes_coding = True
+
+    def coding_refused(self, path: bytes) -> None:
+        """The coding was to blame: the body was taken as it is, or would have been."""
+        if self.takes_coding is True:
+            if len(self.plain) >= _MOST_PLAIN:
+                self.plain.clear()
+            self.plain.add(path)
+        else:
+            self.takes_coding = False
+
+    def wants_plain(self, path: bytes) -> bool:
+        """Whether a coded body would be refused at ``path``."""
+        return self.takes_coding is False or path in self.plain
 
 
 class Tenant(Protocol):

@@ -123,6 +123,10 @@ class _Builder:
         if id(node) in self.open:
             self._problem(mark, "an alias that contains itself")
             return None
+        if self._tagged(node):
+            self._problem(mark, f"tags are not supported: {node.tag}")
+            if isinstance(node, yaml.ScalarNode):
+                return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         self.open.add(id(node))
@@ -142,6 +146,8 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(mark, "a key must be a word")
                 continue
+            if self._tagged(key_node) and mark != _mark(node):
+                self._problem(mark, f"tags are not supported: {key_node.tag}")
             key = key_node.value
             if key == "<<" and key_node.style is None:
                 self._problem(mark, "merge keys (<<) are not supported; policies have `extends`")
@@ -156,19 +162,22 @@ class _Builder:
         return result
 
     def _scalar(self, node: yaml.ScalarNode) -> object:
-        explicit = node.style is None and node.start_mark.index < node.end_mark.index
-        text = node.start_mark.buffer
-        if text is not None and explicit and text[node.start_mark.pointer] == "!":
-            self._problem(_mark(node), f"tags are not supported: {node.tag}")
-            return None
         if node.style is not None:
             return node.value
         return resolve_plain(node.value)
+
+    @staticmethod
+    def _tagged(node: yaml.Node) -> bool:
+        """Whether the file itself gives the type: ``!foo``, perhaps behind an anchor."""
+        start, text = node.start_mark, node.start_mark.buffer
+        written = start.index < node.end_mark.index  # else the next token stands there
+        return text is not None and written and bool(_TAG.match(text, start.pointer))
 
     def _problem(self, mark: Mark, text: str) -> None:
         self.document.problems.append(Problem(mark, text))
 
 
+_TAG = re.compile(r"(&\S+\s+)?!")
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, object] = {
@@ -245,9 +254,25 @@ def _syntax_text(error: yaml.MarkedYAMLError, text: str) -> str:
         line = lines[mark.line] if mark.line < len(lines) else ""
         if "\t" in line[: mark.column + 1]:
             return "a tab; YAML indents with spaces only"
-    problem = error.problem or "not YAML"
-    if error.context:
+    problem, context = error.problem or "not YAML", error.context or ""
+    if context.startswith("expected a single document"):
+        return "a second document: a file holds one"
+    for theirs, plain in _PLAIN:
+        problem, context = problem.replace(theirs, plain), context.replace(theirs, plain)
+    if context:
         where = error.context_mark
         start = f" (which starts in line {where.line + 1})" if where else ""
-        return f"{problem} {error.context}{start}"
+        return f"{problem}, {context}{start}"
     return problem
+
+
+_PLAIN = (
+    ("'<stream end>'", "the end of the file"),
+    ("unexpected end of stream", "the end of the file"),
+    ("'<scalar>'", "a word"),
+    ("'<block mapping start>'", "a mapping"),
+    ("the node content", "a value"),
+    ("flow node", "list or mapping in brackets"),
+    ("flow sequence", "list in brackets"),
+    ("flow mapping", "mapping in braces"),
+)

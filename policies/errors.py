@@ -11,7 +11,7 @@ def local_error(path: PathState, sample: Sample, now: float) -> None:
     """This host or its gateway said UNREACHABLE or DNS."""
     line, outcome = path.line, sample.outcome
     verdict = Verdict.DOWN if outcome is Outcome.UNREACHABLE else Verdict.SUSPECT
-    path.reason = f"this host or its gateway reported {outcome} over {line.name}"
+    path.reason = sample.detail or f"this host or its gateway reported {outcome} over {line.name}"
     path.gate.worsen(verdict, now)
     if witness(path) and (path.listed or outcome is not Outcome.DNS):
         line.reason = path.reason

@@ -225,6 +225,8 @@ class Sample(NamedTuple):
     """Of the pooled connection that it was measured on; ``None``: none was."""
     found: int | None = None
     """Of a TTFB: attempts in flight at the endpoint when this one began, itself included."""
+    detail: str = ""
+    """Of a local failure (UNREACHABLE, DNS): what happened, for people."""
 
 
 class Seen(NamedTuple):

@@ -83,7 +83,8 @@ class HttpReport:
                 )
             )
         else:
-            found.append(Sample(self.path, self._failed_kind(), begin, None, self.outcome))
+            kind = self._failed_kind()
+            found.append(Sample(self.path, kind, begin, None, self.outcome, detail=self.detail))
         return found
 
     def _failed_kind(self) -> Kind:

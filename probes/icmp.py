@@ -255,7 +255,7 @@ class IcmpProbe:
             try:
                 target = (await self._dialer.resolve(path.line, path.endpoint.host))[0]
             except DialError as error:
-                return (Sample(path.name, Kind.ICMP, sent_at, None, error.outcome),)
+                return (_failed(path, sent_at, error),)
         future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
 
         def report(sample: Sample) -> None:
@@ -300,7 +300,7 @@ class IcmpProbe:
             addresses = await self._dialer.resolve(path.line, path.endpoint.host)
         except DialError as error:
             if report is not None and error.outcome is not Outcome.LOCAL:
-                report(Sample(path.name, Kind.ICMP, asked_at, None, error.outcome))
+                report(_failed(path, asked_at, error))
             return
         self._addresses[path.name] = (addresses[0], self._clock() + ADDRESS_S)
         if report is not None:
@@ -317,8 +317,7 @@ class IcmpProbe:
                 channel = self._open(path.line, family)
             except DialError as error:
                 if error.outcome is not Outcome.LOCAL:
-                    now = self._clock()
-                    report(Sample(path.name, Kind.ICMP, now, None, error.outcome))
+                    report(_failed(path, self._clock(), error))
                 return
             if channel is None:
                 return
@@ -410,3 +409,8 @@ def _same(source: str, target: str) -> bool:
         and socket.inet_pton(socket.AF_INET6, source.partition("%")[0])
         == socket.inet_pton(socket.AF_INET6, target.partition("%")[0])
     )
+
+
+def _failed(path: Path, at: float, error: DialError) -> Sample:
+    """Nothing was sent."""
+    return Sample(path.name, Kind.ICMP, at, None, error.outcome, detail=error.detail)

@@ -97,7 +97,8 @@ class QuicProbe:
                 finally:
                     client.close()
         except DialError as error:
-            samples.append(self._failed(path, started_at, samples, error.outcome))
+            failed = self._failed(path, started_at, samples, error.outcome)
+            samples.append(failed._replace(detail=error.detail))
         except TimeoutError:
             samples.append(self._failed(path, started_at, samples, Outcome.TIMEOUT))
         return samples
@@ -137,6 +138,9 @@ class QuicProbe:
         except DialError as error:
             outcome, detail = error.outcome, error.detail
         except TimeoutError:
+            if dns_s is None:
+                detail = f"line {path.line.name}: no address within {timeout_s:g} s"
+                return QuicReport(Outcome.DNS, detail, None, None, None, None, ())
             outcome = Outcome.TIMEOUT
             detail = f"no answer to QUIC within {timeout_s:g} s (is UDP blocked on this line?)"
         return QuicReport(outcome, detail, dns_s, handshake_s, offered, accepted, pings)

@@ -49,7 +49,7 @@ class TcpProbe:
         except DialError as error:
             if error.outcome is Outcome.LOCAL:
                 return ()
-            return (Sample(path.name, Kind.TCP, sent_at, None, error.outcome),)
+            return (Sample(path.name, Kind.TCP, sent_at, None, error.outcome, detail=error.detail),)
         dialed.sock.close()
         return (
             Sample(

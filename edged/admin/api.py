@@ -30,6 +30,7 @@ from edged.config_file import host_name
 from edged.downstream.base import RequestSink, Responder
 from edged.drill import LONGEST_S, Drill, DrillRefused, Drills
 from edged.messages import Headers, RequestHead, ResponseHead, header
+from edged.stages import forbidden_target
 from policies.model import RequestClass
 
 Reload = Callable[[], Awaitable[ReloadNote]]
@@ -146,10 +147,17 @@ class Admin:
         unlisted = _unlisted_name(url.scheme, host, port)
         data = why_url(self._live, host, url.path or "/", unlisted, cls, now)
         if data is None:
-            allowed = host and self._live.config.unlisted_allowed
-            rest = "once it was asked for, its paths are shown" if allowed else "it is refused"
-            raise Refused(404, f"{host or url.path} is in no upstream; {rest}")
+            raise Refused(404, f"{host or url.path} is in no upstream; {self._unlisted(host)}")
         return data
+
+    def _unlisted(self, host: str) -> str:
+        """What becomes of a request for a host in no upstream."""
+        if not host or not self._live.config.unlisted_allowed:
+            return "it is refused"
+        refused = forbidden_target(host, client_is_local=True)
+        if refused is not None:
+            return f"it is refused: {refused}"
+        return "once it was asked for, its paths are shown"
 
     def _listens_on(self, port: int) -> bool:
         return any(address.endswith(f":{port}") for address in self._live.listening)

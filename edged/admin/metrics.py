@@ -104,9 +104,13 @@ class LiveCollector(Collector):
         probes = CounterMetricFamily(
             "edged_probe_bytes", "Bytes of probes, both ways.", labels=("line",)
         )
+        stale = _gauge(
+            "edged_dns_stale", "1 while old answers serve for want of new.", None, "line"
+        )
         for line in live.config.topology.lines:
             probes.add_metric((line.name,), live.probe_bytes.get(line.name, 0))
-        yield probes
+            stale.add_metric((line.name,), live.dns_problem(line.name) is not None)
+        yield from (probes, stale)
 
     # -- paths ------------------------------------------------------------------------------------
 

@@ -56,6 +56,11 @@ def _status(data: Data) -> Iterator[RenderableType]:
     for line in data["lines"]:
         if line["problem"]:
             yield Text(line["problem"], style="red")
+        if line["dns_problem"]:
+            yield Text(
+                f"line {line['name']}: {line['dns_problem']}: known names keep their old addresses",
+                style="yellow",
+            )
     for upstream in data["upstreams"]:
         yield from _upstream(upstream)
     if data["unlisted"]["requests"]:

@@ -115,6 +115,8 @@ class Live:
     reload: ReloadNote
     drills: Drills
     access_log: AccessLog | None = None
+    dns_problem: Callable[[str], str | None] = lambda _: None
+    """Why the name servers of a line do not answer while their old answers serve."""
     probe_bytes: Mapping[str, int] = field(default_factory=dict)
     """Line name to bytes that probes have sent and received."""
     parts: list[Part] = field(default_factory=list)
@@ -200,6 +202,7 @@ def _line(line: Line, live: Live) -> Data:
         "kind": line.kind,
         "bind": bind_text(line),
         "problem": bind_problem(line),
+        "dns_problem": live.dns_problem(line.name),
         "paths": len(states),
         "paths_usable": sum(state.usable for state in states),
         "probe_bytes": live.probe_bytes.get(line.name, 0),

@@ -27,7 +27,7 @@ _UNFILTERED = (
 
 
 def drill(client: Client, line: str, *, for_s: float, force: bool, as_json: bool) -> int:
-    """Rehearse, print what happens, and say whether anybody was failed (status 1)."""
+    """Rehearse, print what happens, and raise `Failed` if anybody was failed."""
     target = f"/drill?line={quote(line, safe='')}&for={for_s:g}&force={int(force)}"
     report: Data | None = None
     with _interruptible(client):
@@ -44,7 +44,12 @@ def drill(client: Client, line: str, *, for_s: float, force: bool, as_json: bool
         print(json.dumps(report))
     else:
         print(*_summary(report), sep="\n")
-    return 0 if report["ok"] else 1
+    if not report["ok"]:
+        raise Failed(
+            f"traffic felt it: {report['failed']} of {report['requests']} requests failed, "
+            f"{report['broken']} broken, {report['tunnels_closed']} tunnels closed"
+        )
+    return 0
 
 
 @contextmanager

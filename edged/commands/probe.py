@@ -20,7 +20,7 @@ from edged.config_file import split_url
 from edged.dialer import LineDialer
 from edged.failure import Failed
 from edged.mistakes import nearest
-from policies.model import Carrier, Endpoint, Line, Path, Sample
+from policies.model import Carrier, Endpoint, Line, Outcome, Path, Sample
 from probes.http import HttpProbe, HttpReport
 from probes.icmp import IcmpProbe
 from probes.quic import QuicProbe, QuicReport
@@ -54,7 +54,7 @@ def probe(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Measure and print; status 1 if no line got an answer."""
+    """Measure and print. Raises `Failed` if no line got an answer."""
     config = _config(config_file)
     chosen = _lines(config, lines)
     endpoint, target = _endpoint(url)
@@ -66,7 +66,9 @@ def probe(
         print(json.dumps([asdict(row) for row in rows], indent=2, default=str))
     else:
         _print(rows)
-    return 0 if any(row.http.status is not None for row in rows) else 1
+    if all(row.http.status is None for row in rows):
+        raise Failed(f"no line got an answer from {url}")
+    return 0
 
 
 def _config(file: str | None) -> Config | None:
@@ -210,7 +212,7 @@ def _print(rows: Sequence[Row]) -> None:
     output = console()
     output.print(table)
     for row in rows:
-        quic = row.quic.detail if row.quic else ""
+        quic = "" if row.quic is None or row.quic.outcome is Outcome.DNS else row.quic.detail
         for text in dict.fromkeys((row.http.detail, row.icmp_note, quic)):
             if " " in text:  # a mere outcome stands in the table
                 output.print(Text(f"{row.line}: {text}", style="dim"))

@@ -146,6 +146,12 @@ def valid_target(target: bytes) -> bool:
     return _TARGET.fullmatch(target) is not None
 
 
+TLS_SPOKEN: Final = "tls"
+"""`BadMessage.code` of a client that speaks TLS to a port that does not."""
+_TLS_HANDSHAKE = b"\x16\x03"
+"""How a TLS record with a ClientHello begins (RFC 8446 section 5.1)."""
+
+
 def first_defect(buffer: bytes, limits: Limits, start: int = 0) -> BadMessage | None:
     """What is already wrong with an incomplete head, or ``None`` while it may become good.
 
@@ -153,7 +159,7 @@ def first_defect(buffer: bytes, limits: Limits, start: int = 0) -> BadMessage | 
     earlier call has seen.
     """
     if _BAD_CONTROL.search(buffer, start, limits.header_bytes + 4):
-        return _bad_control()
+        return _bad_control(buffer)
     if len(buffer) >= limits.header_bytes + 4:
         if buffer.find(b"\r\n", 0, limits.header_bytes) < 0:
             return BadMessage(414, "uri_too_long", "The request target is too long.")
@@ -194,7 +200,7 @@ def _parse_unusual(block: bytes, limits: Limits) -> ParsedHead:
     """Read a head in which nothing is taken for granted."""
     lines = block.split(b"\r\n")
     if block.translate(None, _HARMLESS) != b"\r\n" * (len(lines) - 1):
-        raise _bad_control()
+        raise _bad_control(block)
     parts = lines[0].split(b" ")
     if len(parts) != 3:
         raise BadMessage(400, "bad_request_line", "The request line is not METHOD TARGET VERSION.")
@@ -219,7 +225,13 @@ def _parse_unusual(block: bytes, limits: Limits) -> ParsedHead:
     return parsed
 
 
-def _bad_control() -> BadMessage:
+def _bad_control(head: bytes = b"") -> BadMessage:
+    if head.startswith(_TLS_HANDSHAKE):
+        return BadMessage(
+            400,
+            TLS_SPOKEN,
+            "This looks like TLS: the proxy speaks plain HTTP. Write its address as http://.",
+        )
     return BadMessage(400, "bad_control", "The head has a bare CR or LF or a control character.")
 
 

@@ -426,6 +426,7 @@ class H1Connection(HeldOutput):
         """Answer with an error and close. The handler isn't asked."""
         hub = self._hub
         hub.requests_bad += 1
+        hub.note(error)
         hub.requests_open += 1
         self._state = _REFUSED
         self.keep_alive = False

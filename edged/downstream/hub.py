@@ -7,17 +7,22 @@ coarse time; one sweep per interval asks those whose time has come.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from edged.downstream.base import Handler
-from edged.downstream.fields import BadMessage
+from edged.downstream.fields import TLS_SPOKEN, BadMessage
 from edged.downstream.limits import Limits
 from edged.headers import error_response
 from edged.messages import ResponseHead
 
+_log = logging.getLogger("edged.downstream")
+
 NEVER: Final = float("inf")
 SWEEP_S: Final = 0.5
+TLS_TOLD_S: Final = 60.0
+"""How often it is logged at most that clients speak TLS."""
 
 
 class Connection(Protocol):
@@ -70,6 +75,7 @@ class Hub:
         "requests_bad",
         "requests_open",
         "requests_total",
+        "tls_told_at",
     )
 
     def __init__(
@@ -93,6 +99,7 @@ class Hub:
         self.holding: list[Holding] = []
         """Who holds bytes back: flushed together at the end of this loop turn."""
         self._timer: asyncio.TimerHandle | None = None
+        self.tls_told_at = -TLS_TOLD_S
 
     def start(self) -> None:
         """Begin to sweep."""
@@ -114,6 +121,12 @@ class Hub:
         self.now = now
         for connection in [c for c in self.connections if c.deadline <= now]:
             connection.expired(now)
+
+    def note(self, error: BadMessage) -> None:
+        """A request could not be understood. Who speaks TLS cannot read the answer: the log can."""
+        if error.code == TLS_SPOKEN and self.now - self.tls_told_at >= TLS_TOLD_S:
+            self.tls_told_at = self.now
+            _log.warning("a client was refused: %s", error.message)
 
     def flush(self) -> None:
         """Write what is held back."""

@@ -264,12 +264,25 @@ class Show:
             "kernel_silence": self._lab.kernel_silence,
         }
         print(json.dumps(document) if as_json else self._sentence())
-        good = tally.requests > 0 and not tally.failed and result.failover_gap_s is not None
-        return 0 if good else 1
+        if (fault := self._fault()) is not None:
+            raise Failed(fault)
+        return 0
+
+    def _fault(self) -> str | None:
+        """Why the status is not 0."""
+        tally = self._traffic.tally
+        if not tally.requests:
+            return "the demo ended before its first request"
+        if tally.failed:
+            said = ", ".join(f"{error} {count}" for error, count in tally.errors.items())
+            return f"{tally.failed} of {tally.requests} requests failed: {said}"
+        if self.result.failover_gap_s is None:
+            return "the demo ended before a failover was seen"
+        return None
 
     def _sentence(self) -> str:
         tally, gap_s = self._traffic.tally, self.result.failover_gap_s
-        gap = "stopped before a failover was seen, so the status is 1"
+        gap = "no failover was seen"
         if gap_s is not None:
             gap = f"failover after {gap_s * 1e3:.0f} ms"
         return (

@@ -16,7 +16,7 @@ from rich.text import Text
 from edged.lab.lab import Lab
 from edged.lab.traffic import Tally
 from edged.table import PathTable
-from policies.model import Candidate, Path, PathState, RequestClass, Verdict
+from policies.model import Candidate, Estimate, Path, PathState, RequestClass, Verdict
 
 _COLOURS = {Verdict.UP: "green", Verdict.SUSPECT: "yellow", Verdict.DOWN: "red"}
 _EVENTS = 8
@@ -112,6 +112,9 @@ class View:
         return Text(f"{rtt_s * 1e3:.0f} ms, {up.loss:.1%} loss")
 
 
+_LEAST_RTT_S = 0.001
+"""No emulated line is as short."""
+
 _Row = tuple[Candidate, Text, bool]
 """A path, what the lab does to it, and whether it is the choice."""
 
@@ -157,7 +160,7 @@ _COLUMNS = (
         *("verdict", 0, "left"),
         lambda c, truth, first: Text(c.state.verdict.name, f"bold {_COLOURS[c.state.verdict]}"),
     ),
-    _Column("RTT", 0, "right", lambda c, truth, first: _ms(c.state.estimate.rtt_s)),
+    _Column("RTT", 0, "right", lambda c, truth, first: _rtt(c.state.estimate)),
     _Column("loss at most", 5, "right", lambda c, truth, first: _share(c.state.estimate.loss)),
     _Column("cost", 1, "right", lambda c, truth, first: f"{c.cost_ms:.0f} ms"),
     _Column("carrier", 2, "right", lambda c, truth, first: c.state.warm or ""),
@@ -168,6 +171,13 @@ _MOST_DISPENSABLE = max(column.dispensable for column in _COLUMNS)
 
 def _share(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.1%}"
+
+
+def _rtt(estimate: Estimate) -> str:
+    """Nothing is known until something went all the way: echoes to emulated lines are answered by
+    this host at once."""
+    rtt_s = estimate.rtt_s
+    return "-" if rtt_s is None or rtt_s < _LEAST_RTT_S else _ms(rtt_s)
 
 
 def _ms(seconds: float | None) -> str:

@@ -30,7 +30,7 @@ def reporting(report: Report, kind: Kind, path: Path) -> Iterator[None]:
         yield
     except DialError as error:
         if error.outcome is not Outcome.LOCAL:
-            report(Sample(path.name, kind, sent_at, None, error.outcome))
+            report(Sample(path.name, kind, sent_at, None, error.outcome, detail=error.detail))
         raise
 
 

@@ -439,7 +439,12 @@ class Migration:
         if up and connection.in_flight and asked_s < way.fair_s:
             self._challenge(way)
             return
-        _log.warning("%s: the server did not follow", way.path.name)
+        _log.warning(
+            "%s: the server did not follow the connection to line %s; requests on it start anew, "
+            "if they may",
+            way.path.name,
+            way.path.line.name,
+        )
         self._refused(way)
         if self.leave():
             return

@@ -148,6 +148,7 @@ def test_why_of_a_request_and_of_a_url(tmp_path):
         ("/why/nothing-1", 404, "no exchange 'nothing-1'"),
         ("/why", 400, "give url=URL"),
         ("/why?url=http://other.test/", 404, "other.test is in no upstream"),
+        ("/why?url=http://169.254.169.254/", 404, "it is refused: 169.254.169.254 is link-local"),
         ("/why?url=/nowhere", 404, "/nowhere is in no upstream"),
         ("/why?url=http://[::1/", 400, "url is a URL"),
         ("/why?url=/api&bytes=many", 400, "bytes is a number"),

@@ -77,9 +77,9 @@ def complaint(result, status):
         (["why"], "required: URL|request-id"),
         (["probe", "ftp://x"], "a URL that starts with https://"),
         (["probe", "https://x", "--timeout", "soon"], "write a duration as 200ms"),
-        (["probe", "https://x", "--timeout", "0"], "must be between 0 and a day"),
+        (["probe", "https://x", "--timeout", "0"], "'0': more than 0 and at most a day"),
         (["why", "x", "--bytes", "many"], "'many' is not a number of bytes"),
-        (["schema", "everything"], "invalid choice"),
+        (["schema", "everything"], "argument config|policy|relay: invalid choice: 'everything'"),
         (["status", "--admin", "localhost"], "write address:port"),
         (["probe", "https://x", "--line", "cn3", "-c", "configs/two-lines.yaml"], "mean 'cn2'"),
     ],
@@ -111,6 +111,23 @@ def test_check(edged, tmp_path):
     assert first.startswith(f"{bad}:1:8: node.nmae: unknown key")
     assert second.startswith(f"{bad}:2:17: unlisted_hosts: 'alow'")
     assert result.stderr == f"{bad}: 2 mistakes\n"
+
+
+def test_check_notes_a_line_that_cannot_reach_an_endpoint_while_others_can(edged, tmp_path):
+    file = tmp_path / "edged.yaml"
+    file.write_text(
+        "lines: [{name: a, bind: {source: 10.71.1.2}}, {name: b, bind: {interface: lo}}]\n"
+        'upstreams: [{name: x, prefix: /x, endpoints: [{name: e, url: "http://[::1]:9106"}]}]\n'
+    )
+    result = edged("check", "-c", str(file))
+    assert result.returncode == 0
+    (note,) = [line for line in result.stdout.splitlines() if "note:" in line]
+    assert "note: line a cannot reach x/e at ::1 from 10.71.1.2" in note
+
+
+def test_check_of_a_relays_configuration_names_the_right_command(edged):
+    said = complaint(edged("check", "-c", "configs/relay.yaml"), 1)
+    assert "is a relay's configuration: edged relay --check -c configs/relay.yaml" in said
 
 
 EXAMPLES = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "relay.yaml"})
@@ -274,12 +291,16 @@ def test_probe_asks_where_the_configuration_says_a_host_is(edged, origin, tmp_pa
     said = edged("probe", f"http://other.invalid:{port}/", "-c", str(file), "--timeout", "2s")
     assert said.returncode == 1
     assert said.stdout.count("other.invalid") == 1, "each reason once"
+    said = edged("probe", f"https://other.invalid:{port}/", "-c", str(file), "--timeout", "2s")
+    assert said.returncode == 1
+    assert "UDP" not in said.stdout
 
 
 def test_probe_of_what_does_not_answer(edged):
     result = edged("probe", "http://127.0.0.1:1/", "--timeout", "2s")
     assert result.returncode == 1
     assert "refused" in result.stdout
+    assert result.stderr == "edged: no line got an answer from http://127.0.0.1:1/\n"
 
 
 def test_a_reader_that_stops_is_no_error():

@@ -316,6 +316,7 @@ def test_rotation_and_drain(tmp_path, origin, mine):
 
         wait_for(refuses, "the listener to close")
         assert edged.process.poll() is None, "it waits for what is in flight"
+        assert "SIGTERM: draining for at most 30 s: 1 request in progress, " in edged.log
         Slow.go_on.set()
         assert response.read() == b"56789"
         assert edged.process.wait(20) == 0

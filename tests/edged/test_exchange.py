@@ -64,6 +64,18 @@ async def test_a_response_without_date_gets_one_and_a_date_stays():
 
 
 @staged
+async def test_the_hint_names_the_admin_port_where_it_is_not_the_default():
+    stage = Stage([make_path("cn2")])
+    stage.exchanges.admin = " --admin 127.0.0.1:9"
+    client = stage.request(b"POST", length=0)
+    stage.streams[0].fail(Outcome.RESET, "closed")
+    (record,) = stage.records
+    hint = json.loads(client.body)["error"]["hint"]
+    assert f"`edged why {record.request_id} --admin 127.0.0.1:9`" in hint
+    assert "`edged status --admin 127.0.0.1:9`" in hint
+
+
+@staged
 async def test_the_endpoints_base_path_and_port_are_used():
     path = make_path("cn2", host="h.example", port=8443, base_path="/base")
     stage = Stage([path])
@@ -137,7 +149,7 @@ async def test_a_post_that_was_sent_is_not_repeated_after_a_reset():
     assert client.status == 502
     answer = json.loads(bytes(client.body))["error"]
     assert answer["request_id"]
-    assert "edged why" in answer["hint"]
+    assert f"`edged why {stage.records[0].request_id}` to see" in answer["hint"]
     assert client.headers[b"proxy-status"].startswith(b"edged; error=connection_terminated")
     assert stage.records[0].error == "connection_terminated"
     assert stage.idle()
@@ -524,8 +536,8 @@ def coded_stage(**extra):
     return Stage([path], policy=Policy(compression=Compression(min_bytes=100)))
 
 
-def post(stage, body, length=-1):
-    client = stage.request(b"POST", length=len(body) if length == -1 else length)
+def post(stage, body, length=-1, **extra):
+    client = stage.request(b"POST", length=len(body) if length == -1 else length, **extra)
     for at in range(0, len(body), 30_000):
         client.sink.body(body[at : at + 30_000])
     client.sink.body_end(None)
@@ -567,12 +579,107 @@ def test_a_refused_coding_is_sent_again_plain_and_remembered(status):
         assert bytes(plain.body) == body
         plain.answer(200, (), 2, b"ok")
         assert client.status == 200
-        post(stage, body)
+        client = post(stage, body)
         assert b"content-encoding" not in dict(stage.streams[2].head.headers)
-        stage.streams[2].answer(200, (), 2, b"ok")
+        stage.streams[2].answer(400, (), 2, b"no")  # the request's own fault
+        assert client.status == 400
+        post(stage, body)
+        assert b"content-encoding" not in dict(stage.streams[3].head.headers)
+        stage.streams[3].answer(200, (), 2, b"ok")
         assert stage.idle()
 
     play()
+
+
+@staged
+async def test_a_415_from_another_url_is_sent_again_plain_and_remembered_for_that_url():
+    def coded(stream):
+        return b"content-encoding" in dict(stream.head.headers)
+
+    stage, body = coded_stage(), b"hello " * 1000
+    post(stage, body)
+    stage.streams[0].answer(200, (), 2, b"ok")
+    client = post(stage, body, path=b"/other?x=1")
+    stage.streams[1].answer(415)
+    plain = stage.streams[2]
+    assert (coded(plain), bytes(plain.body)) == (False, body)
+    plain.answer(200, (), 2, b"ok")
+    assert client.status == 200
+    post(stage, body, path=b"/other?x=2")
+    assert not coded(stage.streams[3])
+    post(stage, body)
+    assert coded(stage.streams[4])
+
+
+@staged
+async def test_an_error_to_a_coded_body_does_not_say_that_codings_are_taken():
+    stage, body = coded_stage(), b"hello " * 1000
+    post(stage, body)
+    stage.streams[0].answer(404, (), 2, b"no")
+    post(stage, body)
+    stage.streams[1].answer(400)
+    assert len(stage.streams) == 3
+
+
+@staged
+async def test_a_short_body_of_unknown_length_goes_plain():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"123456")
+    assert not stage.streams
+    client.sink.body_end(None)
+    (stream,) = stage.streams
+    assert b"content-encoding" not in dict(stream.head.headers)
+    assert (bytes(stream.body), stream.ended) == (b"123456", True)
+
+
+@staged
+async def test_a_body_of_unknown_length_is_coded_from_the_limit_on():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"a" * 99)
+    assert not stage.streams
+    client.sink.body(b"b" * 9)
+    (stream,) = stage.streams
+    assert dict(stream.head.headers)[b"content-encoding"] == b"gzip"
+    client.sink.body_end(None)
+    assert gzip.decompress(stream.body) == b"a" * 99 + b"b" * 9
+
+
+@staged
+async def test_who_waits_for_100_has_a_long_body():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None, expects_continue=True)
+    (stream,) = stage.streams
+    assert dict(stream.head.headers)[b"content-encoding"] == b"gzip"
+    client.sink.body(b"a" * 1000)
+    client.sink.body_end(None)
+    assert gzip.decompress(stream.body) == b"a" * 1000
+
+
+@staged
+async def test_who_sends_little_and_waits_is_not_held_up():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.body(b"ping")
+    async with asyncio.timeout(5):
+        while not stage.streams:
+            await asyncio.sleep(0.005)
+    (stream,) = stage.streams
+    assert b"content-encoding" not in dict(stream.head.headers)
+    assert bytes(stream.body) == b"ping"
+    client.sink.body(b"pong" * 1000)
+    assert bytes(stream.body) == b"ping" + b"pong" * 1000
+
+
+@staged
+async def test_a_client_that_leaves_before_its_body_came_starts_nothing():
+    stage = coded_stage()
+    client = stage.request(b"POST", length=None)
+    client.sink.gone()
+    await asyncio.sleep(0.1)
+    assert not stage.streams
+    assert stage.idle()
 
 
 @staged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 
@@ -10,7 +11,7 @@ import dns.rcode
 import pytest
 
 from edged.dnsquery import Server
-from edged.resolver import STALE_WAIT_S, Resolver
+from edged.resolver import STALE_WAIT_S, Resolver, _Key
 from edged.system_dns import SystemFiles
 from policies.model import Line, Outcome
 from probes.base import DialError
@@ -316,16 +317,122 @@ def test_etc_hosts_comes_first_and_is_read_again_when_it_changes(tmp_path):
 def test_a_bound_line_without_servers_asks_the_systems_over_its_binding(tmp_path):
     async def test(server, _, resolver, __):
         # resolv.conf has no ports: prove the choice and the family filter, not the packet.
-        line = Line("cn2", source="127.0.0.2")
-        assert resolver._servers(line) == (Server("127.0.0.53"),)
-        six = Line("v6", source="::1")
-        assert resolver._servers(six) == (Server("fd00::53"),)
+        def tried(line):
+            return [(str(way.server), way.via) for way in resolver._ways(line)[:3]]
+
+        route = "by the system's route"
+        assert tried(Line("cn2", source="127.0.0.2")) == [
+            *(("127.0.0.53", via) for via in ("from 127.0.0.2", route)),
+            ("[fd00::53]", route),
+        ]
+        assert tried(Line("v6", source="::1")) == [
+            *(("127.0.0.53", route), ("[fd00::53]", "from ::1"), ("[fd00::53]", route)),
+        ]
+        # A stub on loopback answers nobody who comes from a real line.
+        assert tried(Line("real", source="10.71.1.2"))[:2] == [
+            ("127.0.0.53", route),
+            ("[fd00::53]", route),
+        ]
 
     scenario(
         test,
         tmp_path=tmp_path,
         resolv_conf="search test\nnameserver 127.0.0.53\nnameserver fd00::53\noptions ndots:1\n",
     )
+
+
+class OneServer(SystemFiles):
+    """A resolv.conf with a port."""
+
+    def __init__(self, server):
+        super().__init__(hosts="/nonexistent", resolv_conf="/nonexistent")
+        self.server = server
+
+    def servers(self, now):
+        return (Server.parse(self.server),)
+
+
+@pytest.mark.parametrize("unreached", ["at once", "in silence"])
+def test_a_system_server_that_the_binding_does_not_reach_is_asked_by_the_systems_route(unreached):
+    async def test(server, _, __, clock):
+        def bind(sock, line):
+            if unreached == "at once":
+                raise OSError(errno.ENETUNREACH, "Network is unreachable")
+            sock.bind((line.source, 0))
+
+        server.deaf_to = {"127.0.0.2"}
+        resolver = Resolver(files=OneServer(server.server), clock=clock, bind=bind)
+        try:
+            line = Line("cn2", source="127.0.0.2")
+            assert list(await resolver.resolve(line, HOST)) == ["203.0.113.7"]
+            assert {asked[3] for asked in server.asked} - {"127.0.0.2"} == {"127.0.0.1"}
+            own = Line("cn2", source="127.0.0.2", dns=(server.server,))
+            del server.asked[:]
+            await failure(resolver, own, timeout_s=1.0)
+            assert {asked[3] for asked in server.asked} <= {"127.0.0.2"}
+        finally:
+            await resolver.close()
+
+    scenario(test)
+
+
+def test_a_server_that_cannot_be_reached_from_the_line_is_told_apart():
+    async def test(server, _, resolver, __):
+        # Nothing leaves this host from a loopback address: EINVAL, before any packet.
+        line = Line("cn2", source="127.0.0.2", dns=("192.0.2.53",))
+        told = "name server 192.0.2.53 cannot be reached from 127.0.0.2 (Invalid argument)"
+        assert told in await failure(resolver, line)
+
+    scenario(test)
+
+
+def test_a_dead_server_is_told_once_while_old_answers_serve_and_once_when_it_is_back(caplog):
+    async def test(server, line, resolver, clock):
+        async def later():
+            clock.now += 61
+            await resolver.resolve(line, HOST)
+            await resolver._fly(_Key(line, HOST)).question
+            return [(r.levelname, r.getMessage()) for r in caplog.records]
+
+        await resolver.resolve(line, HOST)
+        await server.__aexit__()  # nobody listens: refused
+        where = f"name server {server.server}"
+        told = [
+            (
+                "WARNING",
+                f"line cn2: {where}: Connection refused: known names keep the addresses known "
+                "from before, for up to a day",
+            )
+        ]
+        for _ in range(3):
+            assert await later() == told
+        assert resolver.outages.of("cn2") == f"{where}: Connection refused"
+        assert resolver.outages.of("bgp") is None
+        await server.__aenter__()
+        told.append(("INFO", f"line cn2: {where} answers again"))
+        assert await later() == told
+        assert resolver.outages.of("cn2") is None
+
+    caplog.set_level("INFO", "edged.resolver")
+    scenario(test)
+
+
+def test_a_name_that_the_server_refuses_is_told_apart_from_a_dead_server(caplog):
+    async def test(server, line, resolver, clock):
+        await resolver.resolve(line, HOST)
+        server.rcode = dns.rcode.SERVFAIL
+        clock.now += 61
+        await resolver.resolve(line, HOST)
+        server.rcode = None
+        server.zone["b.test", "A"] = ["203.0.113.9"]
+        await resolver.resolve(line, "b.test")
+        assert [r.getMessage() for r in caplog.records] == [
+            f"line cn2: name server {server.server}: SERVFAIL: {HOST} keeps the addresses known "
+            "from before, for up to a day"
+        ]
+
+    caplog.set_level("INFO", "edged.resolver")
+    scenario(test)
 
 
 def test_an_unbound_line_uses_the_systems_resolver():

@@ -24,6 +24,8 @@ class NameServer:
         """(name, type, transport, client address)"""
         self.dead = False
         self.dead_types = set()
+        self.deaf_to = set()
+        """Client addresses that get no answer."""
         self.drop_first = 0
         self.truncate = False
         self.refuse_edns = False
@@ -55,7 +57,7 @@ class NameServer:
         name = question.name.to_text(omit_final_dot=True)
         rdtype = dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name, rdtype, transport, client))
-        if self.dead or rdtype in self.dead_types:
+        if self.dead or rdtype in self.dead_types or client in self.deaf_to:
             return None, 0
         if self.drop_first > 0:
             self.drop_first -= 1

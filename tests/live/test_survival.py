@@ -293,6 +293,10 @@ def test_both_lines_dead_is_told_and_passes(over_lines, lines_lab, carrier):
     answer = edged.fetch("/careful/echo", "POST", body=b"x")
     assert answer.status in (502, 503, 504)
     assert answer.json["error"]["hint"]
+    message = answer.json["error"]["message"]
+    print(answer.status, message)
+    assert "every path is DOWN: " in message
+    assert "UDP" not in message
     status = answer.headers["proxy-status"]
     assert re.search(r"edged; error=(connection_timeout|destination_unavailable)", status), status
     for line in lab.lines:
@@ -390,6 +394,14 @@ def test_a_dead_name_server_does_not_take_a_live_line_with_it(brief, name_server
 
         wait_for(long_enough, "the answer to be stale")
         assert edged.status()["ready"]
+        # Requests go on, so that the log and the pages must tell.
+        stale = lambda: edged.gauge("edged_dns_stale", 'line="a"')  # noqa: E731
+        wait_for(lambda: stale() == 1, "the question to be given up", limit_s=15)
+        said = f"line a: {'no answer from ' if death == 'silent' else ''}name server"
+        told = [line for line in edged.log.splitlines() if said in line]
+        assert len(told) == 1, edged.log
+        assert "WARNING" in told[0]
+        assert "name server" in edged.status()["lines"][0]["dns_problem"]
 
 
 def test_a_line_without_dns_leaves_the_work_to_the_other(brief, name_servers, tmp_path):

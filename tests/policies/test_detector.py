@@ -486,6 +486,14 @@ def test_a_local_error_blames_the_line_at_once():
     assert detector.finding("b>x").verdict is Verdict.UP
 
 
+def test_a_local_error_is_told_in_its_own_words():
+    detector = settled()
+    said = "line a: cannot resolve x.test: name server 10.0.0.53: Connection refused"
+    sample = Sample("a>x", Kind.TCP, 2.0, None, Outcome.DNS, detail=said)
+    changes = detector.observe(sample, 2.05)
+    assert {c.reason for c in changes if c.path == "a>x"} == {said}
+
+
 def test_a_path_that_cries_wolf_is_no_witness_the_second_time():
     detector = settled()
     fail(detector, "a>x", Outcome.UNREACHABLE, 2.0)

@@ -525,3 +525,16 @@ async def test_first_values_are_indexed(served, recorder):
     first, second = (request.head.first for request in recorder.requests)
     assert first == {b"via": b"1.1 a", b"accept": b"b"}
     assert second == {b"accept": b"b", b"te": b"trailers"}
+
+
+@serving(ok)
+async def test_tls_is_told_for_what_it_is_in_the_answer_and_once_in_the_log(
+    served, recorder, caplog
+):
+    hello = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(range(200))
+    for _ in range(3):
+        client = await served.connect(hello)
+        assert b"This looks like TLS: the proxy speaks plain HTTP" in await client.rest()
+    assert not recorder.requests
+    (told,) = [r for r in caplog.records if "TLS" in r.getMessage()]
+    assert told.levelname == "WARNING"

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,28 @@ def test_the_schedule_fits_into_the_time_there_is():
         schedule = demo.Schedule.within(total_s)
         assert schedule.warm_up_s + schedule.settle_s + schedule.dark_s < 0.5 * total_s
     assert demo.Schedule.within(None).total_s is None
+
+
+@pytest.mark.parametrize(
+    ("tally", "gap_s", "sentence"),
+    [
+        ({}, None, "the demo ended before its first request"),
+        ({"requests": 9}, None, "the demo ended before a failover was seen"),
+        (
+            {"requests": 9, "failed": 2, "errors": {"status 503": 2}},
+            0.3,
+            "2 of 9 requests failed: status 503 2",
+        ),
+        ({"requests": 9}, 0.3, None),
+    ],
+)
+def test_a_status_of_1_has_its_sentence(tally, gap_s, sentence):
+    show = demo.Show.__new__(demo.Show)
+    show._traffic = SimpleNamespace(
+        tally=SimpleNamespace(**{"requests": 0, "failed": 0, "errors": {}, **tally})
+    )
+    show.result = demo.Result(failover_gap_s=gap_s)
+    assert show._fault() == sentence
 
 
 def test_a_taken_port_is_replaced_and_told(capsys):
