@@ -92,8 +92,9 @@ class Result:
         if not flat(self.quarters):
             missed.append(f"memory grows: {_quarters(self.quarters)}")
         missed += [f"left behind: {one}" for one in self.too_much]
-        if "Traceback" in self.log:
-            missed.append("a traceback in the log")
+        for word in ("Traceback", "a bug in edged"):
+            if word in self.log:
+                missed.append(f"{word!r} in the log")
         return missed
 
 

@@ -237,6 +237,8 @@ def set_up_log(level: str) -> None:
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 _TIME = "%H:%M:%S"
+_TOO_LATE = "the handler is closed"
+"""What uvloop says of a TLS connection that had something to send when its socket was closed."""
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
@@ -250,6 +252,9 @@ class _Journal(logging.Formatter):
 def _told_in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """A bug in a callback: the loop goes on, the log has a line, the traceback is for debug."""
     error = context.get("exception")
+    if isinstance(error, RuntimeError) and _TOO_LATE in str(error):
+        _log.debug("where", exc_info=error)
+        return
     what = error or context.get("task") or context.get("handle")
     _log.error("a bug in edged: %s: %r", context.get("message", "in a callback"), what)
     _log.debug("where", exc_info=error)

@@ -42,6 +42,7 @@ def test_two_minutes(tmp_path):
     assert not result.unfinished, told
     assert not result.too_much, told
     assert "Traceback" not in result.log, told
+    assert "a bug in edged" not in result.log, told
     if result.misses():
         pytest.xfail("\n".join(one[:200] for one in result.misses()))
 
