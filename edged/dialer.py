@@ -49,11 +49,14 @@ _PMTUDISC_PROBE = 3
 _BLAME_ORDER = (
     Outcome.FORBIDDEN,
     Outcome.LOCAL,
+    Outcome.PROTOCOL,
     Outcome.REFUSED,
     Outcome.TLS,
     Outcome.RESET,
     Outcome.TIMEOUT,
     Outcome.UNREACHABLE,
+    Outcome.NO_NAME,
+    Outcome.DNS,
 )
 """Of several addresses' failures the first of these speaks: the one that got furthest."""
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from edged.binding import SO_BINDTODEVICE, SO_MARK, bind, dial_error, families
-from edged.dialer import DialForbidden, LineDialer
+from edged.dialer import DialForbidden, LineDialer, most_telling
 from edged.guard import forbidden
 from edged.race import RaceLost, race
 from edged.resolver import Resolver
@@ -564,3 +564,12 @@ def test_ordinary_and_private_addresses_are_allowed(address):
 
 
 # --- loop lag ---------------------------------------------------------------------------------
+
+
+ANSWERS = (Outcome.OK, Outcome.BUSY, Outcome.HTTP_ERROR)
+
+
+@pytest.mark.parametrize("outcome", [one for one in Outcome if one not in ANSWERS])
+def test_any_failure_of_a_race_may_be_the_telling_one(outcome):
+    lost = RaceLost([DialError(outcome, "a"), DialError(Outcome.DNS, "b")])
+    assert most_telling(lost).outcome is outcome
