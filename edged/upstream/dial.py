@@ -102,6 +102,13 @@ class Dial:
         self._tasks.discard(task)
         if task is self._tcp_leg:
             self._tcp_leg = None  # what it was cancelled with may refer to us
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # A bug: it is told, and who waits for this dial need not wait for ever.
+        self._h3_over.set()
+        told = {"message": "a dial ended", "exception": error}
+        self._loop.call_exception_handler(told)
+        self._failed(DialError(Outcome.LOCAL, "a bug ended the dial"), last=not self._tasks)
 
     async def _run_h3(self, h3: Connector) -> None:
         began_at = self._loop.time()

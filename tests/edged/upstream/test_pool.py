@@ -659,6 +659,23 @@ async def test_h3_wins_the_race_when_it_answers_in_its_head_start(pools, port):
     assert pools.dialer.dials == 0
 
 
+def test_a_bug_in_a_dial_is_told_and_holds_nobody_up():
+    class Buggy(FakeH3):
+        async def connect(self, *arguments, **options):
+            raise ValueError("a bug")
+
+    async def main():
+        told = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, what: told.append(what))
+        async with setup(h3=Buggy()) as pools:
+            events = await pools.fetch(path_to(1, scheme="https", protocols=(H3,)), get())
+            assert events.failure.outcome is Outcome.LOCAL
+            assert events.failure.unprocessed
+            assert [str(what["exception"]) for what in told] == ["a bug"]
+
+    asyncio.run(main())
+
+
 def test_tcp_serves_when_h3_is_silent_and_h3_is_held_back():
     async def main():
         # TLS is not the point here: a refused certificate is a TCP leg's end like any other.
