@@ -180,11 +180,6 @@ class Migration:
         self._doubted_at: float | None = None
         self._fair: asyncio.TimerHandle | None = None
 
-    @property
-    def line_is_up(self) -> bool:
-        """The line that it runs over is, whatever its endpoints do."""
-        return self._tools.line_verdict(self._connection.path.line.name) is Verdict.UP
-
     # What the connection tells
 
     def tend(self) -> None:

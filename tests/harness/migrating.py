@@ -32,6 +32,7 @@ def state_of(path, rtt_s=None, verdict=Verdict.UP):
 def tend_soon(monkeypatch):
     """Connections prepare a move, and show signs of life, within fractions of a second."""
     monkeypatch.setattr(h3_tending, "TEND_S", 0.02)
+    monkeypatch.setattr(h3_tending, "KEEPALIVE_S", 0.05)
 
 
 class Wire(Forwarder):

@@ -13,7 +13,7 @@ from aioquic.quic.packet import (
     push_quic_transport_parameters,
 )
 
-from edged.upstream import h3_tending, migration
+from edged.upstream import migration
 from policies.model import Outcome
 from tests.harness.h3 import both_engines, request, until
 from tests.harness.migrating import Talk, over, run, talking, tend_soon
@@ -270,31 +270,3 @@ def test_one_that_followed_before_gets_another_chance(engine, certificates):
         assert mobile.refusals.allowed(mobile.paths["c"], monotonic())
 
     run(engine, certificates, body, rtts_s={"a": 0.01, "b": 0.012, "c": 0.014})
-
-
-@pytest.mark.parametrize("line_is_up", [True, False])
-@both_engines
-def test_a_server_that_was_started_anew_is_found_out(engine, certificates, monkeypatch, line_is_up):
-    monkeypatch.setattr(h3_tending, "ASK_S", 0.1)
-    monkeypatch.setattr(h3_tending, "GONE_S", 0.4)
-
-    async def body(mobile, origin, talk):
-        connection, attempt = await talking(mobile, talk)
-        await asyncio.sleep(0.8)
-        assert not attempt.done.done(), "who thinks answers PINGs"
-        if not line_is_up:
-            mobile.up.discard("a")
-        mobile.wires["a"].deaf = True  # its answers come from nobody who knows
-        asked = len(mobile.wires["a"].up)
-        if line_is_up:
-            failure = await asyncio.wait_for(attempt.done, 5)
-            assert failure.outcome is Outcome.RESET
-            assert not failure.unprocessed
-            assert not failure.path_down
-        else:
-            await asyncio.sleep(0.8)
-            assert not attempt.done.done(), "that is the line's"
-            connection.close()
-        assert len(mobile.wires["a"].up) > asked
-
-    run(engine, certificates, body, rtts_s={"a": 0.02})

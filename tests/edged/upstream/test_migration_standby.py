@@ -50,6 +50,7 @@ def test_all_connections_together_validate_one_standby_in_half_a_second(monkeypa
 
 def test_short_requests_have_no_standby(certificates, monkeypatch):
     monkeypatch.setattr(h3_tending, "TEND_S", 1.0)
+    monkeypatch.setattr(h3_tending, "KEEPALIVE_S", 10.0)
 
     async def body(mobile, origin, talk):
         connection = await mobile.connect()
