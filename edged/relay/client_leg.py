@@ -48,9 +48,10 @@ RTT_S = 0.2
 """Assumed before anything was measured."""
 LEAST_PATIENCE_S = 0.04
 MOST_ACKS = 500
-STUCK_S = 2.0
+STUCK_S = 1.5
 """Silence of a pulse on a line that is not DOWN: others answer there, so that it is the connection
-that carries nothing any more."""
+that carries nothing any more. A relay that was killed says so once to each, which may be lost: then
+what it had begun is over 2 s after at the latest."""
 RETRY_S = 0.2
 RETRY_MAX_S = 5.0
 _UNANSWERED = 256
