@@ -4,6 +4,7 @@ writes as possible."""
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any
 
 from edged.downstream.h2_stream import H2Exchange
@@ -14,7 +15,7 @@ from edged.upstream.engines import h2_engine
 _FRAME_BYTES = 16384
 
 
-class H2Output(asyncio.Protocol):
+class H2Output(asyncio.Protocol, ABC):
     """A protocol that sends on many streams.
 
     Invariant: everything the engine has to say is written at the end of the loop turn at the
@@ -95,9 +96,9 @@ class H2Output(asyncio.Protocol):
 
     # What the connection asks for.
 
+    @abstractmethod
     def _finish(self, exchange: H2Exchange) -> None:
         """All body bytes of a response that has ended are sent."""
-        raise NotImplementedError
 
     def _return_connection_window(self, size: int) -> None:
         self._unreturned += size
